@@ -1,0 +1,1 @@
+"""Gaussian-process-prior variational autoencoders on grouped data."""
