@@ -1,1 +1,6 @@
-"""Placeholder."""
+"""Grouped data: the data set of flat rows, and the padded batch of groups that it answers with."""
+
+from fgp_gpytorch.data.grouped_batch import GroupedBatch
+from fgp_gpytorch.data.grouped_dataset import GroupedDataset
+
+__all__ = ["GroupedBatch", "GroupedDataset"]

@@ -1,1 +1,7 @@
-"""Placeholder."""
+"""GPyTorch kernels on flat rows whose first column is the group: in blocks, exact, rows in any order."""
+
+from fgp_gpytorch.kernels.global_kernel import GlobalKernel
+from fgp_gpytorch.kernels.group_delta_kernel import GroupDeltaKernel
+from fgp_gpytorch.kernels.local_kernel import LocalKernel
+
+__all__ = ["GlobalKernel", "GroupDeltaKernel", "LocalKernel"]

@@ -1,1 +1,12 @@
-"""Placeholder."""
+"""Networks: the paper's convolutional pair (Table A.1) and perceptrons.
+
+Any `torch.nn.Module` serves. An encoder maps (*batch, *y_shape) to a mean and a positive variance, each (*batch, L);
+a decoder maps (*batch, L) to the likelihood's parameter, (*batch, *y_shape).
+"""
+
+from fgp_gpytorch.nets.elu import elu
+from fgp_gpytorch.nets.mlp import MLPDecoder, MLPEncoder
+from fgp_gpytorch.nets.paper import PaperDecoder, PaperEncoder
+from fgp_gpytorch.nets.upsample_conv2d import UpsampleConv2d
+
+__all__ = ["MLPDecoder", "MLPEncoder", "PaperDecoder", "PaperEncoder", "UpsampleConv2d", "elu"]

@@ -1,1 +1,15 @@
-"""Placeholder."""
+"""The factorized prior: blocks of channels, their posterior, and the bridge to GPyTorch's own models."""
+
+from fgp_gpytorch.prior.channels import ChannelBlock, GlobalChannels, LocalChannels
+from fgp_gpytorch.prior.factorized_gp_prior import FactorizedGPPrior
+from fgp_gpytorch.prior.latent_posterior import LatentPaths, LatentPosterior, LatentPrediction
+
+__all__ = [
+    "ChannelBlock",
+    "FactorizedGPPrior",
+    "GlobalChannels",
+    "LatentPaths",
+    "LatentPosterior",
+    "LatentPrediction",
+    "LocalChannels",
+]

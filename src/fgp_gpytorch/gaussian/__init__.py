@@ -1,0 +1,33 @@
+r"""Gaussian inference from pseudo-observations, as pure functions on tensors (B-form, no jitter).
+
+Letters: K is the prior covariance of Q members, sigma^2 their pseudo-variances, R = 1/sigma their root precisions
+(R = 0 where a member is missing), r = mu - m the pseudo-observations less the prior mean. With
+
+    B = I + R K R,   C = chol(B),   a = C^-1 R r
+
+every eigenvalue of B is >= 1, so the factorization succeeds however singular K and however small sigma is. `dense`
+holds a full K, `rank_one` a channel that is constant within a group (K = s 1 1'), `whitened` the same posterior for
+u ~ N(0, I) with z = Phi u, K = Phi Phi', which has a density where z has none.
+
+All functions take and give any leading batch dimensions.
+"""
+
+from fgp_gpytorch.gaussian.dense import DenseFactor, DenseMarginals, dense_factor, dense_marginals
+from fgp_gpytorch.gaussian.precision import masked_precision, root_precision
+from fgp_gpytorch.gaussian.rank_one import RankOneFactor, rank_one_factor
+from fgp_gpytorch.gaussian.square_root import symmetric_square_root
+from fgp_gpytorch.gaussian.whitened import WhitenedFactor, whitened_factor
+
+__all__ = [
+    "DenseFactor",
+    "DenseMarginals",
+    "RankOneFactor",
+    "WhitenedFactor",
+    "dense_factor",
+    "dense_marginals",
+    "masked_precision",
+    "rank_one_factor",
+    "root_precision",
+    "symmetric_square_root",
+    "whitened_factor",
+]

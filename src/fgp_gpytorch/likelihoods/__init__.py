@@ -1,0 +1,7 @@
+"""Likelihoods p(y | z) on top of a decoder."""
+
+from fgp_gpytorch.likelihoods.bernoulli_likelihood import BernoulliLikelihood
+from fgp_gpytorch.likelihoods.gaussian_likelihood import GaussianLikelihood
+from fgp_gpytorch.likelihoods.likelihood import Likelihood
+
+__all__ = ["BernoulliLikelihood", "GaussianLikelihood", "Likelihood"]

@@ -1,0 +1,27 @@
+"""Bernoulli observations."""
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fgp_gpytorch.likelihoods.likelihood import Likelihood
+
+
+class BernoulliLikelihood(Likelihood):
+    """p(y | z) = Bernoulli(y | logits(z)), elements of y in [0, 1]; values between count as expected ones."""
+
+    def distribution(self, output: Tensor, y: Tensor | None = None, observed: Tensor | None = None) -> dist.Bernoulli:
+        """Bernoulli with the decoder's output as logits."""
+        return dist.Bernoulli(logits=output, validate_args=False)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """Probability of a one."""
+        return torch.sigmoid(output)
+
+    def log_prob(self, output: Tensor, y: Tensor, observed: Tensor | None = None) -> Tensor:
+        """y log p + (1 - y) log (1 - p), summed over the observed elements of each member, nats, (*s, G, Q)."""
+        terms = -F.binary_cross_entropy_with_logits(output, y.expand_as(output), reduction="none")
+        if observed is not None:
+            terms = torch.where(observed, terms, 0.0)
+        return terms.flatten(output.dim() - y.dim() + 2).sum(-1)

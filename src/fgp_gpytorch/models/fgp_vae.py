@@ -1,0 +1,383 @@
+"""The factorized Gaussian-process variational autoencoder of the paper."""
+
+import copy
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor, nn
+
+from fgp_gpytorch._config import Configurable
+from fgp_gpytorch._shapes import check_finite, check_floating, check_shape
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood
+from fgp_gpytorch.models.member_dropout import drop_members
+from fgp_gpytorch.models.saving import load_model, save_model
+from fgp_gpytorch.models.terms import Terms
+from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, GlobalChannels, LatentPosterior
+
+_instances = itertools.count()
+
+
+class FGPVAE(Configurable, PyroModule):
+    r"""A VAE whose latent channels have a factorized Gaussian-process prior over each group (paper, Section 3).
+
+    Generative process, for each group p and its members q with auxiliary features x_q:
+
+        Z_p ~ FactorizedGPPrior(X_p)            latent paths, one Gaussian process per channel
+        y_q ~ likelihood(decoder(z_q))          independent over members
+
+    The guide replaces the likelihood by the encoder's pseudo-observations and conditions exactly:
+
+        q(Z_p | Y_p, X_p) ~ prod_q N(z_q | encoder(y_q)) p(Z_p | X_p)
+
+    | symbol | meaning | where |
+    | --- | --- | --- |
+    | mu_phi, sigma_phi^2 | pseudo-observations | `encoder(y)`: mean and variance, (*batch, L) |
+    | mu_psi | generative network | `decoder(z)`: the likelihood's parameter, (*batch, *y_shape) |
+    | p_theta(Z given X) | prior | `prior`, a `FactorizedGPPrior` |
+    | sigma_y^2 | observation variance | `likelihood.variance` |
+
+    `model.model` and `model.guide` are an ordinary Pyro pair; objectives of this package compute the same ELBO from
+    `terms`, with the analytic KL and marginal samples alone. In Pyro's traces the latent sites are the whitened
+    variables `u_0`, `u_1`, ... of the blocks (z itself has no density where a covariance is singular, as in every
+    global channel), and `z` is a deterministic site.
+
+    Args:
+        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L). It sees only
+            members that are there, in one batch dimension.
+        decoder: Module from (*batch, L) to (*batch, *y_shape).
+        prior: The prior over the L channels.
+        likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
+        member_dropout: Fraction of each group's pseudo-observations left out of q in a training step, while every
+            member is still reconstructed: a coarser q, still a valid ELBO, and practice for unseen members. At least
+            one is kept. 0 is the paper.
+
+    Raises:
+        ShapeError: If an argument is not a module of its kind.
+        DataError: If `member_dropout` is outside [0, 1).
+
+    Example:
+        >>> model = FGPVAE(PaperEncoder(16), PaperDecoder(16), prior)
+        >>> fit(model, data.train, epochs=100)
+        >>> images = model.generate(x_new, context=data.test.context)
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    prior: FactorizedGPPrior
+    likelihood: Likelihood
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        prior: FactorizedGPPrior,
+        likelihood: Likelihood | None = None,
+        member_dropout: float = 0.0,
+    ) -> None:
+        # a name of its own: Pyro's global parameter store would make two models of one name share parameters
+        super().__init__(f"fgpvae_{next(_instances)}")
+        likelihood = GaussianLikelihood() if likelihood is None else likelihood
+        expected = {"encoder": nn.Module, "decoder": nn.Module, "prior": FactorizedGPPrior, "likelihood": Likelihood}
+        given = {"encoder": encoder, "decoder": decoder, "prior": prior, "likelihood": likelihood}
+        for name, kind in expected.items():
+            if not isinstance(given[name], kind):
+                raise ShapeError(
+                    f"{name}: expected a {kind.__name__}, got {type(given[name]).__name__}. "
+                    "Try FGPVAE(encoder, decoder, prior, likelihood)."
+                )
+        if not 0 <= member_dropout < 1:
+            raise DataError(f"member_dropout: expected a fraction in [0, 1), got {member_dropout}. Try 0.2, or 0.")
+        self.encoder, self.decoder, self.prior, self.likelihood = encoder, decoder, prior, likelihood
+        self.member_dropout = member_dropout
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FGPVAE":
+        """Copy the model under a new name in Pyro's parameter store."""
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
+        clone.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
+        clone.__dict__["_pyro_name"] = f"fgpvae_{next(_instances)}"
+        return clone
+
+    # Pyro
+
+    @pyro_method
+    def model(self, batch: GroupedBatch, observe: bool = True) -> Tensor:
+        """The generative model as a Pyro program.
+
+        Args:
+            batch: Groups of a dataset; the plate "groups" has the dataset's number of groups as its size, so that a
+                minibatch is scaled to it.
+            observe: False draws the site "y" instead of conditioning on `batch.y`.
+
+        Returns:
+            y, observed or drawn, (G, Q, *y_shape).
+        """
+        x = batch.x.to(self.prior.dtype)
+        if next(self.prior.named_priors(), None) is not None:
+            pyro.factor("log_hyperprior", self.prior.log_hyperprior())
+        with self._plate(batch):
+            parts = []
+            for index, block in enumerate(self._blocks()):
+                root = block.covariance_root(x)
+                u = pyro.sample(f"u_{index}", _standard_normal(block, root))  # shape: (*s, G, J, M)
+                part = block.prior_mean(x) + (root @ u.unsqueeze(-1)).squeeze(-1)
+                parts.append(part)
+            z = pyro.deterministic("z", torch.cat(parts, dim=-2).mT, event_dim=2)
+            output = self._decode(z)
+            target = batch.y if observe else None
+            elements = self.likelihood.distribution(output, target, batch.observed)
+            elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
+            return pyro.sample("y", elements, obs=target)
+
+    @pyro_method
+    def guide(self, batch: GroupedBatch, observe: bool = True) -> None:
+        """The approximate posterior q(Z | Y, X) as a Pyro program: the exact GP posterior of the pseudo-observations.
+
+        Args:
+            batch: The same as the model's.
+            observe: As the model's; it changes nothing here.
+        """
+        posterior = self._infer(batch)
+        with self._plate(batch):
+            for index, distribution in enumerate(posterior.whitened_distributions()):
+                pyro.sample(f"u_{index}", distribution)
+
+    @pyro_method
+    def register_parameters(self) -> None:
+        """Announce all parameters to Pyro, as running the pair would: `pyro.infer.SVI` learns what it must step."""
+        for name in ("encoder", "decoder", "prior", "likelihood"):
+            getattr(self, name)
+
+    # objectives
+
+    def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
+        """The parts of the ELBO (paper, Section 3, last equation, in its KL form) for every group of a batch.
+
+            sum_q E_q[log p(y_q | z_q)] - KL(q(Z_p) || p(Z_p))
+
+        The likelihood factorizes over members, so z is drawn from the marginals of q; the KL is analytic.
+
+        Args:
+            batch: Groups of a dataset.
+            num_particles: Draws of z for the expectation.
+
+        Returns:
+            Sums per group, (G,).
+        """
+        posterior = self._infer(batch)
+        z = posterior.rsample((num_particles,) if num_particles > 1 else (), marginals=True)
+        output = self._decode(z)
+        observed = None if batch.y_mask is None and _is_full(batch) else batch.observed
+        squared_error = (self.likelihood.mean(output) - batch.y).square()
+        if observed is not None:
+            squared_error = torch.where(observed, squared_error, 0.0)
+            num_elements = observed.flatten(1).sum(-1).to(squared_error.dtype)
+        else:
+            num_elements = squared_error.new_full((batch.num_groups,), batch.y[0].numel())
+        # shape: (s, G)
+        squared_error = squared_error.flatten(output.dim() - batch.y.dim() + 1).sum(-1).reshape(-1, batch.num_groups)
+        if isinstance(self.likelihood, GaussianLikelihood):
+            log_likelihood = self.likelihood.log_prob_of_squared_error(squared_error, num_elements)
+        else:
+            log_likelihood = self.likelihood.log_prob(output, batch.y, observed).sum(-1).reshape(-1, batch.num_groups)
+        kl_local, kl_global = self._split_kl(posterior)
+        return Terms(
+            log_likelihood=log_likelihood.mean(0),
+            kl_local=kl_local,
+            kl_global=kl_global,
+            squared_error=squared_error.mean(0),
+            num_elements=num_elements,
+            num_members=batch.mask.sum(-1),
+            log_hyperprior=self.prior.log_hyperprior(),
+            num_dataset_groups=batch.num_dataset_groups,
+            num_dataset_members=batch.num_dataset_members,
+        )
+
+    # what users ask
+
+    def infer(self, batch: GroupedBatch | GroupedDataset) -> LatentPosterior:
+        """q(Z | Y, X) of each group of the batch, whether or not it was in the training data.
+
+        Args:
+            batch: Groups to condition on. In training mode member dropout applies; call `model.eval()` before.
+
+        Returns:
+            The posterior over (G, Q, L).
+
+        Raises:
+            ShapeError: If the encoder's output is not two tensors of L channels.
+            DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
+        """
+        batch = _as_batch(batch, "batch")
+        x, mean, variance, mask = self._pseudo_observations(batch)
+        return self.prior.posterior(x, mean, variance, mask)
+
+    @torch.no_grad()
+    def reconstruct(self, batch: GroupedBatch | GroupedDataset) -> Tensor:
+        """E[y | z] at the posterior mean of z: one decoded observation for each member.
+
+        Args:
+            batch: Groups to condition on.
+
+        Returns:
+            (G, Q, *y_shape); what stands at padded members is the generation at their padding.
+
+        Raises:
+            ShapeError: If the encoder's output is not two tensors of L channels.
+            DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
+        """
+        return self._mean_of(self.infer(batch).mean)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        x_new: Tensor,
+        context: GroupedBatch | GroupedDataset | None = None,
+        sample_shape: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Generate observations at new auxiliary features, of known groups or of new ones.
+
+        Args:
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            context: Groups to condition on, seen in training or not. None draws new groups from the prior.
+            sample_shape: With a context, None decodes the posterior mean of z; a shape decodes joint draws of z,
+                coherent across the members of a group. Without a context z is always drawn.
+
+        Returns:
+            E[y | z], (*sample_shape, G, Q*, *y_shape).
+
+        Raises:
+            GroupError: If x_new has not one row of members for each group of the context.
+            ShapeError: If x_new or the encoder's output has the wrong shape.
+            DataError: If a value is not finite or a dtype is not floating.
+        """
+        if context is None:
+            check_shape(x_new, "x_new", ("G", "Q*", "D"), "One group is x_new.unsqueeze(0).")
+            return self._mean_of(self.prior.sample(x_new, sample_shape or ()))
+        context = _as_batch(context, "context")
+        if x_new.dim() != 3 or len(x_new) != context.num_groups:
+            raise GroupError(
+                f"x_new: expected (G, Q*, D) with G = {context.num_groups}, one row of members for each group of the "
+                f"context, got {tuple(x_new.shape)}. Try context=data[[...]] with the groups of x_new, or context=None "
+                "for new groups."
+            )
+        check_floating(x_new, "x_new")
+        posterior = self.infer(context)
+        prediction = posterior.predict(x_new)
+        return self._mean_of(prediction.mean if sample_shape is None else prediction.rsample(sample_shape))
+
+    def save(self, path: str | Path) -> None:
+        """Write the configuration and the parameters to a file that executes nothing when it is read.
+
+        Args:
+            path: The file.
+
+        Raises:
+            CheckpointError: If a part cannot be described (say a network that is not `Configurable`); the message
+                says which, and what to try.
+        """
+        save_model(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, **parts: nn.Module) -> "FGPVAE":
+        """Rebuild a saved model, or the model inside a training checkpoint of `fit`.
+
+        Args:
+            path: A file written by `save`, or a checkpoint of `fit`.
+            **parts: `encoder=`, `decoder=`, `prior=` or `likelihood=` to use instead of the described one, for
+                networks that `save` could not describe.
+
+        Returns:
+            The model on the CPU, in evaluation mode.
+
+        Raises:
+            MissingFileError: If there is no such file.
+            CheckpointError: If the file is no checkpoint of this class, or does not fit the parts.
+        """
+        return load_model(cls, path, parts)
+
+    # inside
+
+    def _blocks(self) -> list[ChannelBlock]:
+        return list(self.prior.blocks)  # pyright: ignore[reportReturnType]
+
+    def _plate(self, batch: GroupedBatch) -> pyro.plate:
+        return pyro.plate("groups", batch.num_dataset_groups, subsample=batch.group_index, dim=-1)
+
+    def _infer(self, batch: GroupedBatch) -> LatentPosterior:
+        x, mean, variance, mask = self._pseudo_observations(batch)
+        return self.prior.condition(x, mean, variance, mask)
+
+    def _pseudo_observations(self, batch: GroupedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        full = _is_full(batch)
+        # only members that are there: padding would cost time, and enter the statistics of a batch norm
+        rows = batch.y.flatten(0, 1) if full else batch.y[batch.mask]
+        encoded = self.encoder(rows)
+        expected = (len(rows), self.prior.num_channels)
+        if not isinstance(encoded, tuple) or [tuple(part.shape) for part in encoded] != [expected, expected]:
+            got = [tuple(p.shape) for p in encoded] if isinstance(encoded, tuple) else type(encoded).__name__
+            raise ShapeError(
+                f"encoder: expected a mean and a variance of shape (batch, L) = {expected}, got {got}. "
+                f"The prior has {self.prior.num_channels} channels."
+            )
+        mean, variance = encoded
+        mask = None if full else batch.mask
+        if full:
+            mean, variance = (part.unflatten(0, batch.mask.shape) for part in (mean, variance))
+        else:
+            mean, variance = _scatter(mean, batch.mask, 0.0), _scatter(variance, batch.mask, 1.0)
+        if self.training and self.member_dropout > 0:
+            mask = drop_members(batch.mask, self.member_dropout)
+        return batch.x, mean, variance, mask
+
+    def _decode(self, z: Tensor) -> Tensor:
+        parameter = next(self.decoder.parameters(), None)
+        return self.decoder(z if parameter is None else z.to(parameter.dtype))
+
+    def _mean_of(self, z: Tensor) -> Tensor:
+        return self.likelihood.mean(self._decode(z))
+
+    def _split_kl(self, posterior: LatentPosterior) -> tuple[Tensor, Tensor]:
+        local, shared = torch.zeros_like(posterior.x[..., 0, 0]), torch.zeros_like(posterior.x[..., 0, 0])
+        for block, kl in zip(self._blocks(), posterior.kl_blocks, strict=True):
+            if isinstance(block, GlobalChannels):
+                shared = shared + kl
+            else:
+                local = local + kl
+        return local, shared
+
+
+def _is_full(batch: GroupedBatch) -> bool:
+    return bool(batch.mask.all())
+
+
+def _scatter(rows: Tensor, mask: Tensor, padding: float) -> Tensor:
+    padded = rows.new_full((*mask.shape, rows.shape[-1]), padding)
+    return padded.masked_scatter(mask.unsqueeze(-1), rows)
+
+
+def _standard_normal(block: ChannelBlock, root: Tensor) -> dist.TorchDistribution:
+    shape = (*root.shape[:-3], block.num_channels, root.shape[-1])
+    mean = torch.zeros(shape, dtype=root.dtype, device=root.device)
+    identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    return dist.MultivariateNormal(mean, scale_tril=identity, validate_args=False).to_event(1)
+
+
+def _as_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch:
+    if isinstance(value, GroupedDataset):
+        value = value[:]
+    if not isinstance(value, GroupedBatch):
+        raise DataError(
+            f"{name}: expected a GroupedBatch or a GroupedDataset, got {type(value).__name__}. "
+            "Try GroupedDataset(y, x, group)[[0, 1]], or GroupedBatch.from_tensors(y, x)."
+        )
+    check_finite(value.y, f"{name}.y", value.observed)
+    return value

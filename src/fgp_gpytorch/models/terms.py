@@ -1,0 +1,42 @@
+"""The parts of an objective, as a model computes them on a batch."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Terms(NamedTuple):
+    """Sums over each group of a batch; objectives weigh them.
+
+    Attributes:
+        log_likelihood: E_q[log p(Y_p | Z_p)] over the observed elements, nats, (G,); a Monte Carlo mean.
+        kl_local: KL(q || p) of the channels that vary within a group, nats, (G,).
+        kl_global: KL(q || p) of the channels with one value per group, nats, (G,).
+        squared_error: E_q || y - E[y | z] ||^2 over the observed elements, units of y squared, (G,).
+        num_elements: Observed elements of y, (G,).
+        num_members: Members that are there, (G,).
+        log_hyperprior: Log density of the kernels' hyperparameters under their priors, nats, scalar, once for the
+            whole dataset.
+        num_dataset_groups: Groups of the dataset that the batch is a sample of.
+        num_dataset_members: Members of that dataset.
+    """
+
+    log_likelihood: Tensor
+    kl_local: Tensor
+    kl_global: Tensor
+    squared_error: Tensor
+    num_elements: Tensor
+    num_members: Tensor
+    log_hyperprior: Tensor
+    num_dataset_groups: int
+    num_dataset_members: int
+
+    @property
+    def scale(self) -> float:
+        """Groups of the dataset for each group of the batch: makes a sum over the batch unbiased for the dataset's."""
+        return self.num_dataset_groups / self.log_likelihood.shape[0]
+
+    @property
+    def mse(self) -> Tensor:
+        """Mean squared error of an observed element, units of y squared, scalar."""
+        return self.squared_error.sum() / self.num_elements.sum().clamp_min(1)

@@ -1,0 +1,60 @@
+"""Multilayer perceptrons for data that are vectors."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fgp_gpytorch._config import Configurable
+
+
+class MLPEncoder(Configurable, nn.Module):
+    """A perceptron that gives a mean and a variance for each latent channel.
+
+    Args:
+        y_shape: Shape of one observation; it is flattened.
+        num_channels: Latent channels L.
+        hidden: Widths of the hidden layers.
+
+    Shape:
+        Input (*batch, *y_shape); output a mean and a variance, each (*batch, L).
+    """
+
+    def __init__(self, y_shape: Sequence[int], num_channels: int, hidden: Sequence[int] = (64, 64)) -> None:
+        super().__init__()
+        self.y_shape = tuple(y_shape)
+        self.layers = _perceptron([math.prod(self.y_shape), *hidden, 2 * num_channels])
+
+    def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the pseudo-observations."""
+        mean, log_variance = self.layers(y.flatten(y.dim() - len(self.y_shape))).chunk(2, dim=-1)
+        return mean, log_variance.exp()
+
+
+class MLPDecoder(Configurable, nn.Module):
+    """A perceptron from latent channels to the parameter of the likelihood.
+
+    Args:
+        num_channels: Latent channels L.
+        y_shape: Shape of one observation.
+        hidden: Widths of the hidden layers.
+
+    Shape:
+        Input (*batch, L); output (*batch, *y_shape).
+    """
+
+    def __init__(self, num_channels: int, y_shape: Sequence[int], hidden: Sequence[int] = (64, 64)) -> None:
+        super().__init__()
+        self.y_shape = tuple(y_shape)
+        self.layers = _perceptron([num_channels, *hidden, math.prod(self.y_shape)])
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the likelihood's parameter: a mean, or logits."""
+        return self.layers(z).unflatten(-1, self.y_shape)
+
+
+def _perceptron(widths: list[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(before, after), nn.ELU()]
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,68 @@
+"""The networks of the paper's experiment (Table A.1), in a fast form of the same function."""
+
+import torch
+from torch import Tensor, nn
+
+from fgp_gpytorch._config import Configurable
+from fgp_gpytorch.nets.elu import elu
+from fgp_gpytorch.nets.upsample_conv2d import UpsampleConv2d
+
+
+class PaperEncoder(Configurable, nn.Module):
+    """Three 3x3 convolutions with 8 filters and stride 2, ELU, and one dense layer (paper, Table A.1).
+
+    Args:
+        num_channels: Latent channels L.
+
+    Shape:
+        Input (*batch, 1, 28, 28), pixels in [0, 1]; output a mean and a variance, each (*batch, L).
+    """
+
+    def __init__(self, num_channels: int = 16) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.conv1 = nn.Conv2d(1, 8, 3, stride=2)  # 28 -> 13
+        self.conv2 = nn.Conv2d(8, 8, 3, stride=2)  # -> 6
+        self.conv3 = nn.Conv2d(8, 8, 3, stride=2)  # -> 2
+        self.dense = nn.Linear(32, 2 * num_channels)
+
+    def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the pseudo-observations."""
+        batch = y.shape[:-3]
+        hidden = y.reshape(-1, *y.shape[-3:])
+        for convolution in (self.conv1, self.conv2, self.conv3):
+            hidden = elu(convolution(hidden))
+        mean, log_variance = self.dense(hidden.flatten(1)).chunk(2, dim=-1)
+        return mean.reshape(*batch, -1), log_variance.exp().reshape(*batch, -1)
+
+
+class PaperDecoder(Configurable, nn.Module):
+    """One dense layer and three times (nearest upsampling, 3x3 convolution, ELU): the encoder's reverse (Table A.1).
+
+    As in the authors' program: 8 filters, the last convolution has one; the middle one is not padded, which brings
+    16 pixels to 14 and the image to 28; ELU also after the last, so a pixel is never below -1.
+
+    Args:
+        num_channels: Latent channels L.
+        fast: False computes upsampling and convolution one after the other (same function, slower).
+
+    Shape:
+        Input (*batch, L); output (*batch, 1, 28, 28).
+    """
+
+    def __init__(self, num_channels: int = 16, fast: bool = True) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.dense = nn.Linear(num_channels, 128)
+        self.conv1 = UpsampleConv2d(8, 8, fast=fast)  # 4 -> 8
+        self.conv2 = UpsampleConv2d(8, 8, padding=0, fast=fast)  # -> 14
+        self.conv3 = UpsampleConv2d(8, 1, fast=fast)  # -> 28
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the mean image."""
+        batch = z.shape[:-1]
+        hidden = self.dense(z.reshape(-1, z.shape[-1])).reshape(-1, 8, 4, 4)
+        hidden = hidden.contiguous(memory_format=torch.channels_last)
+        for convolution in (self.conv1, self.conv2, self.conv3):
+            hidden = elu(convolution(hidden))
+        return hidden.reshape(*batch, *hidden.shape[1:])

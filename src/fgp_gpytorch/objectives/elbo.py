@@ -1,0 +1,41 @@
+"""The evidence lower bound."""
+
+import torch
+from torch import Tensor
+
+from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.models import Terms
+from fgp_gpytorch.objectives.objective import Objective, mean_parts
+
+
+class ELBO(Objective):
+    r"""The negative ELBO with the analytic KL (paper, Section 3 and Appendix B).
+
+        loss = - N/G sum_p { E_q[log p(Y_p | Z_p)] - beta KL(q(Z_p) || p(Z_p)) } - log p(hyperparameters)
+
+    in nats, for N groups of the dataset and G of the batch.
+
+    Args:
+        beta: Weight of the KL; 1 is the bound, another number is the beta-VAE's trade-off and no bound (above 1 it
+            is one, a looser one).
+        num_particles: Draws of z for the expectation.
+
+    Raises:
+        DataError: If `beta` is negative or not finite, or `num_particles` below 1.
+    """
+
+    def __init__(self, beta: float = 1.0, num_particles: int = 1) -> None:
+        if not 0 <= beta < float("inf"):
+            raise DataError(f"beta: expected a finite number >= 0, got {beta}. Try 1.0, which is the ELBO.")
+        super().__init__(num_particles)
+        self.beta = beta
+
+    def loss_of(self, terms: Terms) -> Tensor:
+        """The negative ELBO of a batch, scaled to the dataset, nats."""
+        per_group = self.beta * (terms.kl_local + terms.kl_global) - terms.log_likelihood
+        return terms.scale * per_group.sum() - terms.log_hyperprior
+
+    def report(self, terms: Terms) -> dict[str, Tensor]:
+        """The parts; `multiplier` is the likelihood's weight when the KL has weight 1, that is 1 / beta."""
+        multiplier = torch.as_tensor(1 / self.beta if self.beta else float("inf"), dtype=torch.float64)
+        return {**mean_parts(terms), "multiplier": multiplier.to(terms.kl_local.device)}

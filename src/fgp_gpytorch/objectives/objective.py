@@ -1,0 +1,122 @@
+"""What the objectives share: a `pyro.infer.ELBO` that reads the terms of a model."""
+
+import math
+from abc import abstractmethod
+from typing import Any, Protocol, runtime_checkable
+
+import pyro.infer
+import torch
+from pyro.infer.enum import get_importance_trace
+from torch import Tensor
+
+from fgp_gpytorch.data import GroupedBatch
+from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.models import Terms
+
+
+@runtime_checkable
+class HasTerms(Protocol):
+    """A model whose `model` and `guide` methods are a Pyro pair, and which knows the analytic parts of its ELBO."""
+
+    def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
+        """The parts of the ELBO on a batch."""
+        ...
+
+    def register_parameters(self) -> None:
+        """Announce the parameters to Pyro."""
+        ...
+
+
+class Objective(pyro.infer.ELBO):
+    """A loss for `pyro.infer.SVI` and for `fit`, computed from a model's analytic terms.
+
+    All losses are for the whole dataset: a batch is scaled by `num_dataset_groups / num_groups`, which makes its
+    gradient unbiased; the hyperparameters' log density enters once.
+
+    Args:
+        num_particles: Draws of z for the expected log likelihood.
+    """
+
+    def __init__(self, num_particles: int = 1) -> None:
+        if num_particles < 1:
+            raise DataError(f"num_particles: expected an integer >= 1, got {num_particles}. Try 1.")
+        super().__init__(num_particles=num_particles)
+
+    @abstractmethod
+    def loss_of(self, terms: Terms) -> Tensor:
+        """The loss (it goes down) of a batch, scaled to the dataset; a scalar with gradients."""
+
+    @abstractmethod
+    def report(self, terms: Terms) -> dict[str, Tensor]:
+        """The parts: nats per group of the batch, `mse` in units of y squared per element, and the `multiplier`."""
+
+    def update(self, terms: Terms) -> None:
+        """Move the objective's own state after a training step; nothing here."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The objective's own state, to be saved with the model's; empty here."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+
+    def terms(self, model: Any, guide: Any, batch: GroupedBatch) -> Terms:
+        """The analytic parts of a pair on a batch.
+
+        Args:
+            model: `m.model`, or m itself.
+            guide: `m.guide` of the same m, or m itself.
+            batch: Groups of a dataset.
+
+        Raises:
+            DataError: If the two do not belong to one model of this package.
+        """
+        return self._owner(model, guide).terms(batch, self.num_particles)
+
+    def differentiable_loss(self, model: Any, guide: Any, batch: GroupedBatch) -> Tensor:
+        """The loss as a scalar with gradients."""
+        return self.loss_of(self.terms(model, guide, batch))
+
+    @torch.no_grad()
+    def loss(self, model: Any, guide: Any, batch: GroupedBatch) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The loss as a number, without a change of state."""
+        return self.differentiable_loss(model, guide, batch).item()
+
+    def loss_and_grads(self, model: Any, guide: Any, batch: GroupedBatch) -> float:
+        """The loss as a number, its gradients in the parameters' `.grad`, and the objective's state moved on."""
+        self._owner(model, guide).register_parameters()
+        terms = self.terms(model, guide, batch)
+        loss = self.loss_of(terms)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        self.update(terms)
+        return loss.item()
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        """One draw of the pair, for Pyro's own methods of an ELBO."""
+        return get_importance_trace("flat", math.inf, model, guide, args, kwargs)
+
+    def _owner(self, model: Any, guide: Any) -> HasTerms:
+        owner = getattr(model, "__self__", model)
+        if getattr(guide, "__self__", guide) is not owner or not isinstance(owner, HasTerms):
+            raise DataError(
+                f"expected model and guide of one FGPVAE, got {_describe(model)} and {_describe(guide)}. Try "
+                "SVI(m.model, m.guide, optimizer, loss=ELBO()); for another pair, pyro.infer.TraceMeanField_ELBO()."
+            )
+        return owner
+
+
+def mean_parts(terms: Terms) -> dict[str, Tensor]:
+    """The parts that every objective reports: means over the groups of the batch, without gradients."""
+    return {
+        "log_likelihood": terms.log_likelihood.detach().mean(),
+        "kl_local": terms.kl_local.detach().mean(),
+        "kl_global": terms.kl_global.detach().mean(),
+        "mse": terms.mse.detach(),
+    }
+
+
+def _describe(part: Any) -> str:
+    owner = getattr(part, "__self__", None)
+    name = getattr(part, "__qualname__", type(part).__name__)
+    return f"{name} at {hex(id(owner))}" if owner is not None else name
