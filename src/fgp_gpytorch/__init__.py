@@ -1,1 +1,28 @@
-"""Gaussian-process-prior variational autoencoders on grouped data."""
+"""Gaussian-process-prior variational autoencoders on grouped data, as a plugin for GPyTorch and Pyro."""
+
+from importlib.metadata import version
+
+from fgp_gpytorch._config import Configurable
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.likelihoods import BernoulliLikelihood, GaussianLikelihood
+from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.objectives import ELBO, GECO
+from fgp_gpytorch.prior import FactorizedGPPrior, GlobalChannels, LocalChannels
+from fgp_gpytorch.training import fit
+
+__version__ = version("fgp_gpytorch")
+
+__all__ = [
+    "ELBO",
+    "FGPVAE",
+    "GECO",
+    "BernoulliLikelihood",
+    "Configurable",
+    "FactorizedGPPrior",
+    "GaussianLikelihood",
+    "GlobalChannels",
+    "GroupedBatch",
+    "GroupedDataset",
+    "LocalChannels",
+    "fit",
+]

@@ -21,6 +21,9 @@ def as_numbers(value: Any, name: str) -> Tensor:
     """
     if isinstance(value, pd.Series | pd.DataFrame | pd.Index):
         value = value.to_numpy()
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        # PyTorch has no read-only tensors: it would warn, and a write would reach the memory of a pandas column.
+        value = value.copy()
     return as_tensor(value, name)
 
 
@@ -111,7 +114,7 @@ def _as_series(group: Any) -> pd.Series:
         group = group.detach().cpu()
         # NumPy has no bfloat16; every integer that one can hold is exact in float64 as well.
         group = (group.double() if group.dtype == torch.bfloat16 else group).numpy()
-    if np.ndim(group) == 0 and not hasattr(group, "__len__"):
+    if group is None or np.isscalar(group) or getattr(group, "ndim", 1) == 0:
         raise ShapeError(f"group: expected one label a row, (N,), got {group!r}. Try [{group!r}] * len(y).")
     try:
         return pd.Series(group)

@@ -106,14 +106,12 @@ class GroupedBatch:
         if y.ndim < 2 or x.ndim != 3:
             raise ShapeError(
                 f"expected y (G, Q, *shape) and x (G, Q, D) or (G, Q), got y {tuple(y.shape)} and x "
-                f"{tuple(x.shape)}. "
-                "If the rows are ungrouped, try GroupedDataset(y, x, group), which pads them."
+                f"{tuple(x.shape)}. If the rows are ungrouped, try GroupedDataset(y, x, group), which pads "
+                "them."
             )
-        mask = (
-            torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
-            if mask is None
-            else as_mask(mask, "mask")
-        )
+        if mask is None:
+            mask = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
+        mask = as_mask(mask, "mask")
         y_mask = None if y_mask is None else as_mask(y_mask, "y_mask")
         if group_index is None:
             group_index = torch.arange(len(y), device=y.device)
@@ -285,8 +283,7 @@ def _check_mergeable(first: GroupedBatch, other: GroupedBatch) -> None:
     if shapes[0] != shapes[1]:
         raise ShapeError(
             f"batches: expected equal observations and features, got (shape of y, D) = {shapes[0]} and "
-            f"{shapes[1]}. "
-            "Try to reshape them to a common shape first."
+            f"{shapes[1]}. Try to reshape them to a common shape first."
         )
     dtypes = [(b.y.dtype, b.x.dtype) for b in (first, other)]
     if dtypes[0] != dtypes[1]:

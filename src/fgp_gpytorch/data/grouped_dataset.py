@@ -151,8 +151,7 @@ class GroupedDataset(Dataset):
         if missing.any():
             raise DataError(
                 f"x: expected a value in every row of {x_columns}, got {int(missing.sum())} rows without, "
-                "the first is row "
-                f"{int(missing.argmax())}. Try df.dropna(subset={x_columns})."
+                f"the first is row {int(missing.argmax())}. Try df.dropna(subset={x_columns})."
             )
         dtype = torch.get_default_dtype() if dtype is None else dtype
         observed = torch.from_numpy(~np.isnan(values))
@@ -273,8 +272,8 @@ class GroupedDataset(Dataset):
         smallest, largest = int(self.group_sizes.min()), int(self.group_sizes.max())
         return (
             f"GroupedDataset({self.num_groups} groups of {smallest} to {largest} members, "
-            f"{self.num_members} in all, "
-            f"y {tuple(self.y_shape)} {self._y.dtype}, x ({self.num_features},) {self._x.dtype})"
+            f"{self.num_members} in all, y {tuple(self.y_shape)} {self._y.dtype}, "
+            f"x ({self.num_features},) {self._x.dtype})"
         )
 
     def _row_groups(self) -> Tensor:  # shape: (N,)
@@ -326,8 +325,8 @@ class GroupedDataset(Dataset):
         ):
             raise GroupError(
                 f"index: expected integers (n,) or a boolean mask ({self.num_groups},), got "
-                f"{positions.dtype} of shape "
-                f"{tuple(positions.shape)}. Try index.long(), or one list of positions."
+                f"{positions.dtype} of shape {tuple(positions.shape)}. Try index.long(), or one list of "
+                "positions."
             )
         positions = positions.reshape(-1).long()
         beyond = (positions < -self.num_groups) | (positions >= self.num_groups)

@@ -17,6 +17,7 @@ from fgp_gpytorch.datasets._rotated_mnist_draws import (
     HELD_OUT,
     NUM_ANGLES,
     NUM_TRAINING,
+    OTHERS,
     Draw,
     draw_equal,
     draw_shuffled,
@@ -116,14 +117,16 @@ class RotatedMNIST:
         if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < len(self.images)):
             raise GroupError(
                 f"labels: expected 0 to {len(self.images) - 1}, got {int(index.min())} to "
-                f"{int(index.max())}. "
-                "Try data.train.labels."
+                f"{int(index.max())}. Try data.train.labels."
             )
         images = self.images[index.long()].numpy()
         return torch.from_numpy(_views(images, np.ones((len(images), NUM_ANGLES), dtype=bool))).unsqueeze(2)
 
     def validation(
-        self, num_instances: int = 40, held_out_angle_index: int | None = None, seed: int = 0
+        self,
+        num_instances: int = 40,
+        held_out_angle_index: int | None = None,
+        seed: int = 0,
     ) -> ValidationSplit:
         """Split the training data once more, after the pattern of the test: choose models by this.
 
@@ -151,26 +154,21 @@ class RotatedMNIST:
                 f"num_instances: expected 1 to {per_digit - 1} of each digit, got {num_instances}. Try the "
                 "default, 40."
             )
-        if held_out_angle_index is not None and held_out_angle_index not in set(range(NUM_ANGLES)) - {
-            HELD_OUT
-        }:
+        if held_out_angle_index is not None and held_out_angle_index not in OTHERS:
             raise DataError(
                 f"held_out_angle_index: expected 0 to {NUM_ANGLES - 1} without {HELD_OUT}, which is never "
-                "trained on, got "
-                f"{held_out_angle_index}. Try {HELD_OUT - 1}."
+                f"trained on, got {held_out_angle_index}. Try {HELD_OUT - 1}."
             )
         generator = random.Random(f"validation, seed {seed}")
         unseen = _draw_unseen(self.train_digit, num_instances, generator)
         target = _draw_targets(self.train, self.angles, held_out_angle_index, generator)
         y, x, group = self.train.flat()
-        tested = torch.bincount(group[target], minlength=len(self.train)).bool() & (
-            self.train.group_sizes > 1
-        )
+        has_target = torch.bincount(group[target], minlength=len(self.train)) > 0
+        tested = has_target & (self.train.group_sizes > 1)
         if not (bool((tested & unseen).any()) and bool((tested & ~unseen).any())):
             raise DataError(
                 "expected training instances with a view to spare, got none. Try rotated_mnist(views=2) "
-                "or more, "
-                "another held_out_angle_index, or more num_instances."
+                "or more, another held_out_angle_index, or more num_instances."
             )
 
         def part(chosen: Tensor) -> HeldOutViews:
@@ -277,15 +275,20 @@ def _read(digits: tuple[int, ...], source: str, root: str | Path | None) -> list
         return read_torchvision(digits, root)
     raise DataError(
         f"expected source='embedded' without root, or source='torchvision' with root, got {source!r} with "
-        f"root={root!r}. "
-        "Try rotated_mnist(source='torchvision', root=folder)."
+        f"root={root!r}. Try rotated_mnist(source='torchvision', root=folder)."
     )
 
 
-def _views(
-    images: np.ndarray, wanted: np.ndarray
-) -> np.ndarray:  # shape: (n, 28, 28), (n, 16) -> (n, 16, 28, 28)
-    """Rotate each image to the angles wanted of it, float32; the others stay 0."""
+def _views(images: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Rotate each image to the angles wanted of it; the others stay 0.
+
+    Args:
+        images: Grey levels 0 to 255, shape (n, 28, 28).
+        wanted: Boolean, shape (n, 16).
+
+    Returns:
+        The views, float32, shape (n, 16, 28, 28).
+    """
     views = np.zeros((*wanted.shape, *images.shape[1:]), dtype=np.float32)
     for angle, degrees in enumerate(_degrees()):
         chosen = wanted[:, angle]

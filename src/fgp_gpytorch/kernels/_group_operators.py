@@ -48,6 +48,7 @@ class GroupBlockLinearOperator(LinearOperator):
         >>> rows, cols = group_layouts(torch.tensor([4, 4, 7, 7]))
         >>> K = GroupBlockLinearOperator(torch.ones(2, 2, 2), rows=rows, cols=cols)
         >>> K.add_diagonal(torch.ones(4)).logdet()
+        tensor(2.1972)
     """
 
     def __init__(self, *blocks: Tensor, rows: GroupLayout, cols: GroupLayout, **kwargs: Any):
@@ -147,7 +148,7 @@ class GroupBlockLinearOperator(LinearOperator):
         ]
 
     def _slots(self) -> tuple[Tensor, Tensor]:
-        """The slots of rows and columns: (N,) and (M,), or with all of the batch if either layout is batched."""
+        """The slots of rows and columns: (N,) and (M,), or with the batch if a layout is batched."""
         if self.rows.batched or self.cols.batched:
             return self.rows.slot.expand(*self.batch_shape, -1), self.cols.slot.expand(*self.batch_shape, -1)
         return self.rows.slot, self.cols.slot

@@ -1,3 +1,130 @@
-"""Placeholder."""
-def save_model(*a): ...
-def load_model(*a): ...
+"""Models in files: a description and tensors, no code."""
+
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from fgp_gpytorch._description import describe, rebuild
+from fgp_gpytorch.errors import CheckpointError, MissingFileError
+
+_FORMAT = "fgp_gpytorch model 1"
+KEY = "fgp_gpytorch"  # where a training checkpoint holds a model
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
+    """Describe a model: what `save_model` writes, and what training checkpoints carry.
+
+    Args:
+        model: A `Configurable` module whose constructor's arguments are parts or plain values.
+        warn: Whether to warn of a part that has no description and must be given again at loading.
+
+    Returns:
+        Strings and tensors.
+    """
+    parts: dict[str, Any] = {}
+    arguments: dict[str, Any] = model.constructor_arguments  # pyright: ignore[reportAssignmentType]
+    for name, value in arguments.items():
+        try:
+            parts[name] = _checked_description(value)
+        except CheckpointError as error:
+            if not isinstance(value, nn.Module):
+                raise
+            parts[name] = {"missing": f"{type(value).__module__}.{type(value).__qualname__}"}
+            if warn:
+                message = f"{name}: {error} The tensors are saved; loading will need {name}=."
+                warnings.warn(message, UserWarning, stacklevel=4)
+    return {
+        "format": _FORMAT,
+        "class": type(model).__qualname__,
+        "parts": json.dumps(parts),
+        "frozen": json.dumps([name for name, p in model.named_parameters() if not p.requires_grad]),
+        "state_dict": model.state_dict(),
+    }
+
+
+def save_model(model: nn.Module, path: str | Path) -> None:
+    """Write a model's description and state.
+
+    Raises:
+        CheckpointError: If a constructor argument that is no module cannot be described.
+        MissingFileError: If the folder does not exist.
+    """
+    path = Path(path)
+    if not path.parent.exists():
+        raise MissingFileError(f"expected the folder {path.parent} to exist. Try Path({str(path.parent)!r}).mkdir(parents=True).")
+    torch.save(pack_model(model), path)
+
+
+def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module]) -> Model:
+    """Read a model from a file of `save_model`, or from a training checkpoint of `fit`.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        CheckpointError: If the file is no checkpoint of this class, or does not fit the parts.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"no file {path}. Expected one written by model.save(path), or a checkpoint of fit (*.ckpt).")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: expected a checkpoint of fgp_gpytorch, got something else ({error}).") from error
+    if isinstance(content, dict) and KEY in content:
+        content = content[KEY]
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path}: expected a file of model.save or of fit, got another content. Try torch.load on it to see what it is."
+        )
+    if content["class"] != kind.__qualname__:
+        raise CheckpointError(f"{path}: expected a {kind.__qualname__}, got a {content['class']}. Try {content['class']}.load.")
+    arguments: dict[str, Any] = dict(parts)
+    described = json.loads(content["parts"])
+    unknown = set(parts) - set(described)
+    if unknown:
+        raise CheckpointError(f"load: expected parts among {sorted(described)}, got {sorted(unknown)}.")
+    for name, description in described.items():
+        if name in arguments:
+            continue
+        if isinstance(description, dict) and "missing" in description:
+            raise CheckpointError(
+                f"{path}: the {name} ({description['missing']}) was saved without a description. "
+                f"Try {kind.__qualname__}.load(path, {name}=...) with the same module, or derive it from Configurable."
+            )
+        arguments[name] = rebuild(description)
+    model = kind(**arguments)
+    try:
+        model.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its tensors do not fit the model that was rebuilt or given ({error}).") from error
+    frozen = set(json.loads(content["frozen"]))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return model.eval()
+
+
+def _checked_description(value: Any) -> Any:
+    """Describe a part, and make sure that the description makes the same part."""
+    description = describe(value)
+    if isinstance(value, nn.Module):
+        with torch.random.fork_rng(devices=[]):
+            again = rebuild(description)
+        if _skeleton(again) != _skeleton(value):
+            raise CheckpointError(
+                f"the description of a {type(value).__name__} does not make the same module again: a part keeps an "
+                "argument under another name, or its parts were changed after it was made."
+            )
+    return description
+
+
+def _skeleton(module: nn.Module) -> list[Any]:
+    """What must agree between a part and its rebuilt self: classes, tensors' shapes, constraints' transforms."""
+    classes = [(name, type(part), getattr(part, "_transform", None)) for name, part in module.named_modules()]
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()]
+    return [classes, shapes]

@@ -1,0 +1,305 @@
+"""Training on Lightning."""
+
+import importlib.util
+import logging
+import secrets
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import nn
+from torch.utils.data import Dataset
+
+from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch.errors import CheckpointError, DataError, MissingFileError
+from fgp_gpytorch.objectives import ELBO, Objective
+from fgp_gpytorch.objectives.objective import HasTerms
+from fgp_gpytorch.training.held_out import HeldOut, HeldOutDataset
+from fgp_gpytorch.training.lightning_module import OptimizerFactory, ScheduleFactory, TrainingModule
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training run leaves.
+
+    Attributes:
+        history: One row per epoch: log_likelihood, kl_local, kl_global (nats per group), mse (units of y squared per
+            element), multiplier, learning_rate, and val_loss (nats per member), val_mse if there was validation data.
+        folder: Where logs and checkpoints are, or None if nothing was written.
+        last_checkpoint: The last epoch that was saved.
+        best_checkpoint: The best epoch by validation, None without validation data.
+        interrupted: Whether the run was stopped by ctrl-C.
+        trainer: Lightning's trainer.
+    """
+
+    history: pd.DataFrame
+    folder: Path | None
+    last_checkpoint: Path | None
+    best_checkpoint: Path | None
+    interrupted: bool
+    trainer: lightning.Trainer = field(repr=False)
+
+
+def fit(
+    model: HasTerms,
+    train: GroupedDataset,
+    *,
+    validation: GroupedDataset | HeldOut | None = None,
+    objective: Objective | None = None,
+    epochs: int = 100,
+    batch_size: int = 20,
+    learning_rate: float = 1e-3,
+    optimizer: OptimizerFactory | None = None,
+    lr_schedule: Literal["cosine"] | ScheduleFactory | None = None,
+    gradient_clip: float | None = None,
+    early_stopping: int | None = None,
+    seed: int | None = None,
+    folder: str | Path | None = "runs/fgp_vae",
+    resume: bool | str | Path = False,
+    checkpoint_every: int = 1,
+    progress: bool = True,
+    num_workers: int = 0,
+    callbacks: Sequence[Callback] = (),
+    **trainer_options: Any,
+) -> FitResult:
+    """Train a model in place.
+
+    Loops, devices, logging and checkpoints are Lightning's. Every epoch is seeded by (seed, epoch), so a run that was
+    cut anywhere and resumed ends bit for bit where the uninterrupted one does (same machine, same number of threads).
+
+    Args:
+        model: An `FGPVAE`, or another model of this package.
+        train: Training groups.
+        validation: Either groups (their negative ELBO is `val_loss`, nats per member), or an object with `context`,
+            `x_new` and `y_new` (the error of generating y_new is `val_mse`): it decides what the best checkpoint is.
+        objective: `ELBO()` if None.
+        epochs: Passes over the training groups, in all (a resumed run counts those before).
+        batch_size: Groups per step and process.
+        learning_rate: Of the default optimizer.
+        optimizer: Makes an optimizer of parameters; None for Adam in its fused form.
+        lr_schedule: "cosine" falls from the learning rate to zero over all steps; or a function of the optimizer and
+            the number of steps that gives a scheduler, stepped every step.
+        gradient_clip: Largest norm of the gradient of the loss per member, None for no clipping.
+        early_stopping: Validation epochs without improvement after which to stop; None never stops early.
+        seed: Of shuffling and sampling; None draws one, which is saved. The model's start is made before: call
+            `torch.manual_seed` before building it.
+        folder: For logs (CSV, and TensorBoard if it is installed) and checkpoints; None writes nothing.
+        resume: True goes on from the folder's last checkpoint if there is one; a path from that one.
+        checkpoint_every: Epochs between checkpoints of the last state. The end is always saved.
+        progress: Whether to show a progress bar.
+        num_workers: Processes that load data; the data sets of this package are in memory and need none.
+        callbacks: More Lightning callbacks.
+        **trainer_options: Lightning's own flags: `accelerator`, `devices`, `strategy`, `precision`, ...
+
+    Returns:
+        The history and where the checkpoints are. The model holds the last epoch's parameters, in evaluation mode.
+
+    Raises:
+        DataError: If a number is out of range, the data are no `GroupedDataset`, or an option needs another one.
+        MissingFileError: If the checkpoint to resume from does not exist.
+        CheckpointError: If it is no checkpoint of `fit`, or of another model.
+        NonFiniteError: If a loss or gradient is NaN or infinite; it names the term, the epoch and the groups.
+    """
+    _check(model, train, validation, epochs, batch_size, learning_rate, checkpoint_every, early_stopping)
+    assert isinstance(model, nn.Module)
+    path = Path(folder) if folder is not None else None
+    checkpoint = _resume_from(resume, path)
+    if seed is None:
+        seed = secrets.randbelow(2**31)
+    held_out = None if validation is None else _as_dataset(validation)
+    module = TrainingModule(
+        model=model,
+        objective=objective or ELBO(),
+        optimizer=optimizer or _adam(learning_rate),
+        schedule=_cosine if lr_schedule == "cosine" else lr_schedule,
+        train=train,
+        validation=held_out,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        seed=seed,
+    )
+    monitor = "val_mse" if isinstance(held_out, HeldOutDataset) else "val_loss"
+    recorder = _Recorder()
+    last, best = None, None
+    if path is not None:
+        last = ModelCheckpoint(
+            path, "last", monitor=None, every_n_epochs=checkpoint_every, save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )  # fmt: skip
+        if held_out is not None:
+            best = ModelCheckpoint(path, "best", monitor=monitor, enable_version_counter=False)
+    chosen = [callback for callback in (recorder, last, best, *callbacks) if callback is not None]
+    if early_stopping is not None:
+        chosen.append(EarlyStopping(monitor, patience=early_stopping, check_on_train_epoch_end=False))
+    if progress:
+        chosen.append(TQDMProgressBar(refresh_rate=10))
+    with _quiet():
+        trainer = lightning.Trainer(
+            **{
+                "max_epochs": epochs,
+                "callbacks": chosen,
+                "logger": _loggers(path),
+                "gradient_clip_val": gradient_clip,
+                "enable_progress_bar": progress,
+                "enable_checkpointing": path is not None,
+                "enable_model_summary": False,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10**9,  # metrics are logged by the epoch
+                "default_root_dir": path,
+                **trainer_options,
+            }
+        )
+        model.train()
+        _run(trainer, module, checkpoint)
+    interrupted = trainer.interrupted
+    if last is not None and path is not None and not interrupted and trainer.is_global_zero:
+        _save_end(trainer, path / "last.ckpt")
+    model.eval()
+    return FitResult(
+        history=_history(path, recorder.rows),
+        folder=path,
+        last_checkpoint=_existing(path, "last.ckpt"),
+        best_checkpoint=_existing(path, "best.ckpt") if best is not None else None,
+        interrupted=interrupted,
+        trainer=trainer,
+    )
+
+
+class _Recorder(Callback):
+    """Keeps the epochs' metrics in memory, for runs that write no files."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Note the metrics of the epoch."""
+        row = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.rows.append({"epoch": trainer.current_epoch, **row})
+
+
+def _adam(learning_rate: float) -> OptimizerFactory:
+    def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+
+    return make
+
+
+def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def _loggers(path: Path | None) -> list[Logger]:
+    if path is None:
+        return []
+    # a new version for each (re)start: Lightning would delete an earlier one's file
+    loggers: list[Logger] = [CSVLogger(path, name="log", flush_logs_every_n_steps=1)]
+    if importlib.util.find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(path, name="tensorboard", version=loggers[0].version))
+    return loggers
+
+
+def _run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | None) -> None:
+    if checkpoint is None:
+        trainer.fit(module)
+        return
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        known = isinstance(content, dict) and {"objective", "seed", "fgp_gpytorch"} <= set(content)
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint}: expected a checkpoint of fit, got something else ({error}).") from error
+    if not known:
+        raise CheckpointError(f"{checkpoint}: expected a checkpoint of fit, got another file. Try resume=False to start.")
+    mine, saved = module.state_dict(), content["state_dict"]
+    different = sorted(set(mine) ^ set(saved)) or [k for k in mine if mine[k].shape != saved[k].shape]
+    if different:
+        raise CheckpointError(
+            f"{checkpoint}: expected the parameters of this model, got others ({different[0]} differs). Try the settings "
+            "the run was started with, or another folder."
+        )
+    trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+
+
+def _save_end(trainer: lightning.Trainer, path: Path) -> None:
+    """Save the end of the run, unless the last epoch's checkpoint just did."""
+    if path.exists() and torch.load(path, map_location="cpu", weights_only=True)["global_step"] == trainer.global_step:
+        return
+    trainer.save_checkpoint(path)
+
+
+def _history(path: Path | None, rows: list[dict[str, float]]) -> pd.DataFrame:
+    """All epochs, those of the runs before a resumption first; an epoch that ran twice counts once."""
+    tables = [pd.DataFrame(rows)] if rows else []
+    if path is not None:
+        files = sorted((path / "log").glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:]))
+        read = [pd.read_csv(file).groupby("epoch", as_index=False).last() for file in files if file.stat().st_size]
+        tables = [table.drop(columns="step", errors="ignore") for table in read]
+    if not tables:
+        return pd.DataFrame()
+    history = pd.concat(tables, ignore_index=True)
+    return history.drop_duplicates("epoch", keep="last").sort_values("epoch", ignore_index=True)
+
+
+def _existing(path: Path | None, name: str) -> Path | None:
+    return path / name if path is not None and (path / name).exists() else None
+
+
+def _resume_from(resume: bool | str | Path, path: Path | None) -> Path | None:
+    if resume is False:
+        return None
+    if resume is True:
+        if path is None:
+            raise DataError("resume: expected a folder to resume from, got folder=None. Try folder='runs/...'.")
+        return _existing(path, "last.ckpt")
+    if not Path(resume).is_file():
+        raise MissingFileError(f"resume: no file {resume}. Try resume=True for the last checkpoint of the folder.")
+    return Path(resume)
+
+
+def _as_dataset(validation: Any) -> Dataset:
+    return validation if isinstance(validation, GroupedDataset) else HeldOutDataset(validation)
+
+
+def _check(
+    model: Any, train: Any, validation: Any, epochs: int, batch_size: int, learning_rate: float,
+    checkpoint_every: int, early_stopping: int | None,
+) -> None:  # fmt: skip
+    if not isinstance(model, HasTerms) or not isinstance(model, nn.Module):
+        raise DataError(f"model: expected an FGPVAE, got {type(model).__name__}. Try FGPVAE(encoder, decoder, prior).")
+    for name, value in (("train", train), ("validation", validation)):
+        grouped = isinstance(value, GroupedDataset)
+        if not grouped and not (name == "validation" and (value is None or isinstance(value, HeldOut))):
+            raise DataError(
+                f"{name}: expected a GroupedDataset, got {type(value).__name__}. Try GroupedDataset(y, x, group)."
+            )
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("checkpoint_every", checkpoint_every)):
+        if value < 1:
+            raise DataError(f"{name}: expected an integer >= 1, got {value}.")
+    if not learning_rate > 0:
+        raise DataError(f"learning_rate: expected a positive number, got {learning_rate}. Try 1e-3.")
+    if early_stopping is not None and validation is None:
+        raise DataError("early_stopping: expected validation data to judge by, got none. Try validation=held_out.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back Lightning's advice that does not apply here, for the run alone."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", ".*GPU available but not used.*")
+        warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,179 @@
+"""The model as Lightning sees it."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import NonFiniteError
+from fgp_gpytorch.models import Terms
+from fgp_gpytorch.models.saving import KEY, pack_model
+from fgp_gpytorch.objectives import Objective
+from fgp_gpytorch.training.held_out import HeldOutBatch, HeldOutDataset, keep
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+ScheduleFactory = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]
+
+
+class TrainingModule(lightning.LightningModule):
+    """Training and validation steps of a model under an objective.
+
+    All randomness of an epoch follows from (seed, epoch, process), so an epoch that was cut runs again bit for bit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory | None,
+        train: GroupedDataset,
+        validation: Dataset | None,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self._optimizer, self._schedule = optimizer, schedule
+        self._train, self._validation = train, validation
+        self._batch_size, self._num_workers, self._seed = batch_size, num_workers, seed
+        self._parts: list[dict[str, Tensor]] = []
+        self._validation_sums: dict[str, float] = {}
+        self._description: dict[str, Any] | None = None
+
+    # data
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled minibatches of whole groups; every process gets its share."""
+        sampler = DistributedSampler(
+            self._train, self.trainer.world_size, self.trainer.global_rank, shuffle=True, seed=self._seed
+        )
+        # Lightning sets the epoch before each one, but workers may fetch the first batches before that
+        sampler.set_epoch(self.trainer.current_epoch)
+        return self._loader(self._train, sampler)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Minibatches of the validation data, in order."""
+        return [] if self._validation is None else self._loader(self._validation, None)
+
+    def _loader(self, data: Dataset, sampler: DistributedSampler | None) -> DataLoader:
+        pin = self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            data, self._batch_size, sampler=sampler, num_workers=self._num_workers, pin_memory=pin,
+            persistent_workers=self._num_workers > 0, collate_fn=keep if isinstance(data, HeldOutDataset) else None,
+        )  # fmt: skip
+
+    # steps
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch."""
+        torch.manual_seed(hash_seed(self._seed, self.current_epoch, self.global_rank))
+        self._parts.clear()
+
+    def training_step(self, batch: GroupedBatch, batch_index: int) -> Tensor:
+        """The objective's loss per member of the dataset."""
+        try:
+            terms = self.objective.terms(self.model, self.model, batch)
+        except torch.linalg.LinAlgError as error:
+            raise NonFiniteError(self._stopped("posterior (the encoder's mean or variance)", batch)) from error
+        loss = self.objective.loss_of(terms) / terms.num_dataset_members
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(self._stopped(_first_non_finite(terms), batch))
+        self._parts.append(self.objective.report(terms))
+        self.objective.update(terms)
+        self._last_batch = batch
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop before a non-finite gradient reaches the parameters."""
+        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+        if not bool(torch.isfinite(norm)):
+            bad = next((n for n, g in gradients.items() if not bool(torch.isfinite(g).all())), "all together")
+            raise NonFiniteError(self._stopped(f"gradient of {bad}", self._last_batch))
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means."""
+        for name in self._parts[0] if self._parts else ():
+            mean = torch.stack([parts[name].double().to(self.device) for parts in self._parts]).mean()
+            self.log(name, mean, sync_dist=True, prog_bar=name == "mse")
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_epoch_start(self) -> None:
+        """Clear the sums."""
+        self._validation_sums = {}
+
+    def validation_step(self, batch: GroupedBatch | HeldOutBatch, batch_index: int) -> None:
+        """Error at held-out members, or the negative ELBO of held-out groups."""
+        if isinstance(batch, HeldOutBatch):
+            error = self.model.generate(batch.x_new, batch.context) - batch.y_new
+            sums = {"val_mse": (error.square().sum().item(), error.numel())}
+        else:
+            terms = self.model.terms(batch)
+            elbo = (terms.log_likelihood - terms.kl_local - terms.kl_global).sum().item()
+            sums = {
+                "val_loss": (-elbo, terms.num_members.sum().item()),
+                "val_mse": (terms.squared_error.sum().item(), terms.num_elements.sum().item()),
+            }
+        for name, (value, count) in sums.items():
+            self._validation_sums[name] = self._validation_sums.get(name, 0.0) + value
+            self._validation_sums[f"{name}_count"] = self._validation_sums.get(f"{name}_count", 0.0) + count
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over the validation data."""
+        for name in ("val_loss", "val_mse"):
+            if name in self._validation_sums:
+                mean = self._validation_sums[name] / self._validation_sums[f"{name}_count"]
+                self.log(name, mean, sync_dist=True, prog_bar=True)
+
+    # optimizer and checkpoints
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, with a schedule per step if there is one."""
+        optimizer = self._optimizer([p for p in self.model.parameters() if p.requires_grad])
+        if self._schedule is None:
+            return optimizer
+        steps = math.ceil(len(self._train) / (self._batch_size * self.trainer.world_size)) * (self.trainer.max_epochs or 1)
+        scheduler = self._schedule(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the objective's state, the seed, and what `FGPVAE.load` needs."""
+        if self._description is None:
+            self._description = pack_model(self.model, warn=False)
+        checkpoint[KEY] = {**self._description, "state_dict": self.model.state_dict()}
+        checkpoint["objective"] = self.objective.state_dict()
+        checkpoint["seed"] = self._seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the objective's state and the seed."""
+        self.objective.load_state_dict(checkpoint["objective"])
+        self._seed = checkpoint["seed"]
+
+    def _stopped(self, term: str, batch: GroupedBatch) -> str:
+        groups = batch.group_index.tolist()
+        return (
+            f"training stopped: {term} is not finite in epoch {self.current_epoch}, in the batch of groups {groups} "
+            "(positions in the training data). The last checkpoint is untouched. Try a smaller learning rate, "
+            "gradient_clip=, or look at these groups' y."
+        )
+
+
+def hash_seed(*numbers: int) -> int:
+    """A seed for `torch.manual_seed` that differs for every tuple of numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, dtype=np.uint64)[0] >> np.uint64(1))
+
+
+def _first_non_finite(terms: Terms) -> str:
+    for name in ("log_likelihood", "kl_local", "kl_global", "log_hyperprior"):
+        if not bool(torch.isfinite(getattr(terms, name)).all()):
+            return name
+    return "loss"
