@@ -31,12 +31,8 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--root", required=True, help="folder of the complete MNIST, as torchvision lays it out"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="folder of the complete MNIST, as torchvision lays it out")
     parser.add_argument("--download", action="store_true", help="let torchvision download MNIST to the root")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()

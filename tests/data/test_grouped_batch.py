@@ -34,9 +34,7 @@ def test_padding_may_hold_nan_but_a_member_may_not():
 
 
 def test_observed_is_never_true_in_the_padding(batch):
-    everywhere = GroupedBatch.from_tensors(
-        batch.y, batch.x, batch.mask, torch.ones(2, 3, 4, dtype=torch.bool)
-    )
+    everywhere = GroupedBatch.from_tensors(batch.y, batch.x, batch.mask, torch.ones(2, 3, 4, dtype=torch.bool))
     assert torch.equal(everywhere.y_mask, batch.observed)
     assert torch.equal(batch.observed, batch.mask[..., None].expand(2, 3, 4))
 
@@ -129,8 +127,7 @@ def test_lightning_moves_and_casts_batches(precision, dtype):
 
 def test_repr_gives_shapes(batch):
     assert repr(batch) == (
-        "GroupedBatch(y=(2, 3, 4) float32, x=(2, 3, 1) float32, mask=3 of 6, "
-        "from 2 groups of 3 members, device=cpu)"
+        "GroupedBatch(y=(2, 3, 4) float32, x=(2, 3, 1) float32, mask=3 of 6, from 2 groups of 3 members, device=cpu)"
     )
     masked = GroupedBatch.from_tensors(batch.y, batch.x, batch.mask, batch.observed)
     assert "y_mask=12 of 24" in repr(masked)

@@ -259,9 +259,7 @@ class TestFromDataFrame:
         assert data[:].y.dtype == data[:].x.dtype == torch.float64
 
     def test_a_row_without_x_is_refused(self):
-        with pytest.raises(
-            DataError, match=r"a value in every row of \['weight'\], got 1 .* row 1. Try df.dropna"
-        ):
+        with pytest.raises(DataError, match=r"a value in every row of \['weight'\], got 1 .* row 1. Try df.dropna"):
             GroupedDataset.from_dataframe(self.table(), "age", "weight", "person")
 
     def test_a_row_without_group_is_refused(self):
@@ -275,7 +273,7 @@ class TestFromDataFrame:
             GroupedDataset.from_dataframe(self.table(), "weight", "Age", "person")
 
     def test_a_column_of_words_is_refused(self):
-        with pytest.raises(DataError, match="numbers in column 'site', got .* Try pd.to_numeric"):
+        with pytest.raises(DataError, match=r"numbers in column 'site', got .* Try pd.to_numeric"):
             GroupedDataset.from_dataframe(self.table(), "site", "age", "person")
 
 
@@ -285,17 +283,17 @@ ROW = torch.ones(2, 3)
 @pytest.mark.parametrize(
     ("y", "x", "group", "y_mask", "error", "words"),
     [
-        (torch.ones(0, 3), torch.ones(0), [], None, DataError, "at least one row, got y .0, 3."),
+        (torch.ones(0, 3), torch.ones(0), [], None, DataError, r"at least one row, got y \(0, 3\)"),
         (ROW, torch.ones(3), [0, 1], None, ShapeError, "as many rows in y, x and group"),
         (ROW, torch.ones(2), [0, 1, 2], None, ShapeError, "and 3 labels. Try"),
         (ROW, torch.ones(2, 1, 1), [0, 1], None, ShapeError, r"x: expected shape \(N, D\), got \(2, 1, 1\)"),
         (ROW * torch.nan, torch.ones(2), [0, 1], None, DataError, "y: expected finite values, got 6 NaN"),
         (ROW, torch.tensor([0, torch.inf]), [0, 1], None, DataError, "x: expected finite values, got 1 NaN"),
-        (ROW.long(), torch.ones(2), [0, 1], None, DataError, r"y: expected a floating-point .* Try y.double\(\)"),
+        (ROW.long(), torch.ones(2), [0, 1], None, DataError, r"y: expected .* Try y.double\(\)"),
         (ROW.to(torch.complex64), torch.ones(2), [0, 1], None, DataError, "y: expected a floating-point"),
         (ROW, torch.ones(2).to(torch.complex64), [0, 1], None, DataError, "x: expected real .* Try x.real"),
-        (ROW, np.array([None, object()]), [0, 1], None, DataError, "x: expected a tensor or an array of numbers"),
-        (ROW, torch.ones(2), [0, 1], ROW, DataError, r"y_mask: expected a boolean .* Try y_mask.bool\(\)"),
+        (ROW, np.array([None, object()]), [0, 1], None, DataError, "x: expected a tensor or an array"),
+        (ROW, torch.ones(2), [0, 1], ROW, DataError, r"y_mask: .* Try y_mask.bool\(\)"),
         (ROW, torch.ones(2), [0, 1], ROW[0] > 0, ShapeError, r"y_mask: expected shape \(2, 3\), got \(3,\)"),
         (ROW, torch.ones(2), [0.0, float("nan")], None, GroupError, "a label in every row, got 1 missing"),
         (ROW, torch.ones(2), ["a", float("nan")], None, GroupError, "a label in every row, got 1 missing"),
@@ -304,10 +302,10 @@ ROW = torch.ones(2, 3)
         (ROW, torch.ones(2), torch.tensor([1.0, torch.inf]), None, GroupError, "exact integers"),
         (ROW, torch.ones(2), torch.tensor([1.0, 2.0**24]), None, GroupError, "below 16777216 for float32"),
         (ROW, torch.ones(2), [1j, 2j], None, GroupError, "that can be sorted, got complex"),
-        (ROW, torch.ones(2), [0.5, "a"], None, GroupError, r"labels of one kind, .* Try group.astype\(str\)"),
+        (ROW, torch.ones(2), [0.5, "a"], None, GroupError, r"one kind, .* Try group.astype\(str\)"),
         (ROW, torch.ones(2), [[0], [1, 2]], None, GroupError, "can be hashed and sorted"),
         (ROW, torch.ones(2), "ab", None, ShapeError, r"got 'ab'. Try"),
-        (ROW, torch.ones(2), torch.ones(2, 1), None, ShapeError, r"one label a row, \(N,\), got shape \(2, 1\)"),
+        (ROW, torch.ones(2), torch.ones(2, 1), None, ShapeError, r"\(N,\), got shape \(2, 1\)"),
         (ROW, torch.ones(2), 3, None, ShapeError, r"one label a row, \(N,\), got 3. Try \[3\]"),
     ],
 )  # fmt: skip

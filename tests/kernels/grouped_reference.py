@@ -9,9 +9,7 @@ from linear_operator import to_dense
 
 
 def loop_rbf(lengthscales):
-    return lambda w, v: math.exp(
-        -0.5 * sum(((a - b) / s) ** 2 for a, b, s in zip(w, v, lengthscales, strict=True))
-    )
+    return lambda w, v: math.exp(-0.5 * sum(((a - b) / s) ** 2 for a, b, s in zip(w, v, lengthscales, strict=True)))
 
 
 def loop_periodic(period, lengthscale):
@@ -48,9 +46,7 @@ class DenseLocalKernel(gpytorch.kernels.Kernel):
 def grouped_rows(sizes, num_features=2, seed=0, dtype=torch.float64, shuffle=False):
     """Rows of len(sizes) groups, labels neither contiguous nor sorted, features standard normal."""
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.cat(
-        [torch.full((size,), float((7 * g) % 11 + 11 * (g // 11))) for g, size in enumerate(sizes)]
-    )
+    labels = torch.cat([torch.full((size,), float((7 * g) % 11 + 11 * (g // 11))) for g, size in enumerate(sizes)])
     features = torch.randn(len(labels), num_features, generator=generator, dtype=torch.float64)
     x = torch.cat([labels.unsqueeze(-1).double(), features], dim=-1).to(dtype)
     return x[torch.randperm(len(x), generator=generator)] if shuffle else x

@@ -22,7 +22,7 @@ def as_numbers(value: Any, name: str) -> Tensor:
     if isinstance(value, pd.Series | pd.DataFrame | pd.Index):
         value = value.to_numpy()
     if isinstance(value, np.ndarray) and not value.flags.writeable:
-        # PyTorch has no read-only tensors: it would warn, and a write would reach the memory of a pandas column.
+        # PyTorch has no read-only tensors: it would warn, and a write would reach into the pandas column.
         value = value.copy()
     return as_tensor(value, name)
 
@@ -53,9 +53,7 @@ def as_mask(mask: Any, name: str) -> Tensor:
     """
     mask = as_numbers(mask, name)
     if mask.dtype != torch.bool:
-        raise DataError(
-            f"{name}: expected a boolean tensor, got {mask.dtype}. Try {name}.bool(), where True = there."
-        )
+        raise DataError(f"{name}: expected a boolean tensor, got {mask.dtype}. Try {name}.bool(), where True = there.")
     return mask
 
 
@@ -87,9 +85,7 @@ def encode_groups(group: Any) -> tuple[Tensor, np.ndarray]:  # shape: (N,), (G,)
             f"{int(missing.argmax())}. Try to drop those rows, or to give each a group of its own."
         )
     if labels.dtype.kind == "c":
-        raise GroupError(
-            "group: expected labels that can be sorted, got complex numbers. Try integers or strings."
-        )
+        raise GroupError("group: expected labels that can be sorted, got complex numbers. Try integers or strings.")
     if labels.dtype.kind == "f":
         labels = _exact_integers(labels)
     try:
@@ -100,9 +96,7 @@ def encode_groups(group: Any) -> tuple[Tensor, np.ndarray]:  # shape: (N,), (G,)
         ) from error
     unique = np.asarray(unique)
     if unique.dtype == object and any(isinstance(u, float | complex) for u in unique):
-        raise GroupError(
-            "group: expected labels of one kind, got numbers among other labels. Try group.astype(str)."
-        )
+        raise GroupError("group: expected labels of one kind, got numbers among other labels. Try group.astype(str).")
     return torch.from_numpy(codes.astype(np.int64)), unique
 
 

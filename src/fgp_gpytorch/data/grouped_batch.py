@@ -163,9 +163,7 @@ class GroupedBatch:
             ShapeError: If D or the shape of an observation differs.
         """
         if len(batches) == 0:
-            raise DataError(
-                "batches: expected at least one GroupedBatch, got none. Try to skip empty minibatches."
-            )
+            raise DataError("batches: expected at least one GroupedBatch, got none. Try to skip empty minibatches.")
         first = batches[0]
         if len(batches) == 1:
             return first
@@ -288,8 +286,7 @@ def _check_mergeable(first: GroupedBatch, other: GroupedBatch) -> None:
     dtypes = [(b.y.dtype, b.x.dtype) for b in (first, other)]
     if dtypes[0] != dtypes[1]:
         raise DataError(
-            f"batches: expected equal dtypes, got (y, x) = {dtypes[0]} and {dtypes[1]}. Try "
-            "batch.to(dtype) first."
+            f"batches: expected equal dtypes, got (y, x) = {dtypes[0]} and {dtypes[1]}. Try batch.to(dtype) first."
         )
 
 

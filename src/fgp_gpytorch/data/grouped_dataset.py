@@ -97,9 +97,7 @@ class GroupedDataset(Dataset):
             y = y.masked_fill(~y_mask, 0)
         order = torch.argsort(codes, stable=True).to(y.device)
         if bool((order == torch.arange(len(y), device=y.device)).all()):
-            self._store(
-                y, x, y_mask, torch.bincount(codes), labels
-            )  # sorted already: the images are not copied
+            self._store(y, x, y_mask, torch.bincount(codes), labels)  # sorted already: the images are not copied
         else:
             y_mask = None if y_mask is None else y_mask[order]
             self._store(y[order], x[order], y_mask, torch.bincount(codes), labels)
@@ -143,9 +141,7 @@ class GroupedDataset(Dataset):
         absent = [name for name in [*y_columns, *x_columns, group] if name not in df.columns]
         if absent or not y_columns or not x_columns:
             got = f"no column {absent[0]!r}" if absent else "an empty list of columns"
-            raise DataError(
-                f"df: expected columns for y, x and group, got {got}. Try some of {list(df.columns)}."
-            )
+            raise DataError(f"df: expected columns for y, x and group, got {got}. Try some of {list(df.columns)}.")
         values, features = _numbers(df, y_columns), _numbers(df, x_columns)
         missing = np.isnan(features).any(axis=1)
         if missing.any():
@@ -257,15 +253,13 @@ class GroupedDataset(Dataset):
             "It masks the rows of data.flat(), which are sorted by group.",
         )
         if not bool(mask.any()):
-            raise DataError(
-                "members: expected at least one member, got none. Try ~members if True was to drop them."
-            )
+            raise DataError("members: expected at least one member, got none. Try ~members if True was to drop them.")
         sizes = torch.bincount(self._row_groups()[mask], minlength=self.num_groups)
         kept = sizes > 0
         return self._derive(mask.nonzero()[:, 0], sizes[kept], self.labels[kept.cpu().numpy()])
 
     def flat(self) -> FlatRows:
-        """Return all rows sorted by group; `data.labels[group]` gives the label of each. Not a copy: do not write."""
+        """Return all rows sorted by group: not copies, so do not write to them."""
         return FlatRows(self._y, self._x, self._row_groups())
 
     def __repr__(self) -> str:
@@ -312,8 +306,7 @@ class GroupedDataset(Dataset):
         positions = torch.as_tensor(_listed(index), device=self._y.device)
         if positions.numel() == 0:
             raise GroupError(
-                f"index: expected at least one of the {self.num_groups} groups, got none. Try data[[0]] or "
-                "data[:]."
+                f"index: expected at least one of the {self.num_groups} groups, got none. Try data[[0]] or data[:]."
             )
         if positions.dtype == torch.bool and positions.shape == (self.num_groups,):
             return self._positions(positions.nonzero()[:, 0])

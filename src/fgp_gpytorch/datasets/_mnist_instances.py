@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torchvision.datasets import MNIST
 
 from fgp_gpytorch.errors import MissingFileError
 
@@ -77,10 +78,6 @@ def read_torchvision(digits: tuple[int, ...], root: str | Path) -> list[Instance
     Raises:
         MissingFileError: If it is not there.
     """
-    # Imported here because torchvision with its image codecs takes tens of megabytes that only this source
-    # needs.
-    from torchvision.datasets import MNIST
-
     try:
         mnist = MNIST(str(root), train=True, download=False)
     except RuntimeError as error:

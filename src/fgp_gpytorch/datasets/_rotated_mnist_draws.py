@@ -50,8 +50,7 @@ def draw_shuffled(num_in_class: int, seed: int, digit: int) -> Draw:
     """Keep 4050 views of the 5400, as all other published models do; 270 random instances are tested.
 
     The draws continue the generator that drew the instances, so only the context of the unseen instances
-    depends on the
-    seed: 11 views of each, those of `draw_equal(11, seed, digit)`.
+    depends on the seed: 11 views of each, those of `draw_equal(11, seed, digit)`.
 
     Args:
         num_in_class: How many images of the digit MNIST train has.

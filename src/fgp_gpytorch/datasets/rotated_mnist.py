@@ -111,9 +111,7 @@ class RotatedMNIST:
         """
         index = torch.as_tensor(labels)
         if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
-            raise GroupError(
-                f"labels: expected integers (n,), got {labels!r}. Try [3] for a single instance."
-            )
+            raise GroupError(f"labels: expected integers (n,), got {labels!r}. Try [3] for a single instance.")
         if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < len(self.images)):
             raise GroupError(
                 f"labels: expected 0 to {len(self.images) - 1}, got {int(index.min())} to "
@@ -151,8 +149,7 @@ class RotatedMNIST:
         per_digit = len(self.train) // len(self.digits)
         if not 1 <= num_instances < per_digit:
             raise DataError(
-                f"num_instances: expected 1 to {per_digit - 1} of each digit, got {num_instances}. Try the "
-                "default, 40."
+                f"num_instances: expected 1 to {per_digit - 1} of each digit, got {num_instances}. Try the default, 40."
             )
         if held_out_angle_index is not None and held_out_angle_index not in OTHERS:
             raise DataError(
@@ -188,7 +185,7 @@ def rotated_mnist(
     source: Literal["embedded", "torchvision"] = "embedded",
     root: str | Path | None = None,
 ) -> RotatedMNIST:
-    """Return the rotated MNIST data of the factorized GP-VAE paper (2020, section 5.1).
+    """Return the rotated MNIST data of the factorized GP-VAE paper (Jazbec et al. 2020, section 4).
 
     400 instances of a digit, drawn as the authors' program draws them, are rotated by
     `scipy.ndimage.rotate(image / 255, degrees, reshape=False)` to 16 angles 0, 22.5, ... 337.5 degrees. The

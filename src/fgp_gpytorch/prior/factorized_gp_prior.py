@@ -161,6 +161,10 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
             total = total + prior.log_prob(closure(module)).sum()
         return total
 
+    def channel_blocks(self) -> list[ChannelBlock]:
+        """The block of each of the L channels, in their order."""
+        return [block for block in self._blocks() for _ in range(block.num_channels)]
+
     def _has_state(self) -> bool:
         return next(self.parameters(), None) is not None
 

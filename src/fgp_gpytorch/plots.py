@@ -1,0 +1,140 @@
+"""Figures of a trained model: those of the paper, and of a run. All return a Matplotlib figure and show nothing."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fgp_gpytorch.data import GroupedBatch
+from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.prior import GlobalChannels
+
+
+def image_rows(
+    rows: Sequence[tuple[str, Tensor]],
+    columns: Sequence[str] | None = None,
+    title: str = "",
+    marked: Sequence[tuple[int, int]] = (),
+) -> Figure:
+    """Rows of images, each with a label.
+
+    Args:
+        rows: Labels and images, each (n, 28, 28) or (n, 1, 28, 28); NaN images are left blank.
+        columns: Headings.
+        title: Of the figure.
+        marked: (row, column) of images to frame.
+
+    Returns:
+        The figure.
+    """
+    count = max(len(images) for _, images in rows)
+    figure = Figure(figsize=(0.62 * count + 1.5, 0.66 * len(rows) + 0.7), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)  # pyright: ignore
+    grid = np.asarray(figure.subplots(len(rows), count, squeeze=False))
+    for r, (label, images) in enumerate(rows):
+        for c in range(count):
+            axes: Axes = grid[r, c]
+            axes.set_xticks([])
+            axes.set_yticks([])
+            blank = c >= len(images) or bool(torch.isnan(images[c]).all())
+            if blank:
+                axes.axis("off")
+            else:
+                axes.imshow(images[c].reshape(images.shape[-2:]).cpu(), cmap="gray_r", vmin=0, vmax=1)
+            color, width = ("tab:red", 2.0) if (r, c) in marked else ("0.8", 0.5)
+            for spine in axes.spines.values():
+                spine.set(edgecolor=color, linewidth=width)
+            if r == 0 and columns is not None:
+                axes.set_title(columns[c], fontsize=7, pad=2)
+            if c == 0:
+                axes.axis("on")
+                axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def latent_paths(model: FGPVAE, context: GroupedBatch, x: Tensor, x_label: str = "x") -> Figure:
+    """Latent channels of one group against its auxiliary feature: posterior mean and two standard deviations.
+
+    The dots are the encoder's pseudo-observations at the context's members, as far as they are within the picture.
+
+    Args:
+        model: A trained model with one auxiliary feature.
+        context: One group.
+        x: Where to look, (Q*,).
+        x_label: Name and unit of the feature.
+
+    Returns:
+        The figure: a panel for each local channel, and one for the values of all global channels.
+    """
+    with torch.no_grad():
+        posterior = model.infer(context)
+        prediction = posterior.predict(x.reshape(1, -1, 1))
+        mean, deviation = prediction.mean[0].cpu(), prediction.variance[0].sqrt().cpu()
+        observed = context.mask[0].cpu()
+        encoded, variance = (part.cpu() for part in model.encoder(context.y[0][context.mask[0]]))
+        order = model.prior.channel_blocks()
+    local = [c for c, block in enumerate(order) if not isinstance(block, GlobalChannels)]
+    shared = [c for c, block in enumerate(order) if isinstance(block, GlobalChannels)]
+    panels = len(local) + bool(shared)
+    columns = min(4, panels)
+    figure = Figure(figsize=(3 * columns, 2 * math.ceil(panels / columns)), layout="constrained")
+    grid = np.asarray(figure.subplots(math.ceil(panels / columns), columns, squeeze=False)).ravel()
+    for axes, c in zip(grid, local, strict=False):
+        _band(axes, x.cpu(), mean[:, c], deviation[:, c])
+        axes.errorbar(
+            context.x[0][observed, 0].cpu(), encoded[:, c], yerr=2 * variance[:, c].sqrt(), fmt="o", ms=3, lw=0.8,
+            color="tab:orange", zorder=3,
+        )  # fmt: skip
+        low, high = (mean[:, c] - 3 * deviation[:, c]).min(), (mean[:, c] + 3 * deviation[:, c]).max()
+        axes.set_ylim(float(low) - 0.3, float(high) + 0.3)
+        axes.set_title(f"local channel {c}", fontsize=9)
+        axes.set_xlabel(x_label, fontsize=8)
+    if shared:
+        axes = grid[len(local)]
+        axes.errorbar(range(len(shared)), mean[0, shared], yerr=2 * deviation[0, shared], fmt="o", ms=4, capsize=3)
+        axes.axhspan(-2, 2, color="0.93", zorder=0)
+        axes.set_xticks(range(len(shared)), [str(c) for c in shared])
+        axes.set_title("global channels (grey: prior, 2 sd)", fontsize=9)
+        axes.set_xlabel("channel", fontsize=8)
+    for axes in grid[panels:]:
+        axes.axis("off")
+    return figure
+
+
+def training_curves(histories: Sequence[pd.DataFrame], kappa: float | None = None) -> Figure:
+    """Training error, KL and multiplier against the epoch, one line for each run.
+
+    Args:
+        histories: The `history` of each run's `FitResult`.
+        kappa: GECO's target, drawn into the first panel.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    error, divergence, weight = figure.subplots(1, 3)
+    for history in histories:
+        error.plot(history["epoch"], history["mse"], lw=1)
+        divergence.plot(history["epoch"], history["kl_local"], lw=1, color="tab:blue", label="local")
+        divergence.plot(history["epoch"], history["kl_global"], lw=1, color="tab:green", label="global")
+        weight.plot(history["epoch"], history["multiplier"], lw=1)
+    error.set(title="training MSE per element", xlabel="epoch", yscale="log")
+    if kappa is not None:
+        error.axhline(kappa, color="0.5", ls="--", lw=0.8, label="kappa")
+        error.legend(fontsize=8)
+    divergence.set(title="KL, nats per group", xlabel="epoch")
+    handles, labels = divergence.get_legend_handles_labels()
+    divergence.legend(handles[:2], labels[:2], fontsize=8)
+    weight.set(title="multiplier", xlabel="epoch", yscale="log")
+    return figure
+
+
+def _band(axes: Axes, x: Tensor, mean: Tensor, deviation: Tensor) -> None:
+    axes.plot(x, mean, lw=1.2)
+    axes.fill_between(x.numpy(), (mean - 2 * deviation).numpy(), (mean + 2 * deviation).numpy(), alpha=0.25)

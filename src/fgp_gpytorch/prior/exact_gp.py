@@ -1,0 +1,102 @@
+"""The bridge to GPyTorch's own ExactGP."""
+
+import gpytorch
+import torch
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
+from torch import Tensor
+
+from fgp_gpytorch._shapes import check_shape
+from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.prior.channels import ChannelBlock
+
+
+class BlockExactGP(gpytorch.models.ExactGP):
+    """A block of channels as GPyTorch's exact GP on flat rows (group, x), batched over its J channels.
+
+    Made by `exact_gp`. Kernel and mean are the block's own, so what is learned here is learned there. The noise is
+    the pseudo-variance, so the marginal log likelihood is the block's log evidence.
+    """
+
+    def __init__(self, block: ChannelBlock, rows: Tensor, targets: Tensor, noise: Tensor) -> None:
+        likelihood = FixedNoiseGaussianLikelihood(noise=noise, batch_shape=targets.shape[:-1])
+        super().__init__(rows, targets, likelihood)
+        self.block = block
+        self.covariance_module = block.kernel_on_rows()
+
+    def forward(self, rows: Tensor) -> MultivariateNormal:
+        """The prior at rows (N, 1 + D), batched over the J channels.
+
+        Raises:
+            ShapeError: If the rows are batched: all channels share them.
+        """
+        check_shape(rows, "rows", ("N", "1 + D"), "All channels share their rows.")
+        mean = self.block.prior_mean(rows[:, 1:])  # shape: (J or 1, N), the rows as if they were one group
+        mean = mean.reshape(-1, len(rows)).expand(self.block.num_channels, -1)
+        return MultivariateNormal(mean, self.covariance_module(rows))
+
+    @staticmethod
+    def rows(x: Tensor) -> Tensor:
+        """Flat rows (group, x) of grouped features.
+
+        Args:
+            x: (*b, G, Q, D); groups are numbered through *b and G.
+
+        Returns:
+            (N, 1 + D), N = b G Q, sorted by group.
+        """
+        flat = x.flatten(0, -3)
+        group = torch.arange(len(flat), dtype=x.dtype, device=x.device)
+        return torch.cat([group[:, None, None].expand(*flat.shape[:-1], 1), flat], dim=-1).flatten(0, 1)
+
+    def multitask(self, x: Tensor) -> MultitaskMultivariateNormal:
+        """In evaluation mode, the posterior at grouped features as one distribution, one task per channel.
+
+        Args:
+            x: (*b, G, Q*, D), the groups in the order of training.
+
+        Returns:
+            Event shape (N*, J), N* = b G Q*.
+        """
+        return MultitaskMultivariateNormal.from_batch_mvn(self(self.rows(x.to(self.train_targets.dtype))), task_dim=-1)  # pyright: ignore
+
+
+def exact_gp(
+    block: ChannelBlock, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None = None
+) -> BlockExactGP:
+    """A block's posterior by GPyTorch's own path: ExactGP with a FixedNoiseGaussianLikelihood.
+
+    It is slower than `FactorizedGPPrior.posterior` (benchmarks/posterior.py) and gives the same numbers (the tests
+    hold one against the other); use it to reach GPyTorch's other tools.
+
+    Args:
+        block: A block of channels.
+        x: Auxiliary features, (*b, G, Q, D).
+        mean: Pseudo-means of the block's channels, (*b, G, Q, J).
+        variance: Pseudo-variances, (*b, G, Q, J), positive.
+        mask: True where a member is observed, (*b, G, Q).
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        ShapeError: If shapes do not fit.
+        DataError: If no member is observed.
+
+    Example:
+        >>> gp = exact_gp(prior.blocks[0], x, mean, variance).eval()
+        >>> gp.multitask(x_new).mean  # (N*, J)
+    """
+    members = tuple(x.shape[:-1])
+    for name, value in (("mean", mean), ("variance", variance)):
+        check_shape(value, name, (*members, block.num_channels))
+    dtype = next((p.dtype for p in block.parameters()), x.dtype)
+    rows = BlockExactGP.rows(x.to(dtype))
+    observed = torch.ones(members, dtype=torch.bool, device=x.device) if mask is None else mask
+    check_shape(observed, "mask", members)
+    keep = observed.flatten()
+    if not bool(keep.any()):
+        raise DataError("mask: expected at least one observed member, got none: GPyTorch's ExactGP needs training data.")
+    targets = mean.to(dtype).flatten(0, -2)[keep].mT  # shape: (J, N)
+    noise = variance.to(dtype).flatten(0, -2)[keep].mT
+    return BlockExactGP(block, rows[keep], targets.contiguous(), noise.contiguous())
