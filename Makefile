@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help install rotated-mnist test lint types bench ci clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+install: $(VENV)/.installed  ## an environment in .venv with the package and its tools
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+rotated-mnist: install  ## the paper's experiment, short form (ARGS='--preset paper --seeds 5' for the whole)
+	$(BIN)/python examples/rotated_mnist.py $(ARGS)
+
+test: install  ## all tests, warnings are errors (ARGS='-k posterior' for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install  ## format check and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install  ## pyright on src
+	$(BIN)/pyright --pythonpath $(BIN)/python src
+
+bench: install  ## step time and posterior time, side by side with their rivals
+	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/posterior.py
+
+ci: lint types test  ## what .ci/run does in an environment that exists
+	$(BIN)/python examples/rotated_mnist.py --epochs 20 --no-progress --out runs/ci --assert-test-mse-below 0.042
+
+clean:  ## remove the environment and all runs
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis build

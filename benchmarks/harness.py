@@ -1,0 +1,79 @@
+"""Timing side by side in one process, with everything a number needs to be believed."""
+
+import gc
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("fgp_gpytorch", "torch", "gpytorch", "pyro-ppl", "lightning")
+
+
+def header(title: str, seed: int | None = None) -> None:
+    """Print what the numbers depend on."""
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    print(f"# {title}")
+    print(f"# {time.strftime('%Y-%m-%d')}, commit {commit()}, {platform.machine()}, {platform.platform()}")
+    print(f"# python {platform.python_version()}, {versions}")
+    print(f"# device cpu, {torch.get_num_threads()} threads" + ("" if seed is None else f", seed {seed}"))
+
+
+def commit() -> str:
+    """Short hash of the commit, marked if files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def interleaved(
+    tasks: dict[str, Callable[[], object]], repeats: int, warm_up: int = 5, calls: int = 1
+) -> dict[str, list[float]]:
+    """Time tasks in turn, so that what disturbs the machine disturbs all of them.
+
+    Args:
+        tasks: Names and functions.
+        repeats: Times that each is measured.
+        warm_up: Calls of each before.
+        calls: Calls in one measurement.
+
+    Returns:
+        Seconds per call, `repeats` numbers for each task.
+    """
+    for task in tasks.values():
+        for _ in range(warm_up):
+            task()
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    gc.disable()
+    for _ in range(repeats):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            for _ in range(calls):
+                task()
+            seconds[name].append((time.perf_counter() - start) / calls)
+    gc.enable()
+    return seconds
+
+
+def show(name: str, seconds: Sequence[float], unit: str = "ms") -> None:
+    """Print the median and the quartiles; lower is better."""
+    scale = {"ms": 1e3, "s": 1.0}[unit]
+    low, middle, high = (
+        (scale * q for q in statistics.quantiles(seconds, n=4)) if len(seconds) > 1 else [scale * seconds[0]] * 3
+    )
+    print(f"{name:58} {middle:9.3f} {unit}  (quartiles {low:.3f} to {high:.3f}, lower is better)")
+
+
+def ratio(name: str, above: Sequence[float], below: Sequence[float], must: float | None = None) -> float:
+    """Print the median over rounds of above / below, measured in the same round; lower is better."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    verdict = "" if must is None else f", must be <= {must}: {'met' if middle <= must else 'MISSED'}"
+    print(f"{name:58} {middle:9.3f}     (quartiles {low:.3f} to {high:.3f}, lower is better{verdict})")
+    return middle
