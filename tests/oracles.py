@@ -88,7 +88,7 @@ class DenseAnswer:
     joint_mean: np.ndarray  # members of all groups, then the new rows
     joint_covariance: np.ndarray
     log_evidence: float  # summed over groups and channels, nats
-    kl: float  # KL(q || p) = log Z - E_q[log q~], summed over groups and channels, nats
+    kl: float  # KL(q || p) = E_q[log q~] - log Z, summed over groups and channels, nats
 
 
 class DenseGaussian:
@@ -156,7 +156,7 @@ class DenseGaussian:
             joint_mean=joint_mean,
             joint_covariance=joint_cov,
             log_evidence=float(log_evidence),
-            kl=float(log_evidence - expected),
+            kl=float(expected - log_evidence),
         )
 
 
@@ -214,7 +214,7 @@ class ExactAnswer:
 def exact_group(
     kernel: Kernel, x, y, variance, mask=None, x_new=(), prior_mean: Mean = zero_mean, digits=100
 ) -> ExactAnswer:
-    """Posterior, evidence and KL of one group and channel; call inside `mpmath.workdps` to keep the digits."""
+    """Posterior, evidence and KL of one group and channel, as mpmath numbers."""
     with mpmath.workdps(digits):
         mp = mpmath.mp
         x = [[mp.mpf(value) for value in row] for row in x]
@@ -257,7 +257,7 @@ def exact_group(
             new_mean=[m for m, _ in new],
             new_variance=[v for _, v in new],
             log_evidence=log_evidence,
-            kl=log_evidence - expected,
+            kl=expected - log_evidence,
         )
 
 

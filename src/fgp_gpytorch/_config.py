@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 
@@ -20,7 +21,7 @@ class Configurable:
         super().__init_subclass__(**kwargs)
         if "__init__" not in cls.__dict__:
             return
-        original = cls.__init__
+        original: Callable[..., None] = cls.__init__
         signature = inspect.signature(original)
 
         @functools.wraps(original)

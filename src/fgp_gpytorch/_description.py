@@ -5,6 +5,7 @@ those that are already imported and derive from a known base; nothing is importe
 """
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import gpytorch
 import torch
 from gpytorch.constraints import Interval
 from gpytorch.kernels import Kernel
-from gpytorch.means import LinearMean, Mean
+from gpytorch.means import ConstantMean, LinearMean, Mean
 from gpytorch.priors import Prior
 
 from fgp_gpytorch._config import Configurable
@@ -23,7 +24,12 @@ _BASES = (Configurable, Kernel, Mean, Prior, Interval)
 
 # Arguments that GPyTorch does not keep under their own names.
 _SPECIAL: dict[type, dict[str, Callable[[Any], Any]]] = {
-    LinearMean: {"input_size": lambda mean: mean.weights.shape[-2], "bias": lambda mean: mean.bias is not None},
+    ConstantMean: {"constant_prior": lambda mean: mean._priors.get("mean_prior", (None,))[0]},
+    LinearMean: {
+        "input_size": lambda mean: mean.weights.shape[-2],
+        "batch_shape": lambda mean: mean.weights.shape[:-2],
+        "bias": lambda mean: mean.bias is not None,
+    },
 }
 
 
@@ -78,7 +84,9 @@ def rebuild(description: Any) -> Any:
     if "dtype" in description:
         dtype = getattr(torch, description["dtype"], None)
         if not isinstance(dtype, torch.dtype):
-            raise CheckpointError(f"expected the name of a torch dtype, got {description['dtype']!r}. The file is damaged.")
+            raise CheckpointError(
+                f"expected the name of a torch dtype, got {description['dtype']!r}. The file is damaged."
+            )
         return dtype
     kind = _find(description.get("class", ""))
     arguments = {key: rebuild(value) for key, value in description.get("arguments", {}).items()}
@@ -87,9 +95,12 @@ def rebuild(description: Any) -> Any:
 
 def _construct(kind: type, arguments: dict[str, Any]) -> Any:
     positional: list[Any] = []
-    for name, parameter in inspect.signature(kind).parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            positional = arguments.pop(name, [])
+    parameters = inspect.signature(kind).parameters
+    collects = next((n for n, p in parameters.items() if p.kind is inspect.Parameter.VAR_POSITIONAL), None)
+    if arguments.get(collects):  # what stands before *args must come by position too
+        before = itertools.takewhile(lambda name: name != collects, parameters)
+        positional = [arguments.pop(name) for name in before if name in arguments]
+        positional += arguments.pop(collects)
     if "batch_shape" in arguments:
         arguments["batch_shape"] = torch.Size(arguments["batch_shape"])
     try:
@@ -151,8 +162,8 @@ def _find(name: str) -> type:
             return kind
         pending.extend(kind.__subclasses__())
     raise CheckpointError(
-        f"class {name!r} of the saved model is not known. Import the module that defines it before loading, or give the "
-        "part yourself: FGPVAE.load(path, encoder=...)."
+        f"class {name!r} of the saved model is not known. Import the module that defines it before loading, or give "
+        "the part yourself: FGPVAE.load(path, encoder=...)."
     )
 
 

@@ -51,8 +51,8 @@ def check_finite(value: Tensor, name: str, where: Tensor | None = None) -> None:
     if bool(bad.any()):
         first = tuple(int(i) for i in bad.nonzero()[0])
         raise DataError(
-            f"{name}: expected finite values, got {int(bad.sum())} NaN or infinite entries, the first at index {first}. "
-            "Try to drop or impute them; entries that are missing belong in a mask (False = not observed)."
+            f"{name}: expected finite values, got {int(bad.sum())} NaN or infinite entries, the first at index "
+            f"{first}. Try to drop or impute them; entries that are missing belong in a mask (False = not observed)."
         )
 
 

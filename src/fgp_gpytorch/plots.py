@@ -45,7 +45,7 @@ def image_rows(
             if blank:
                 axes.axis("off")
             else:
-                axes.imshow(images[c].reshape(images.shape[-2:]).cpu(), cmap="gray_r", vmin=0, vmax=1)
+                axes.imshow(images[c].reshape(images.shape[-2:]).cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
             color, width = ("tab:red", 2.0) if (r, c) in marked else ("0.8", 0.5)
             for spine in axes.spines.values():
                 spine.set(edgecolor=color, linewidth=width)
@@ -88,8 +88,8 @@ def latent_paths(model: FGPVAE, context: GroupedBatch, x: Tensor, x_label: str =
     for axes, c in zip(grid, local, strict=False):
         _band(axes, x.cpu(), mean[:, c], deviation[:, c])
         axes.errorbar(
-            context.x[0][observed, 0].cpu(), encoded[:, c], yerr=2 * variance[:, c].sqrt(), fmt="o", ms=3, lw=0.8,
-            color="tab:orange", zorder=3,
+            context.x[0][observed, 0].cpu().numpy(), encoded[:, c].numpy(), yerr=2 * variance[:, c].sqrt().numpy(),
+            fmt="o", ms=3, lw=0.8, color="tab:orange", zorder=3,
         )  # fmt: skip
         low, high = (mean[:, c] - 3 * deviation[:, c]).min(), (mean[:, c] + 3 * deviation[:, c]).max()
         axes.set_ylim(float(low) - 0.3, float(high) + 0.3)
@@ -97,8 +97,12 @@ def latent_paths(model: FGPVAE, context: GroupedBatch, x: Tensor, x_label: str =
         axes.set_xlabel(x_label, fontsize=8)
     if shared:
         axes = grid[len(local)]
-        axes.errorbar(range(len(shared)), mean[0, shared], yerr=2 * deviation[0, shared], fmt="o", ms=4, capsize=3)
-        axes.axhspan(-2, 2, color="0.93", zorder=0)
+        value, error = mean[0, shared].numpy(), 2 * deviation[0, shared].numpy()
+        axes.errorbar(range(len(shared)), value, yerr=error, fmt="o", ms=4, capsize=3)
+        prior_mean, prior_deviation = (part.cpu() for part in _prior_marginals(model, context))
+        for position, c in enumerate(shared):
+            low, high = prior_mean[c] - 2 * prior_deviation[c], prior_mean[c] + 2 * prior_deviation[c]
+            axes.fill_between([position - 0.4, position + 0.4], float(low), float(high), color="0.92", zorder=0)
         axes.set_xticks(range(len(shared)), [str(c) for c in shared])
         axes.set_title("global channels (grey: prior, 2 sd)", fontsize=9)
         axes.set_xlabel("channel", fontsize=8)
@@ -135,6 +139,13 @@ def training_curves(histories: Sequence[pd.DataFrame], kappa: float | None = Non
     return figure
 
 
+@torch.no_grad()
+def _prior_marginals(model: FGPVAE, context: GroupedBatch) -> tuple[Tensor, Tensor]:
+    """Prior mean and standard deviation of each channel at the group's first member, (L,)."""
+    marginal = model.prior(context.x[:1, :1])
+    return marginal.mean[0, 0], marginal.variance[0, 0].sqrt()
+
+
 def _band(axes: Axes, x: Tensor, mean: Tensor, deviation: Tensor) -> None:
-    axes.plot(x, mean, lw=1.2)
+    axes.plot(x.numpy(), mean.numpy(), lw=1.2)
     axes.fill_between(x.numpy(), (mean - 2 * deviation).numpy(), (mean + 2 * deviation).numpy(), alpha=0.25)

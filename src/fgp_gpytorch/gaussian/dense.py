@@ -46,57 +46,68 @@ class _DenseMarginals(torch.autograd.Function):
         scaled = inverse * root.unsqueeze(-2)  # C^-1 R
         weights = _matvec(scaled.mT, _matvec(scaled, residual))  # w
         mean = _matvec(covariance, weights)
-        posterior = _posterior_covariance(covariance, precision, root, inverse, scaled)
+        posterior, reduced = _posterior_covariance(covariance, precision, root, inverse, scaled)
         variance = posterior.diagonal(dim1=-2, dim2=-1)
         # the diagonal of C is >= 1: a sum of log c^2 + c^-2 - 1 >= 0, and of squares below the diagonal
         bracket = log_plus_inverse(cholesky.diagonal(dim1=-2, dim2=-1).log().mul_(2)).sum(-1)
         bracket += inverse.square().tril_(-1).sum((-2, -1))
         kl = 0.5 * (bracket + (weights * mean).sum(-1))
-        ctx.save_for_backward(precision, residual - mean, weights, posterior, scaled)
+        # r - m = D^-1 w: the difference would cancel at a precise member
+        precise = precision * covariance.diagonal(dim1=-2, dim2=-1) > 1
+        misfit = torch.where(precise, weights / torch.where(precise, precision, 1.0), residual - mean)
+        ctx.save_for_backward(precision, misfit, weights, posterior, reduced, scaled)
         return mean, variance.clone(), kl
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         grad_mean, grad_variance, grad_kl = grad_outputs
-        precision, misfit, weights, posterior, scaled = ctx.saved_tensors  # D, r - m, w, S, C^-1 R
+        precision, misfit, weights, posterior, reduced, scaled = ctx.saved_tensors  # D, r - m, w, S, D S, C^-1 R
         grad_kl = grad_kl.unsqueeze(-1)
         towards_mean = grad_mean + grad_kl * weights  # h: all that the mean is blamed for
         moved = _matvec(posterior, towards_mean)  # S h
+        grad_residual = _matvec(reduced, towards_mean)  # D S h
         towards_diagonal = grad_variance - 0.5 * grad_kl * precision  # the same for diag S
         grad_precision = moved * misfit - _matvec(posterior.square(), towards_diagonal)
         grad_covariance = None
         if ctx.needs_input_grad[0]:
-            reduced = precision.unsqueeze(-1) * posterior  # D S
             shrink = -reduced  # T = I - D S
             shrink.diagonal(dim1=-2, dim2=-1).add_(1)
             grad_covariance = (shrink * grad_variance.unsqueeze(-2)) @ shrink.mT
-            outer = towards_mean - precision * moved - 0.5 * grad_kl * weights  # T h - (grad_kl / 2) w
+            outer = towards_mean - grad_residual - 0.5 * grad_kl * weights  # T h - (grad_kl / 2) w
             grad_covariance += outer.unsqueeze(-1) * weights.unsqueeze(-2)
             # 1/2 (P - T D T') = 1/2 D S P
             grad_covariance += reduced @ (scaled.mT @ (scaled * (0.5 * grad_kl).unsqueeze(-1)))
-        return grad_covariance, grad_precision, precision * moved
+        return grad_covariance, grad_precision, grad_residual
 
 
 def _posterior_covariance(
     covariance: Tensor, precision: Tensor, root: Tensor, inverse: Tensor, scaled: Tensor
-) -> Tensor:
-    """S, by the one of two expressions of one number that does not cancel.
+) -> tuple[Tensor, Tensor]:
+    """S and D S, entry by entry by that expression of one number that does not cancel.
 
-    (I - B^-1) / (R R') between precise members (R^2 k > 1), K - (C^-1 R K)'(C^-1 R K) elsewhere.
+    A member is precise if R^2 k > 1. Between precise members S = (I - B^-1) / (R R'); between a precise one and
+    another D S = P K, P = R B^-1 R; between others S = K - (C^-1 R K)'(C^-1 R K).
     """
     explained = scaled @ covariance
+    reduced = scaled.mT @ explained  # P K
     posterior = torch.baddbmm(
         covariance.flatten(0, -3), explained.mT.flatten(0, -3), explained.flatten(0, -3), alpha=-1
     ).view_as(covariance)
     precise = precision * covariance.diagonal(dim1=-2, dim2=-1) > 1
+    rows, columns = precise.unsqueeze(-1), precise.unsqueeze(-2)
     divisor = torch.where(precise, root, 1.0)
     by_precision = inverse.mT @ inverse
     by_precision.neg_().diagonal(dim1=-2, dim2=-1).add_(1)
     by_precision.div_(divisor.unsqueeze(-1)).div_(divisor.unsqueeze(-2))
-    posterior = torch.where(precise.unsqueeze(-1) & precise.unsqueeze(-2), by_precision, posterior)
+    between = reduced / divisor.square().unsqueeze(-1)
+    posterior = torch.where(columns, between.mT, posterior)
+    posterior = torch.where(rows, torch.where(columns, by_precision, between), posterior)
     posterior.diagonal(dim1=-2, dim2=-1).clamp_(min=torch.finfo(posterior.dtype).tiny)
-    return posterior
+    reduced = torch.where(rows & ~columns, reduced, precision.unsqueeze(-1) * posterior)
+    return posterior, reduced
 
 
 def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor) -> DenseMarginals:

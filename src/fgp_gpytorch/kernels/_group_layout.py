@@ -156,9 +156,7 @@ def group_layouts(
         row_labels: Integer labels of the rows.
         col_labels: Integer labels of the columns. The rows' if None: then one layout is returned twice.
     """
-    square = col_labels is None or (
-        row_labels.shape == col_labels.shape and torch.equal(row_labels, col_labels)
-    )
+    square = col_labels is None or (row_labels.shape == col_labels.shape and torch.equal(row_labels, col_labels))
     if col_labels is None or square:
         col_labels = row_labels
     else:

@@ -172,9 +172,7 @@ class GroupBlockLinearOperator(LinearOperator):
         for count, height, width in zip(self.rows.counts, self.rows.widths, self.cols.widths, strict=True):
             starts.append(start + width * torch.arange(count * height, device=self.device))
             start += count * height * width
-        return same, torch.where(
-            same, torch.cat(starts)[row_slots] + self.cols.place_in_group()[col_slots], 0
-        )
+        return same, torch.where(same, torch.cat(starts)[row_slots] + self.cols.place_in_group()[col_slots], 0)
 
     def _flat(self) -> Tensor:
         return torch.cat([b.flatten(-3) for b in self.blocks], dim=-1)
@@ -216,9 +214,7 @@ class GroupBlockLinearOperator(LinearOperator):
     def _mul_matrix(self, other: Any) -> LinearOperator:
         other = to_linear_operator(other).evaluate_kernel()
         if self._is_laid_out_like(other):
-            return self._with(
-                [a * b for a, b in zip(self.blocks, other.blocks, strict=True)], self.rows, self.cols
-            )
+            return self._with([a * b for a, b in zip(self.blocks, other.blocks, strict=True)], self.rows, self.cols)
         if self.rows.batched or self.cols.batched or other.matrix_shape != self.matrix_shape:
             return to_linear_operator(self.to_dense() * other.to_dense())
         blocks = []
@@ -310,16 +306,11 @@ class GroupBlockLinearOperator(LinearOperator):
         for block in self._factor().blocks:
             eye = torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
             inverses.append(torch.linalg.solve_triangular(block, eye.expand_as(block), upper=False).mT)
-        return RootLinearOperator(
-            TriangularLinearOperator(self._triangular(inverses, upper=True), upper=True)
-        )
+        return RootLinearOperator(TriangularLinearOperator(self._triangular(inverses, upper=True), upper=True))
 
     def solve(self, right_tensor: Tensor, left_tensor: Tensor | None = None) -> Tensor:
         """`K^-1 right_tensor`, or `left_tensor K^-1 right_tensor`, by the Cholesky factor of each block."""
-        if (
-            not self._faces_itself
-            or self.shape[-1] != right_tensor.shape[-1 if right_tensor.dim() == 1 else -2]
-        ):
+        if not self._faces_itself or self.shape[-1] != right_tensor.shape[-1 if right_tensor.dim() == 1 else -2]:
             return super().solve(right_tensor, left_tensor)
         is_vector = right_tensor.dim() == 1
         rhs = right_tensor.unsqueeze(-1) if is_vector else right_tensor
@@ -389,9 +380,7 @@ class GroupBlockLinearOperator(LinearOperator):
         old = (1,) * (len(repeats) - self.dim()) + tuple(self.batch_shape)
         if all(size == 1 or times == 1 for size, times in zip(old, repeats[:-2], strict=True)):
             return self._expand_batch([size * times for size, times in zip(old, repeats[:-2], strict=True)])
-        return self._map_batch(
-            lambda value: value.repeat(*repeats[:-2], *(1,) * (value.dim() - len(self.batch_shape)))
-        )
+        return self._map_batch(lambda value: value.repeat(*repeats[:-2], *(1,) * (value.dim() - len(self.batch_shape))))
 
     def _sum_batch(self, dim: int) -> LinearOperator:
         if self.rows.batched or self.cols.batched:
@@ -473,9 +462,7 @@ def posterior_covariance(
     noisy = GroupBlockLinearOperator(*noisy.laid_out(cols, cols), rows=cols, cols=cols)
     observed = cols.occupied_pieces()
     blocks = []
-    for k, (prior_block, factor) in enumerate(
-        zip(prior.laid_out(rows, rows), noisy._factor().blocks, strict=True)
-    ):
+    for k, (prior_block, factor) in enumerate(zip(prior.laid_out(rows, rows), noisy._factor().blocks, strict=True)):
         cross_block = cross.blocks[k]
         if observed is not None:
             cross_block = _keep(cross_block, observed[k].unsqueeze(-2))

@@ -207,9 +207,7 @@ class _GroupedPredictionStrategy(DefaultPredictionStrategy):
     def exact_predictive_covar(self, test_test_covar: Any, test_train_covar: Any) -> LinearOperator:
         """Condition the covariance of the test rows on the training rows."""
         full = self.likelihood(self.train_prior_dist, self.train_inputs).lazy_covariance_matrix
-        matrices = [
-            to_linear_operator(m).evaluate_kernel() for m in (test_test_covar, test_train_covar, full)
-        ]
+        matrices = [to_linear_operator(m).evaluate_kernel() for m in (test_test_covar, test_train_covar, full)]
         blocks = [m for m in matrices if isinstance(m, GroupBlockLinearOperator)]
         one_layout = not any(m.rows.batched or m.cols.batched for m in blocks)
         if settings.skip_posterior_variances.on() or len(blocks) < 3 or not one_layout:

@@ -73,9 +73,7 @@ class GroupDeltaKernel(GroupedKernel):
         labels1, labels2 = group_labels(x1), group_labels(x2)
         batch = torch.broadcast_shapes(kernel_batch, labels1.shape[:-1], labels2.shape[:-1])
         dtype = torch.promote_types(x1.dtype, x2.dtype)
-        one = torch.ones(
-            (), dtype=dtype if dtype.is_floating_point else torch.get_default_dtype(), device=x1.device
-        )
+        one = torch.ones((), dtype=dtype if dtype.is_floating_point else torch.get_default_dtype(), device=x1.device)
         if diag:
             same = (labels1 == labels2).to(one)
             return same.expand(*batch, same.shape[-1])

@@ -1,7 +1,7 @@
 """The factorized Gaussian-process variational autoencoder of the paper."""
 
-import copy
 import itertools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class FGPVAE(Configurable, PyroModule):
         member_dropout: float = 0.0,
     ) -> None:
         # a name of its own: Pyro's global parameter store would make two models of one name share parameters
-        super().__init__(f"fgpvae_{next(_instances)}")
+        PyroModule.__init__(self, f"fgpvae_{next(_instances)}")
         likelihood = GaussianLikelihood() if likelihood is None else likelihood
         expected = {"encoder": nn.Module, "decoder": nn.Module, "prior": FactorizedGPPrior, "likelihood": Likelihood}
         given = {"encoder": encoder, "decoder": decoder, "prior": prior, "likelihood": likelihood}
@@ -98,13 +98,22 @@ class FGPVAE(Configurable, PyroModule):
         self.encoder, self.decoder, self.prior, self.likelihood = encoder, decoder, prior, likelihood
         self.member_dropout = member_dropout
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "FGPVAE":
-        """Copy the model under a new name in Pyro's parameter store."""
-        clone = self.__class__.__new__(self.__class__)
-        memo[id(self)] = clone
-        clone.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
-        clone.__dict__["_pyro_name"] = f"fgpvae_{next(_instances)}"
-        return clone
+    def __getattr__(self, name: str) -> Any:
+        """As Pyro's, which announces a part's parameters when it is used, without its warning of the fixed ones.
+
+        Hyperparameters may be fixed: that is no mistake to warn of in every step.
+        """
+        context = self.__dict__.get("_pyro_context")
+        if context is None or not context.active:
+            return super().__getattr__(name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*was not registered in the param store because requires_grad=False")
+            return super().__getattr__(name)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Give a copy, by `copy.deepcopy` or from a pickle, a name of its own in Pyro's parameter store."""
+        super().__setstate__(state)
+        object.__setattr__(self, "_pyro_name", f"fgpvae_{next(_instances)}")
 
     # Pyro
 
@@ -120,7 +129,7 @@ class FGPVAE(Configurable, PyroModule):
         Returns:
             y, observed or drawn, (G, Q, *y_shape).
         """
-        x = batch.x.to(self.prior.dtype)
+        x = _features(batch).to(self.prior.dtype)
         if next(self.prior.named_priors(), None) is not None:
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
         with self._plate(batch):
@@ -228,7 +237,7 @@ class FGPVAE(Configurable, PyroModule):
             batch: Groups to condition on.
 
         Returns:
-            (G, Q, *y_shape); what stands at padded members is the generation at their padding.
+            (G, Q, *y_shape); what stands at padded members means nothing.
 
         Raises:
             ShapeError: If the encoder's output is not two tensors of L channels.
@@ -330,13 +339,16 @@ class FGPVAE(Configurable, PyroModule):
             )
         mean, variance = encoded
         mask = None if full else batch.mask
+        if batch.y_mask is not None:
+            # a member of whom nothing was observed has nothing to say about z
+            mask = batch.mask & batch.y_mask.flatten(2).any(-1)
         if full:
             mean, variance = (part.unflatten(0, batch.mask.shape) for part in (mean, variance))
         else:
             mean, variance = _scatter(mean, batch.mask, 0.0), _scatter(variance, batch.mask, 1.0)
         if self.training and self.member_dropout > 0:
-            mask = drop_members(batch.mask, self.member_dropout)
-        return batch.x, mean, variance, mask
+            mask = drop_members(batch.mask if mask is None else mask, self.member_dropout)
+        return _features(batch), mean, variance, mask
 
     def _decode(self, z: Tensor) -> Tensor:
         parameter = next(self.decoder.parameters(), None)
@@ -357,6 +369,19 @@ class FGPVAE(Configurable, PyroModule):
 
 def _is_full(batch: GroupedBatch) -> bool:
     return bool(batch.mask.all())
+
+
+def _features(batch: GroupedBatch) -> Tensor:  # shape: (G, Q, D)
+    """x with the first member's in the padding.
+
+    Kernels centre x before they take distances: among members at 1.7e9 (seconds since 1970) a padding of 0 would
+    leave no digit of them.
+    """
+    if _is_full(batch):
+        return batch.x
+    first = batch.mask.int().argmax(-1)
+    first = batch.x[torch.arange(batch.num_groups, device=first.device), first]
+    return torch.where(batch.mask.unsqueeze(-1), batch.x, first.unsqueeze(1))
 
 
 def _scatter(rows: Tensor, mask: Tensor, padding: float) -> Tensor:

@@ -58,7 +58,9 @@ def save_model(model: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     if not path.parent.exists():
-        raise MissingFileError(f"expected the folder {path.parent} to exist. Try Path({str(path.parent)!r}).mkdir(parents=True).")
+        raise MissingFileError(
+            f"expected the folder {path.parent} to exist. Try Path({str(path.parent)!r}).mkdir(parents=True)."
+        )
     torch.save(pack_model(model), path)
 
 
@@ -71,19 +73,26 @@ def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module])
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"no file {path}. Expected one written by model.save(path), or a checkpoint of fit (*.ckpt).")
+        raise MissingFileError(
+            f"no file {path}. Expected one written by model.save(path), or a checkpoint of fit (*.ckpt)."
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: expected a checkpoint of fgp_gpytorch, got something else ({error}).") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of fgp_gpytorch, got something else ({error})."
+        ) from error
     if isinstance(content, dict) and KEY in content:
         content = content[KEY]
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(
-            f"{path}: expected a file of model.save or of fit, got another content. Try torch.load on it to see what it is."
+            f"{path}: expected a file of model.save or of fit, got another content. "
+            "Try torch.load on it to see what it is."
         )
     if content["class"] != kind.__qualname__:
-        raise CheckpointError(f"{path}: expected a {kind.__qualname__}, got a {content['class']}. Try {content['class']}.load.")
+        raise CheckpointError(
+            f"{path}: expected a {kind.__qualname__}, got a {content['class']}. Try {content['class']}.load."
+        )
     arguments: dict[str, Any] = dict(parts)
     described = json.loads(content["parts"])
     unknown = set(parts) - set(described)
@@ -99,14 +108,24 @@ def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module])
             )
         arguments[name] = rebuild(description)
     model = kind(**arguments)
+    _cast_like(model, content["state_dict"])
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: its tensors do not fit the model that was rebuilt or given ({error}).") from error
+        raise CheckpointError(
+            f"{path}: its tensors do not fit the model that was rebuilt or given ({error})."
+        ) from error
     frozen = set(json.loads(content["frozen"]))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return model.eval()
+
+
+def _cast_like(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Give every tensor its saved dtype: a description does not tell of `model.double()`."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in state:
+            tensor.data = tensor.data.to(state[name].dtype)
 
 
 def _checked_description(value: Any) -> Any:
@@ -125,6 +144,11 @@ def _checked_description(value: Any) -> Any:
 
 def _skeleton(module: nn.Module) -> list[Any]:
     """What must agree between a part and its rebuilt self: classes, tensors' shapes, constraints' transforms."""
-    classes = [(name, type(part), getattr(part, "_transform", None)) for name, part in module.named_modules()]
+    classes = [(name, type(part), _named_transform(part)) for name, part in module.named_modules()]
     shapes = [(name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()]
     return [classes, shapes]
+
+
+def _named_transform(part: nn.Module) -> Any:
+    transform = getattr(part, "_transform", None)
+    return repr(transform) if isinstance(transform, nn.Module) else transform  # a copied Softplus is a Softplus

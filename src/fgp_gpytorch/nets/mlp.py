@@ -1,5 +1,6 @@
 """Multilayer perceptrons for data that are vectors."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -55,6 +56,6 @@ class MLPDecoder(Configurable, nn.Module):
 
 def _perceptron(widths: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ELU()]
     return nn.Sequential(*layers[:-1])

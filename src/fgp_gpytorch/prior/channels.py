@@ -99,7 +99,7 @@ class LocalChannels(ChannelBlock):
 
     def prior_mean(self, x: Tensor) -> Tensor:
         """Prior mean at x (*b, G, Q, D): broadcastable to (*b, G, J, Q)."""
-        return self.mean_module(x.unsqueeze(-3))
+        return _mean_at(self.mean_module, x)
 
     def covariance(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Base kernel within each group: (*b, G, J or 1, Q1, Q2)."""
@@ -135,6 +135,7 @@ class GlobalChannels(ChannelBlock):
     """
 
     raw_variance: torch.nn.Parameter
+    raw_variance_constraint: Interval
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class GlobalChannels(ChannelBlock):
     ) -> None:
         super().__init__()
         _check_num_channels(num_channels)
-        value = torch.as_tensor(variance, dtype=torch.get_default_dtype())
+        value = torch.as_tensor(variance, dtype=torch.float64)  # the prior converts: 1.0 should stay 1 to all digits
         if value.dim() > 1 or (value.dim() == 1 and len(value) != num_channels):
             raise ShapeError(
                 f"variance: expected a number or shape ({num_channels},), got {tuple(value.shape)}. "
@@ -163,13 +164,12 @@ class GlobalChannels(ChannelBlock):
                 "per group. Try LocalChannels for a mean that depends on x."
             )
         shape = (num_channels,) if value.dim() == 1 else (1,)
-        self.register_parameter("raw_variance", torch.nn.Parameter(torch.zeros(shape), requires_grad=False))
+        raw = torch.zeros(shape, dtype=value.dtype)
+        self.register_parameter("raw_variance", torch.nn.Parameter(raw, requires_grad=False))
         self.register_constraint("raw_variance", variance_constraint or Positive())
         self.initialize(variance=value.expand(shape))
         if variance_prior is not None:
-            self.register_prior(
-                "variance_prior", variance_prior, _get_variance, lambda m, v: m.initialize(variance=v)
-            )
+            self.register_prior("variance_prior", variance_prior, _get_variance, lambda m, v: m.initialize(variance=v))
 
     @property
     def variance(self) -> Tensor:
@@ -183,7 +183,7 @@ class GlobalChannels(ChannelBlock):
 
     def prior_mean(self, x: Tensor) -> Tensor:
         """Prior mean at x (*b, G, Q, D): broadcastable to (*b, G, J, Q)."""
-        return self.mean_module(x.unsqueeze(-3))
+        return _mean_at(self.mean_module, x)
 
     def covariance(self, x1: Tensor, x2: Tensor) -> Tensor:
         """The variance at every pair: (*b, G, J or 1, Q1, Q2)."""
@@ -213,6 +213,12 @@ def _get_variance(block: GlobalChannels) -> Tensor:
     return block.variance
 
 
+def _mean_at(mean_module: Mean, x: Tensor) -> Tensor:
+    mean = mean_module(x.unsqueeze(-3))
+    assert isinstance(mean, Tensor)
+    return mean
+
+
 def _evaluate(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
     with gpytorch.settings.lazily_evaluate_kernels(False):
         return kernel(x1, x2).to_dense()
@@ -221,7 +227,8 @@ def _evaluate(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
 def _check_num_channels(num_channels: int) -> None:
     if not isinstance(num_channels, int) or num_channels < 1:
         raise ShapeError(
-            f"num_channels: expected an integer >= 1, got {num_channels!r}. Leave a block out instead of making it empty."
+            f"num_channels: expected an integer >= 1, got {num_channels!r}. "
+            "Leave a block out instead of making it empty."
         )
 
 

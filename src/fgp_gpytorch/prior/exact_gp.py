@@ -1,5 +1,7 @@
 """The bridge to GPyTorch's own ExactGP."""
 
+from typing import Any
+
 import gpytorch
 import torch
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
@@ -20,19 +22,20 @@ class BlockExactGP(gpytorch.models.ExactGP):
 
     def __init__(self, block: ChannelBlock, rows: Tensor, targets: Tensor, noise: Tensor) -> None:
         likelihood = FixedNoiseGaussianLikelihood(noise=noise, batch_shape=targets.shape[:-1])
-        super().__init__(rows, targets, likelihood)
+        super().__init__(rows.expand(len(targets), -1, -1), targets, likelihood)
         self.block = block
+        self._dtype = rows.dtype
         self.covariance_module = block.kernel_on_rows()
 
-    def forward(self, rows: Tensor) -> MultivariateNormal:
-        """The prior at rows (N, 1 + D), batched over the J channels.
+    def __call__(self, rows: Tensor, **kwargs: Any) -> MultivariateNormal:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The prior (training mode) or the posterior (evaluation mode) at rows (N, 1 + D), batched over channels."""
+        return super().__call__(rows.expand(self.block.num_channels, *rows.shape[-2:]), **kwargs)
 
-        Raises:
-            ShapeError: If the rows are batched: all channels share them.
-        """
-        check_shape(rows, "rows", ("N", "1 + D"), "All channels share their rows.")
-        mean = self.block.prior_mean(rows[:, 1:])  # shape: (J or 1, N), the rows as if they were one group
-        mean = mean.reshape(-1, len(rows)).expand(self.block.num_channels, -1)
+    def forward(self, rows: Tensor) -> MultivariateNormal:
+        """The prior at rows (J, N, 1 + D), the same for every channel."""
+        features = rows[0, :, 1:]
+        mean = self.block.prior_mean(features)  # shape: (J or 1, N), the rows as if they were one group
+        mean = mean.reshape(-1, len(features)).expand(rows.shape[:-1])
         return MultivariateNormal(mean, self.covariance_module(rows))
 
     @staticmethod
@@ -58,7 +61,7 @@ class BlockExactGP(gpytorch.models.ExactGP):
         Returns:
             Event shape (N*, J), N* = b G Q*.
         """
-        return MultitaskMultivariateNormal.from_batch_mvn(self(self.rows(x.to(self.train_targets.dtype))), task_dim=-1)  # pyright: ignore
+        return MultitaskMultivariateNormal.from_batch_mvn(self(self.rows(x.to(self._dtype))), task_dim=-1)
 
 
 def exact_gp(
@@ -96,7 +99,9 @@ def exact_gp(
     check_shape(observed, "mask", members)
     keep = observed.flatten()
     if not bool(keep.any()):
-        raise DataError("mask: expected at least one observed member, got none: GPyTorch's ExactGP needs training data.")
+        raise DataError(
+            "mask: expected at least one observed member, got none: GPyTorch's ExactGP needs training data."
+        )
     targets = mean.to(dtype).flatten(0, -2)[keep].mT  # shape: (J, N)
     noise = variance.to(dtype).flatten(0, -2)[keep].mT
     return BlockExactGP(block, rows[keep], targets.contiguous(), noise.contiguous())

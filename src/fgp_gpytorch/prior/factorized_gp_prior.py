@@ -53,7 +53,9 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
                 "Try FactorizedGPPrior([LocalChannels(8, kernel), GlobalChannels(8)])."
             )
         if len({id(block) for block in blocks}) < len(blocks):
-            raise ShapeError("blocks: expected different blocks, got one block twice. Try one block with more channels.")
+            raise ShapeError(
+                "blocks: expected different blocks, got one block twice. Try one block with more channels."
+            )
         if not dtype.is_floating_point:
             raise DataError(f"dtype: expected a floating-point dtype, got {dtype}. Try torch.float64.")
         self.blocks = torch.nn.ModuleList(blocks)

@@ -132,8 +132,8 @@ class LatentPosterior:
         if x_new.dim() != self.x.dim() or (*x_new.shape[:-2], x_new.shape[-1]) != expected:
             front, features = self.x.shape[:-2], self.x.shape[-1]
             raise ShapeError(
-                f"x_new: expected (*b, G, Q*, D) = ({', '.join(map(str, front))}, Q*, {features}) for the groups of this "
-                f"posterior, got {tuple(x_new.shape)}. For new groups use prior.sample(x)."
+                f"x_new: expected (*b, G, Q*, D) = ({', '.join(map(str, front))}, Q*, {features}) for the groups "
+                f"of this posterior, got {tuple(x_new.shape)}. For new groups use prior.sample(x)."
             )
         check_floating(x_new, "x_new")
         check_same_device(x_new=x_new, x=self.x)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import math
 import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -127,16 +128,19 @@ def fit(
         seed=seed,
     )
     monitor = "val_mse" if isinstance(held_out, HeldOutDataset) else "val_loss"
-    recorder = _Recorder()
-    last, best = None, None
+    last, best, end = None, None, None
     if path is not None:
         last = ModelCheckpoint(
             path, "last", monitor=None, every_n_epochs=checkpoint_every, save_on_train_epoch_end=True,
             enable_version_counter=False,
         )  # fmt: skip
+        end = _SaveEnd(path / "last.ckpt", checkpoint_every)
         if held_out is not None:
-            best = ModelCheckpoint(path, "best", monitor=monitor, enable_version_counter=False)
-    chosen = [callback for callback in (recorder, last, best, *callbacks) if callback is not None]
+            # at the end of the epoch, not of its validation: the best epoch is in its own history
+            best = ModelCheckpoint(
+                path, "best", monitor=monitor, save_on_train_epoch_end=True, enable_version_counter=False
+            )
+    chosen = [callback for callback in (end, last, best, *callbacks) if callback is not None]
     if early_stopping is not None:
         chosen.append(EarlyStopping(monitor, patience=early_stopping, check_on_train_epoch_end=False))
     if progress:
@@ -153,36 +157,36 @@ def fit(
                 "enable_model_summary": False,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 10**9,  # metrics are logged by the epoch
+                "limit_val_batches": None if held_out is not None else 0,
                 "default_root_dir": path,
                 **trainer_options,
             }
         )
         model.train()
         _run(trainer, module, checkpoint)
-    interrupted = trainer.interrupted
-    if last is not None and path is not None and not interrupted and trainer.is_global_zero:
-        _save_end(trainer, path / "last.ckpt")
     model.eval()
+    # a file of an earlier run in this folder is not this run's
+    last_is_ours = not trainer.interrupted or checkpoint is not None or bool(last and last.best_model_path)
     return FitResult(
-        history=_history(path, recorder.rows),
+        history=pd.DataFrame(module.history),
         folder=path,
-        last_checkpoint=_existing(path, "last.ckpt"),
-        best_checkpoint=_existing(path, "best.ckpt") if best is not None else None,
-        interrupted=interrupted,
+        last_checkpoint=_existing(path, "last.ckpt") if last_is_ours else None,
+        best_checkpoint=_existing(path, "best.ckpt") if best is not None and best.best_model_path else None,
+        interrupted=trainer.interrupted,
         trainer=trainer,
     )
 
 
-class _Recorder(Callback):
-    """Keeps the epochs' metrics in memory, for runs that write no files."""
+class _SaveEnd(Callback):
+    """Saves the end of the run, unless the last epoch's checkpoint just did; in every process, as Lightning asks."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
+    def __init__(self, path: Path, checkpoint_every: int) -> None:
+        self._path, self._checkpoint_every = path, checkpoint_every
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Note the metrics of the epoch."""
-        row = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.rows.append({"epoch": trainer.current_epoch, **row})
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save."""
+        if trainer.current_epoch % self._checkpoint_every != 0:
+            trainer.save_checkpoint(self._path)
 
 
 def _adam(learning_rate: float) -> OptimizerFactory:
@@ -193,7 +197,10 @@ def _adam(learning_rate: float) -> OptimizerFactory:
 
 
 def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    # not CosineAnnealingLR, whose state brings back its old length when a run is resumed for more epochs
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+    )
 
 
 def _loggers(path: Path | None) -> list[Logger]:
@@ -208,43 +215,33 @@ def _loggers(path: Path | None) -> list[Logger]:
 
 def _run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | None) -> None:
     if checkpoint is None:
-        trainer.fit(module)
+        _fit_or_interrupt(trainer, module, None)
         return
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        known = isinstance(content, dict) and {"objective", "seed", "fgp_gpytorch"} <= set(content)
+        known = isinstance(content, dict) and {"objective", "seed", "history", "fgp_gpytorch"} <= set(content)
     except Exception as error:
         raise CheckpointError(f"{checkpoint}: expected a checkpoint of fit, got something else ({error}).") from error
     if not known:
-        raise CheckpointError(f"{checkpoint}: expected a checkpoint of fit, got another file. Try resume=False to start.")
+        raise CheckpointError(
+            f"{checkpoint}: expected a checkpoint of fit, got another file. Try resume=False to start."
+        )
     mine, saved = module.state_dict(), content["state_dict"]
     different = sorted(set(mine) ^ set(saved)) or [k for k in mine if mine[k].shape != saved[k].shape]
     if different:
         raise CheckpointError(
-            f"{checkpoint}: expected the parameters of this model, got others ({different[0]} differs). Try the settings "
-            "the run was started with, or another folder."
+            f"{checkpoint}: expected the parameters of this model, got others ({different[0]} differs). Try the "
+            "settings the run was started with, or another folder."
         )
-    trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    _fit_or_interrupt(trainer, module, checkpoint)
 
 
-def _save_end(trainer: lightning.Trainer, path: Path) -> None:
-    """Save the end of the run, unless the last epoch's checkpoint just did."""
-    if path.exists() and torch.load(path, map_location="cpu", weights_only=True)["global_step"] == trainer.global_step:
-        return
-    trainer.save_checkpoint(path)
-
-
-def _history(path: Path | None, rows: list[dict[str, float]]) -> pd.DataFrame:
-    """All epochs, those of the runs before a resumption first; an epoch that ran twice counts once."""
-    tables = [pd.DataFrame(rows)] if rows else []
-    if path is not None:
-        files = sorted((path / "log").glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:]))
-        read = [pd.read_csv(file).groupby("epoch", as_index=False).last() for file in files if file.stat().st_size]
-        tables = [table.drop(columns="step", errors="ignore") for table in read]
-    if not tables:
-        return pd.DataFrame()
-    history = pd.concat(tables, ignore_index=True)
-    return history.drop_duplicates("epoch", keep="last").sort_values("epoch", ignore_index=True)
+def _fit_or_interrupt(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | None) -> None:
+    try:
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # how Lightning ends on ctrl-C
+        if not trainer.interrupted:
+            raise
 
 
 def _existing(path: Path | None, name: str) -> Path | None:
@@ -297,6 +294,7 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
         warnings.filterwarnings("ignore", ".*GPU available but not used.*")
         warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
         try:

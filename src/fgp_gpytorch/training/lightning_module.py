@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import numpy as np
@@ -40,13 +40,15 @@ class TrainingModule(lightning.LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model  # a module with `terms` and `generate`
         self.objective = objective
         self._optimizer, self._schedule = optimizer, schedule
         self._train, self._validation = train, validation
         self._batch_size, self._num_workers, self._seed = batch_size, num_workers, seed
+        self.history: list[dict[str, float]] = []  # a row per epoch; checkpoints carry it
         self._parts: list[dict[str, Tensor]] = []
-        self._validation_sums: dict[str, float] = {}
+        self._validation_sums: dict[str, tuple[float, float]] = {}  # sum and count
+        self._validation_means: dict[str, float] = {}
         self._description: dict[str, Any] | None = None
 
     # data
@@ -77,12 +79,13 @@ class TrainingModule(lightning.LightningModule):
         """Seed the epoch."""
         torch.manual_seed(hash_seed(self._seed, self.current_epoch, self.global_rank))
         self._parts.clear()
+        self._validation_means.clear()
 
     def training_step(self, batch: GroupedBatch, batch_index: int) -> Tensor:
         """The objective's loss per member of the dataset."""
         try:
             terms = self.objective.terms(self.model, self.model, batch)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise NonFiniteError(self._stopped("posterior (the encoder's mean or variance)", batch)) from error
         loss = self.objective.loss_of(terms) / terms.num_dataset_members
         if not bool(torch.isfinite(loss)):
@@ -101,11 +104,16 @@ class TrainingModule(lightning.LightningModule):
             raise NonFiniteError(self._stopped(f"gradient of {bad}", self._last_batch))
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's means."""
+        """Log the epoch's means, and add its row to the history."""
+        row: dict[str, float] = {"epoch": self.current_epoch}
         for name in self._parts[0] if self._parts else ():
             mean = torch.stack([parts[name].double().to(self.device) for parts in self._parts]).mean()
+            mean = self._over_processes(mean, "mean")
             self.log(name, mean, sync_dist=True, prog_bar=name == "mse")
-        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+            row[name] = mean.item()
+        row["learning_rate"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("learning_rate", row["learning_rate"])
+        self.history.append({**row, **self._validation_means})
 
     def on_validation_epoch_start(self) -> None:
         """Clear the sums."""
@@ -124,15 +132,15 @@ class TrainingModule(lightning.LightningModule):
                 "val_mse": (terms.squared_error.sum().item(), terms.num_elements.sum().item()),
             }
         for name, (value, count) in sums.items():
-            self._validation_sums[name] = self._validation_sums.get(name, 0.0) + value
-            self._validation_sums[f"{name}_count"] = self._validation_sums.get(f"{name}_count", 0.0) + count
+            before = self._validation_sums.get(name, (0.0, 0.0))
+            self._validation_sums[name] = (before[0] + value, before[1] + count)
 
     def on_validation_epoch_end(self) -> None:
         """Log means over the validation data."""
-        for name in ("val_loss", "val_mse"):
-            if name in self._validation_sums:
-                mean = self._validation_sums[name] / self._validation_sums[f"{name}_count"]
-                self.log(name, mean, sync_dist=True, prog_bar=True)
+        for name, sums in self._validation_sums.items():
+            total, count = self._over_processes(torch.tensor(sums, dtype=torch.float64, device=self.device), "sum")
+            self._validation_means[name] = (total / count).item()
+            self.log(name, self._validation_means[name], sync_dist=True, prog_bar=True)
 
     # optimizer and checkpoints
 
@@ -141,22 +149,31 @@ class TrainingModule(lightning.LightningModule):
         optimizer = self._optimizer([p for p in self.model.parameters() if p.requires_grad])
         if self._schedule is None:
             return optimizer
-        steps = math.ceil(len(self._train) / (self._batch_size * self.trainer.world_size)) * (self.trainer.max_epochs or 1)
+        steps = math.ceil(len(self._train) / (self._batch_size * self.trainer.world_size)) * (
+            self.trainer.max_epochs or 1
+        )
         scheduler = self._schedule(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the objective's state, the seed, and what `FGPVAE.load` needs."""
+        """Add the objective's state, the history, the seed, and what `FGPVAE.load` needs."""
         if self._description is None:
             self._description = pack_model(self.model, warn=False)
         checkpoint[KEY] = {**self._description, "state_dict": self.model.state_dict()}
         checkpoint["objective"] = self.objective.state_dict()
+        checkpoint["history"] = list(self.history)
         checkpoint["seed"] = self._seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the objective's state and the seed."""
+        """Restore the objective's state, the history and the seed."""
         self.objective.load_state_dict(checkpoint["objective"])
+        self.history = list(checkpoint["history"])
         self._seed = checkpoint["seed"]
+
+    def _over_processes(self, value: Tensor, operation: Literal["mean", "sum"]) -> Tensor:
+        reduced = self.trainer.strategy.reduce(value, reduce_op=operation)
+        assert isinstance(reduced, Tensor)
+        return reduced
 
     def _stopped(self, term: str, batch: GroupedBatch) -> str:
         groups = batch.group_index.tolist()

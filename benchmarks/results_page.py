@@ -1,0 +1,110 @@
+"""Write the tables of README.md and docs/results.md from the records in docs/results.
+
+    python benchmarks/results_page.py [--check]
+
+The records are results.json of `examples/rotated_mnist.py` by preset, and the lines of `benchmarks/choose_settings.py`.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "docs" / "results"
+PRESETS = ("short", "paper", "best")
+PAPER = {"test_mse": "0.0284 +- 0.0004", "extrapolation_mse": "0.0316 +- 0.0005"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 if a table is not up to date")
+    options = parser.parse_args()
+    stale = False
+    for name, sections in (
+        ("README.md", {"results": results_table()}),
+        ("docs/results.md", {"results": results_table(), "runs": runs_table(), "settings": settings_table()}),
+    ):
+        path = ROOT / name
+        before = path.read_text()
+        after = before
+        for section, table in sections.items():
+            after = replaced(after, section, table)
+        stale |= after != before
+        if not options.check:
+            path.write_text(after)
+    if options.check and stale:
+        print("the tables differ from the records: run python benchmarks/results_page.py", file=sys.stderr)
+    return int(options.check and stale)
+
+
+def replaced(text: str, section: str, table: str) -> str:
+    """The text with what stands between the section's two markers replaced."""
+    start, end = f"<!-- {section} -->", f"<!-- end of {section} -->"
+    head, rest = text.split(start)
+    return f"{head}{start}\n{table}\n{end}{rest.split(end)[1]}"
+
+
+def record(preset: str) -> dict[str, Any]:
+    return json.loads((RECORDS / f"{preset}.json").read_text())
+
+
+def results_table() -> str:
+    lines = [
+        "| rotated MNIST, MSE per pixel, lower is better | unseen angle (test) | unseen digits (extrapolation) |",
+        "| --- | --- | --- |",
+        f"| paper, best epoch on the test set, 5 seeds | {PAPER['test_mse']} | {PAPER['extrapolation_mse']} |",
+    ]
+    for preset in PRESETS:
+        r = record(preset)
+        seeds, epochs = len(r["seeds"]), r["settings"]["epochs"]
+        label = f"`--preset {preset}`, {epochs} epochs, last epoch, {seeds} seed{'s' * (seeds > 1)}"
+        lines.append(f"| {label} | {cell(r, 'test_mse')} | {cell(r, 'extrapolation_mse')} |")
+    return "\n".join(lines)
+
+
+def runs_table() -> str:
+    lines = ["| | " + " | ".join(PRESETS) + " |", "| --- |" + " --- |" * len(PRESETS)]
+    rows = {
+        "test MSE, posterior mean": lambda r: cell(r, "test_mse"),
+        "test MSE, one sample of z": lambda r: cell(r, "test_mse_sample"),
+        "extrapolation MSE, posterior mean": lambda r: cell(r, "extrapolation_mse"),
+        "extrapolation MSE, one sample of z": lambda r: cell(r, "extrapolation_mse_sample"),
+        "training MSE (sampled z)": lambda r: cell(r, "training_mse"),
+        "seconds per epoch": lambda r: cell(r, "seconds_per_epoch", 2),
+        "test MSE of each seed": lambda r: ", ".join(f"{v:.4f}" for v in r["metrics"]["test_mse"]["values"]),
+        "peak memory of the run, GB": lambda r: f"{r['peak_memory_gb']:.2f}",
+        "threads": lambda r: str(r["machine"]["threads"]),
+        "date, commit": lambda r: f"{r['date']}, {r['commit']}",
+        "torch, gpytorch, lightning": lambda r: ", ".join(r["versions"][k] for k in ("torch", "gpytorch", "lightning")),
+    }
+    for label, read in rows.items():
+        lines.append(f"| {label} | " + " | ".join(read(record(preset)) for preset in PRESETS) + " |")
+    return "\n".join(lines)
+
+
+def settings_table() -> str:
+    lines = [
+        "| candidate | local channels | learning rate | dropout | beta | batch | epochs | held-out angle | unseen angle "
+        "| unseen digits |",
+        "| " + "--- | " * 10,
+    ]
+    for line in (RECORDS / "choose_settings.jsonl").read_text().splitlines():
+        c = json.loads(line)
+        angle = f"{22.5 * c['angle']:g}°"
+        lines.append(
+            f"| {c['name']} | {c['num_local']} | {c['learning_rate']:g} | {c['member_dropout']:.2f} | {c['beta']:g} "
+            f"| {c['batch_size']} | {c['epochs']} | {angle} | {c['unseen_angle_mse']:.4f} | {c['unseen_digit_mse']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def cell(r: dict[str, Any], name: str, digits: int = 4) -> str:
+    figure = r["metrics"][name]
+    spread = "" if figure["sd"] is None else f" +- {figure['sd']:.{digits}f}"
+    return f"{figure['mean']:.{digits}f}{spread}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

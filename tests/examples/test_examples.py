@@ -1,0 +1,79 @@
+"""The examples run, in short form, and learn something."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from fgp_gpytorch import FGPVAE
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_quickstart_beats_the_mean_of_the_station() -> None:
+    assert load("quickstart").main(steps=200) < 0.3
+
+
+def test_new_kernel_forecasts_better_than_the_spread_of_the_values() -> None:
+    assert load("new_kernel").main(epochs=20) < 0.6
+
+
+def test_pyro_model_lowers_the_negative_elbo() -> None:
+    before, after = load("pyro_model").main(epochs=10)
+    assert after < before - 10
+
+
+@pytest.fixture(scope="module")
+def rotated_mnist_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("rotated_mnist")
+    status = load("rotated_mnist").main(["--epochs", "2", "--seeds", "2", "--out", str(out), "--no-progress"])
+    assert status == 0
+    return out
+
+
+def test_rotated_mnist_writes_figures_and_a_record(rotated_mnist_run: Path) -> None:
+    record = json.loads((rotated_mnist_run / "results.json").read_text())
+    assert record["seeds"] == [0, 1]
+    assert record["settings"]["epochs"] == 2
+    values = record["metrics"]["test_mse"]["values"]
+    assert record["metrics"]["test_mse"]["mean"] == pytest.approx(sum(values) / 2)
+    assert 0.02 < min(values)
+    assert max(values) < 0.08  # 0.078 is the mean image
+    for name in ("reconstructions", "unseen_digits", "new_digits", "latents", "training"):
+        assert (rotated_mnist_run / f"{name}.png").stat().st_size > 10_000
+
+
+def test_rotated_mnist_resumes_without_training_finished_seeds_again(
+    rotated_mnist_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (rotated_mnist_run / "seed_0" / "model.pt").stat().st_mtime_ns
+    arguments = ["--epochs", "2", "--seeds", "2", "--out", str(rotated_mnist_run), "--no-progress", "--resume"]
+    assert load("rotated_mnist").main([*arguments, "--no-figures"]) == 0
+    assert "seed 0: finished before" in capsys.readouterr().out
+    assert (rotated_mnist_run / "seed_0" / "model.pt").stat().st_mtime_ns == before
+
+
+def test_rotated_mnist_asserts_its_result(rotated_mnist_run: Path) -> None:
+    arguments = ["--epochs", "2", "--out", str(rotated_mnist_run), "--no-progress", "--resume", "--no-figures"]
+    assert load("rotated_mnist").main([*arguments, "--assert-test-mse-below", "0.01"]) == 1
+
+
+def test_saved_model_of_the_example_generates(rotated_mnist_run: Path) -> None:
+    model = FGPVAE.load(rotated_mnist_run / "seed_1" / "model.pt")
+    image = model.generate(torch.zeros(1, 2, 1, dtype=torch.float64))
+    assert image.shape == (1, 2, 1, 28, 28)
+    assert bool(torch.isfinite(image).all())

@@ -1,0 +1,71 @@
+"""Global channels: Appendix B as printed, the dense form with K = s 1 1', gradients."""
+
+import oracles
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from fgp_gpytorch.gaussian import dense_factor, dense_marginals, rank_one_factor
+
+F64 = torch.float64
+
+
+def _problem(batch=(3,), q=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    precision = torch.exp(torch.randn(*batch, q, generator=g, dtype=F64))
+    return 0.3 + torch.rand(batch, generator=g, dtype=F64), precision, torch.randn(*batch, q, generator=g, dtype=F64)
+
+
+def test_mu_bar_sigma_bar_and_the_second_integral_of_appendix_b():
+    _, precision, residual = _problem()
+    factor = rank_one_factor(torch.ones(3, dtype=F64), precision, residual)
+    for g in range(3):
+        mu, s2 = residual[g].tolist(), precision[g].reciprocal().tolist()
+        mu_bar, var_bar = oracles.paper_global_posterior(mu, s2)
+        assert float(factor.mean()[g]) == pytest.approx(mu_bar, rel=1e-12)
+        assert float(factor.variance()[g]) == pytest.approx(var_bar, rel=1e-12)
+        assert float(factor.log_evidence()[g]) == pytest.approx(oracles.paper_global_log_evidence(mu, s2), rel=1e-12)
+
+
+def test_closed_form_equals_the_dense_form_with_a_constant_covariance():
+    prior_variance, precision, residual = _problem()
+    precision[0, 2] = residual[0, 2] = 0.0
+    one = rank_one_factor(prior_variance, precision, residual)
+    covariance = prior_variance[:, None, None].expand(3, 4, 4)
+    dense = dense_marginals(covariance, precision, residual)
+    torch.testing.assert_close(one.mean().unsqueeze(-1).expand(3, 4), dense.mean, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(one.variance().unsqueeze(-1).expand(3, 4), dense.variance, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(one.kl(), dense.kl, rtol=1e-11, atol=1e-13)
+    evidence = dense_factor(covariance, precision, residual).log_evidence()
+    torch.testing.assert_close(one.log_evidence(), evidence, rtol=1e-11, atol=1e-13)
+
+
+def test_kl_equals_the_divergence_of_two_normals():
+    prior_variance, precision, residual = _problem()
+    factor = rank_one_factor(prior_variance, precision, residual)
+    q = torch.distributions.Normal(factor.mean(), factor.variance().sqrt())
+    p = torch.distributions.Normal(torch.zeros(3, dtype=F64), prior_variance.sqrt())
+    torch.testing.assert_close(factor.kl(), torch.distributions.kl_divergence(q, p), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_gradients_pass_gradcheck(missing):
+    prior_variance, precision, residual = _problem()
+    observed = torch.ones_like(precision)
+    if missing:
+        observed[0, 1] = 0.0
+        observed[1] = 0.0  # nothing observed
+
+    def function(s, p, r):
+        factor = rank_one_factor(s, p * observed, r * observed)
+        return factor.mean(), factor.variance(), factor.log_evidence(), factor.kl()
+
+    assert gradcheck(function, [t.requires_grad_() for t in (prior_variance, precision, residual)])
+
+
+def test_group_without_observations_is_its_prior():
+    zeros = torch.zeros(2, 3, dtype=F64)
+    factor = rank_one_factor(torch.tensor([0.7, 2.0], dtype=F64), zeros, zeros)
+    assert factor.mean().tolist() == [0.0, 0.0]
+    assert factor.variance().tolist() == [0.7, 2.0]
+    assert factor.kl().tolist() == factor.log_evidence().tolist() == [0.0, 0.0]

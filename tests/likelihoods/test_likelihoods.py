@@ -1,0 +1,151 @@
+import math
+
+import pytest
+import torch
+from torch import distributions
+
+from fgp_gpytorch import BernoulliLikelihood, GaussianLikelihood
+from fgp_gpytorch.errors import DataError
+
+
+@pytest.fixture
+def observations():
+    """Output (s, G, Q, 2, 3), y (G, Q, 2, 3), and which elements were observed."""
+    output = torch.randn(4, 2, 5, 2, 3, dtype=torch.float64)
+    y = torch.randn(2, 5, 2, 3, dtype=torch.float64)
+    observed = torch.rand(2, 5, 2, 3) > 0.4
+    return output, y, observed
+
+
+def summed(terms, observed=None):
+    """Sum a density over the observed elements of a member, one by one."""
+    result = torch.zeros(terms.shape[:3], dtype=terms.dtype)
+    for s, g, q, i, j in torch.cartesian_prod(*[torch.arange(n) for n in terms.shape]).tolist():
+        if observed is None or observed[g, q, i, j]:
+            result[s, g, q] += terms[s, g, q, i, j]
+    return result
+
+
+@pytest.mark.parametrize("mode", ["fixed", "learned"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gaussian_is_the_normal_density_of_the_observed_elements(observations, mode, masked):
+    output, y, observed = observations
+    observed = observed if masked else None
+    likelihood = GaussianLikelihood(mode, 0.3).double()
+    terms = distributions.Normal(output, torch.tensor(0.3).double().sqrt()).log_prob(y)
+    # the variance is stored as a float32 before .double()
+    torch.testing.assert_close(likelihood.log_prob(output, y, observed), summed(terms, observed), rtol=1e-7, atol=0)
+    assert torch.equal(likelihood.mean(output), output)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_optimal_variance_is_the_mean_squared_error_of_the_observed_elements(observations, masked):
+    output, y, observed = observations
+    observed = observed if masked else torch.ones_like(observed)
+    likelihood = GaussianLikelihood().double()
+    error = (output - y)[observed.expand(output.shape)].square()
+    terms = distributions.Normal(output, error.mean().sqrt()).log_prob(y)
+    torch.testing.assert_close(likelihood.log_prob(output, y, observed), summed(terms, observed))
+
+
+def test_optimal_variance_maximizes_the_likelihood(observations):
+    output, y, observed = observations
+    best = GaussianLikelihood().double().log_prob(output, y, observed).sum()
+    error = (output - y).square()[observed.expand(output.shape)].mean().item()
+    for factor in (0.98, 1.02):
+        other = GaussianLikelihood("fixed", factor * error).double()
+        assert other.log_prob(output, y, observed).sum() < best
+
+
+def test_running_variance_starts_with_the_first_batch_and_moves_by_a_hundredth(observations):
+    output, y, observed = observations
+    likelihood = GaussianLikelihood(variance=77.0).double()
+    errors = []
+    for k in range(3):
+        scaled = (k + 1.0) * output
+        errors.append((scaled - y).square()[observed.expand(output.shape)].mean().item())
+        likelihood.log_prob(scaled, y, observed)
+    expected = errors[0]
+    for error in errors[1:]:
+        expected += 0.01 * (error - expected)
+    assert likelihood.variance.item() == pytest.approx(expected, rel=1e-7)  # a hundredth in float32
+
+
+def test_outside_training_the_running_variance_is_used_and_left_alone(observations):
+    output, y, observed = observations
+    likelihood = GaussianLikelihood().double()
+    likelihood.log_prob(output, y, observed)
+    likelihood.eval()
+    variance = likelihood.variance.clone()
+    terms = distributions.Normal(output, variance.sqrt()).log_prob(y + 3)
+    torch.testing.assert_close(likelihood.log_prob(output, y + 3, observed), summed(terms, observed))
+    assert torch.equal(likelihood.variance, variance)
+
+
+def test_gradient_in_optimal_mode_is_that_of_the_profile_likelihood(observations):
+    output, y, observed = observations
+    output.requires_grad_()
+    likelihood = GaussianLikelihood().double()
+    (mine,) = torch.autograd.grad(likelihood.log_prob(output, y, observed).sum(), output)
+    where = observed.expand(output.shape)
+    # with the variance put in, the log likelihood is - n/2 (log 2 pi mse + 1): its gradient needs no derivative of mse
+    profile = -0.5 * where.sum() * (2 * math.pi * (output - y)[where].square().mean()).log()
+    (theirs,) = torch.autograd.grad(profile, output)
+    torch.testing.assert_close(mine, theirs)
+    assert (mine[~where] == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["fixed", "learned", "optimal"])
+def test_density_from_the_squared_error_is_the_density(observations, mode):
+    output, y, observed = observations
+    first, second = GaussianLikelihood(mode, 0.7).double(), GaussianLikelihood(mode, 0.7).double()
+    error = torch.where(observed, (output - y).square(), 0.0).flatten(2).sum(-1)
+    mine = first.log_prob_of_squared_error(error, observed.flatten(1).sum(-1).double())
+    torch.testing.assert_close(mine, second.log_prob(output, y, observed).sum(-1))
+    torch.testing.assert_close(first.variance, second.variance)
+
+
+def test_perfect_reconstruction_gives_no_infinity_in_optimal_mode():
+    y = torch.randn(2, 3, 4)
+    assert GaussianLikelihood().log_prob(y.clone(), y).isfinite().all()
+
+
+def test_learned_variance_is_a_parameter_with_the_right_gradient(observations):
+    output, y, _ = observations
+    likelihood = GaussianLikelihood("learned", 0.3).double()
+    likelihood.log_prob(output, y).sum().backward()
+    error, count = (output - y).square().sum(), output.numel()
+    expected = 0.5 * (error / likelihood.variance - count)
+    torch.testing.assert_close(likelihood.log_variance.grad, expected.detach())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_bernoulli_is_torchs(observations, masked):
+    output, y, observed = observations
+    y, observed = (y > 0).double(), observed if masked else None
+    likelihood = BernoulliLikelihood()
+    terms = distributions.Bernoulli(logits=output).log_prob(y)
+    torch.testing.assert_close(likelihood.log_prob(output, y, observed), summed(terms, observed))
+    torch.testing.assert_close(likelihood.distribution(output).mean, likelihood.mean(output))
+    torch.testing.assert_close(likelihood.mean(output), 1 / (1 + (-output).exp()))
+
+
+def test_a_grey_pixel_counts_as_an_expected_one(observations):
+    output, _, _ = observations
+    y = torch.rand(2, 5, 2, 3, dtype=torch.float64)
+    ones, zeros = (
+        distributions.Bernoulli(logits=output).probs.log(),
+        distributions.Bernoulli(logits=-output).probs.log(),
+    )
+    torch.testing.assert_close(BernoulliLikelihood().log_prob(output, y), summed(y * ones + (1 - y) * zeros))
+
+
+@pytest.mark.parametrize("variance", [0.0, -1.0, math.inf, math.nan])
+def test_impossible_variances_are_refused(variance):
+    with pytest.raises(DataError, match=r"variance: expected a positive finite number, got .*Try 1\.0"):
+        GaussianLikelihood("fixed", variance)
+
+
+def test_unknown_mode_is_refused():
+    with pytest.raises(DataError, match=r'mode: expected "optimal", "learned" or "fixed", got \'best\''):
+        GaussianLikelihood("best")

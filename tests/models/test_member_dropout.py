@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from factories import ConstantEncoder, make_data, make_model
+from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.models.member_dropout import drop_members
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 0.99])
+def test_the_fraction_of_every_group_is_exact_and_one_member_stays(fraction):
+    sizes = torch.tensor([1, 2, 3, 5, 8, 11, 0])
+    mask = torch.arange(11) < sizes[:, None]
+    for _ in range(50):
+        kept = drop_members(mask, fraction)
+        assert not (kept & ~mask).any()
+        for size, left in zip(sizes.tolist(), kept.sum(-1).tolist(), strict=True):
+            assert left == (size - min(round(fraction * size), size - 1) if size else 0)
+
+
+def test_members_anywhere_in_the_mask_are_dropped_with_equal_chances():
+    mask = torch.tensor([[False, True, True, False, True, True]]).expand(8000, -1)
+    share = drop_members(mask, 0.5).float().mean(0)
+    # standard error sqrt(0.25 / 8000) = 0.0056
+    torch.testing.assert_close(share, torch.tensor([0, 0.5, 0.5, 0, 0.5, 0.5]), rtol=0, atol=0.03)
+
+
+def test_dropout_acts_in_training_mode_alone_and_on_q_alone():
+    model, batch = make_model(member_dropout=0.5, encoder=ConstantEncoder()), make_data()[:]
+    kept = model.infer(batch).mask
+    size = batch.mask.sum(-1)
+    assert kept.sum(-1).tolist() == [int(n) - min(round(0.5 * int(n)), int(n) - 1) for n in size]
+    terms = model.terms(batch)
+    assert torch.equal(terms.num_members, size)
+    assert torch.equal(terms.num_elements, 3.0 * size)
+    assert model.encoder.rows == [int(size.sum())] * 2  # members that q leaves out are encoded, and reconstructed
+    model.eval()
+    assert torch.equal(model.infer(batch).mask, batch.mask)
+
+
+def test_posterior_without_a_member_is_that_of_the_smaller_group():
+    model, data = make_model(member_dropout=0.4), make_data(sizes=(5, 5, 5))
+    batch = data[:]
+    dropped = model.infer(batch)
+    plain = model.eval().prior.posterior(batch.x, *encoded(model, batch), dropped.mask)
+    torch.testing.assert_close(dropped.mean, plain.mean)
+    torch.testing.assert_close(dropped.kl, plain.kl)
+    assert (dropped.kl < model.infer(batch).kl).all()  # fewer observations, a coarser q
+
+
+def encoded(model, batch):
+    mean, variance = model.encoder(batch.y.flatten(0, 1))
+    return mean.unflatten(0, batch.mask.shape), variance.unflatten(0, batch.mask.shape)
+
+
+def test_loss_with_dropout_is_a_bound_too():
+    """In expectation the ELBO of a coarser q is below the evidence: checked where the evidence is known exactly."""
+    model, data = make_model(member_dropout=0.4, decoder=LinearDecoder()), make_data(sizes=(5, 5))
+    batch = data[:].to(torch.float64)
+    model.double()
+    evidence = exact_log_evidence(model, batch)
+    with torch.no_grad():
+        elbos = [-loss(model, batch) for _ in range(20)]
+    assert max(elbos) < evidence
+
+
+class LinearDecoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([[1.0, 0.3, 0.0], [0.0, 1.0, -0.5], [0.4, 0.0, 1.0]]))
+
+    def forward(self, z):
+        return z @ self.weight
+
+
+def loss(model, batch):
+    terms = model.terms(batch, num_particles=4000)
+    return (terms.kl_local + terms.kl_global - terms.log_likelihood).sum()
+
+
+def exact_log_evidence(model, batch):
+    """y is Gaussian where the decoder is linear: one dense covariance per group."""
+    weight, prior, total = model.decoder.weight, model.prior(batch.x), 0.0
+    covariance = prior.covariance_matrix.detach()  # (G, Q L, Q L), members outside, channels inside
+    for g in range(batch.num_groups):
+        transform = torch.kron(torch.eye(batch.num_members).double(), weight.T.contiguous())
+        full = transform @ covariance[g] @ transform.T
+        full = full + 0.5 * torch.eye(len(full)).double()
+        mean = (prior.mean[g] @ weight).flatten()
+        density = torch.distributions.MultivariateNormal(mean, full)
+        total += density.log_prob(batch.y[g].flatten()).item()
+    return total
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0])
+def test_a_fraction_that_leaves_nothing_is_refused(fraction):
+    with pytest.raises(DataError, match=r"member_dropout: expected a fraction in \[0, 1\), got .*Try 0\.2, or 0"):
+        make_model(member_dropout=fraction)

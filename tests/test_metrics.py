@@ -1,0 +1,46 @@
+"""Figures of merit against a loop."""
+
+from types import SimpleNamespace
+
+import gpytorch
+import pytest
+import torch
+
+from fgp_gpytorch import FGPVAE, FactorizedGPPrior, GlobalChannels, GroupedDataset, LocalChannels
+from fgp_gpytorch.metrics import held_out_mse
+from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
+
+
+@pytest.fixture
+def model() -> FGPVAE:
+    torch.manual_seed(0)
+    prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(1)])
+    return FGPVAE(MLPEncoder([3], 3), MLPDecoder(3, [3]), prior).eval()
+
+
+@pytest.fixture
+def held_out() -> SimpleNamespace:
+    sizes = torch.tensor([2, 5, 3])
+    group = torch.repeat_interleave(torch.arange(3), sizes)
+    context = GroupedDataset(torch.randn(10, 3), torch.rand(10), group)
+    return SimpleNamespace(context=context, x_new=torch.rand(3, 2, 1), y_new=torch.randn(3, 2, 3))
+
+
+def test_held_out_mse_is_the_mean_over_groups_one_by_one(model: FGPVAE, held_out: SimpleNamespace) -> None:
+    errors = [
+        (model.generate(held_out.x_new[[g]], held_out.context[[g]]) - held_out.y_new[[g]]).square().mean().item()
+        for g in range(3)
+    ]
+    assert held_out_mse(model, held_out, batch_size=2) == pytest.approx(sum(errors) / 3, rel=1e-5)
+
+
+def test_held_out_mse_of_samples_is_larger_on_average(model: FGPVAE, held_out: SimpleNamespace) -> None:
+    held_out.y_new = model.generate(held_out.x_new, held_out.context)  # the mean has no error at all
+    assert held_out_mse(model, held_out) == pytest.approx(0, abs=1e-12)
+    assert held_out_mse(model, held_out, sample=True) > 1e-6
+
+
+def test_held_out_mse_leaves_the_mode_of_the_model_alone(model: FGPVAE, held_out: SimpleNamespace) -> None:
+    model.train()
+    held_out_mse(model, held_out)
+    assert model.training

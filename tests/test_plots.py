@@ -1,0 +1,38 @@
+"""Figures show what they are given."""
+
+import gpytorch
+import pandas as pd
+import pytest
+import torch
+
+from fgp_gpytorch import FGPVAE, FactorizedGPPrior, GlobalChannels, GroupedBatch, LocalChannels
+from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
+from fgp_gpytorch.plots import image_rows, latent_paths, training_curves
+
+
+def test_image_rows_draws_an_image_for_each_that_is_not_nan() -> None:
+    images = torch.rand(4, 1, 28, 28)
+    images[2] = torch.nan
+    figure = image_rows([("a", images), ("b", torch.rand(3, 28, 28))], columns=list("wxyz"), marked=[(0, 1)])
+    drawn = [len(axes.images) for axes in figure.axes]
+    assert drawn == [1, 1, 0, 1, 1, 1, 1, 0]
+    assert [axes.get_title() for axes in figure.axes[:4]] == list("wxyz")
+
+
+def test_latent_paths_has_a_panel_for_each_local_channel_and_one_for_the_global() -> None:
+    prior = FactorizedGPPrior([LocalChannels(3, gpytorch.kernels.RBFKernel()), GlobalChannels(2, variance=4.0)])
+    model = FGPVAE(MLPEncoder([3], 5), MLPDecoder(5, [3]), prior).eval()
+    batch = GroupedBatch.from_tensors(torch.randn(1, 4, 3), torch.rand(1, 4, 1))
+    figure = latent_paths(model, batch, torch.linspace(0, 1, 20))
+    assert len(figure.axes) == 4
+    line = figure.axes[1].lines[0]
+    expected = model.infer(batch).predict(torch.linspace(0, 1, 20).reshape(1, -1, 1)).mean[0, :, 1]
+    assert torch.as_tensor(line.get_ydata()).double().tolist() == pytest.approx(expected.tolist())
+
+
+def test_training_curves_draw_every_run() -> None:
+    history = pd.DataFrame(
+        {"epoch": [0, 1], "mse": [0.2, 0.1], "kl_local": [1.0, 2.0], "kl_global": [1.0, 1.5], "multiplier": [1.0, 3.0]}
+    )
+    figure = training_curves([history, history], kappa=0.05)
+    assert [len(axes.lines) for axes in figure.axes] == [3, 4, 2]

@@ -1,0 +1,538 @@
+"""What a training run leaves: numbers, files, and the same numbers after every kind of accident."""
+
+import math
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from factories import make_data, make_model, same_state, state_of
+from fgp_gpytorch import ELBO, GECO, GaussianLikelihood, GroupedDataset, fit
+from fgp_gpytorch.errors import CheckpointError, DataError, MissingFileError, NonFiniteError, ShapeError
+
+
+@dataclass
+class HeldOutMembers:
+    """The first member of every group of several is to be predicted from the others."""
+
+    context: GroupedDataset
+    x_new: torch.Tensor
+    y_new: torch.Tensor
+
+
+def held_out(seed=5):
+    data = make_data((3, 4, 2), seed=seed)
+    rows = data.flat()
+    first = torch.cat([torch.tensor([True]), rows.group[1:] != rows.group[:-1]])
+    return HeldOutMembers(data.select(~first), rows.x[first].unsqueeze(1), rows.y[first].unsqueeze(1))
+
+
+def train(model=None, **options):
+    """A run of 14 steps on seven groups: four epochs of four batches would be 16, so the last batch is short."""
+    options = {"epochs": 4, "batch_size": 2, "seed": 3, "progress": False, "folder": None} | options
+    data = options.pop("data", None)
+    model = make_model(GaussianLikelihood(), member_dropout=0.3) if model is None else model
+    return model, fit(model, make_data() if data is None else data, **options)
+
+
+class At(lightning.Callback):
+    """Does something once, after step number `step`."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if trainer.global_step == self.step:
+            self.action()
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def assert_same_history(first, second):
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+# history
+
+
+def test_history_has_a_row_per_epoch_and_the_documented_columns(tmp_path):
+    parts = ["epoch", "log_likelihood", "kl_local", "kl_global", "mse", "multiplier", "learning_rate"]
+    for folder in (None, tmp_path):
+        _, result = train(folder=folder)
+        assert list(result.history.columns) == parts
+        assert result.history.epoch.tolist() == [0, 1, 2, 3]
+        assert not result.history.isna().any().any()
+        _, result = train(folder=folder, validation=make_data(seed=9))
+        assert list(result.history.columns) == [*parts, "val_loss", "val_mse"]
+        _, result = train(folder=folder, validation=held_out())
+        assert list(result.history.columns) == [*parts, "val_mse"]
+        assert not result.history.isna().any().any()
+
+
+def test_history_is_the_same_with_and_without_a_folder_and_as_in_the_log(tmp_path):
+    _, without = train(validation=make_data(seed=9))
+    _, result = train(validation=make_data(seed=9), folder=tmp_path)
+    assert_same_history(without.history, result.history)
+    log = pd.read_csv(tmp_path / "log" / "version_0" / "metrics.csv").groupby("epoch").last()
+    for name in result.history.columns[1:]:  # the log keeps float32
+        np.testing.assert_allclose(log[name], result.history[name], rtol=1e-6)
+
+
+def test_history_of_a_new_run_does_not_mix_with_an_older_one_in_the_folder(tmp_path):
+    train(folder=tmp_path, epochs=5)
+    model, result = train(folder=tmp_path, epochs=2)
+    assert result.history.epoch.tolist() == [0, 1]
+    saved = torch.load(result.last_checkpoint, weights_only=True)["fgp_gpytorch"]["state_dict"]
+    assert same_state(saved, model.state_dict())
+
+
+def test_history_holds_the_means_of_the_steps():
+    """One group a batch and no learning: the epoch's numbers are those of the model, computed here."""
+    from factories import BlindDecoder
+
+    model = make_model(decoder=BlindDecoder())
+    before, data = state_of(model), make_data()
+    _, result = train(model, batch_size=1, epochs=1, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    assert same_state(before, state_of(model))
+    terms = [model.terms(data[[g]]) for g in range(7)]
+    row = result.history.iloc[0]
+    for name in ("log_likelihood", "kl_local", "kl_global", "mse"):
+        assert row[name] == pytest.approx(sum(getattr(t, name).sum().item() for t in terms) / 7, rel=1e-5)
+    assert row.learning_rate == 0
+
+
+def test_validation_groups_are_judged_by_their_negative_elbo_per_member():
+    from factories import BlindDecoder
+
+    model, other = make_model(decoder=BlindDecoder()), make_data((3, 1, 5, 2), seed=8, element_mask=True)
+    _, result = train(model, validation=other, epochs=1, batch_size=3)
+    terms = model.terms(other[:])
+    loss = (terms.kl_local + terms.kl_global - terms.log_likelihood).sum() / 11
+    assert result.history.val_loss[0] == pytest.approx(loss.item(), rel=1e-6)
+    assert result.history.val_mse[0] == pytest.approx(terms.mse.item(), rel=1e-6)
+
+
+def test_held_out_members_are_judged_by_the_error_of_generating_them():
+    others = held_out()
+    model, result = train(validation=others, epochs=2, batch_size=2)
+    error = (model.generate(others.x_new, others.context) - others.y_new).square().mean()
+    assert result.history.val_mse[1] == pytest.approx(error.item(), rel=1e-5)
+
+
+def test_training_lowers_the_loss_and_ends_in_evaluation_mode():
+    start, data = make_model(), make_data()
+    before = ELBO(num_particles=200).loss(start, start, data[:])
+    model, _ = train(make_model(), epochs=40, learning_rate=0.02)
+    assert ELBO(num_particles=200).loss(model, model, data[:]) < before - 50
+    assert not model.training
+
+
+def test_element_masks_train_and_unobserved_values_do_not_matter():
+    data = make_data(element_mask=True)
+    rows, mask = data.flat(), data[:].observed[data[:].mask]
+    garbage = GroupedDataset(torch.where(mask, rows.y, torch.nan), rows.x, rows.group, mask)
+    first, _ = train(data=data)
+    second, _ = train(data=garbage)
+    assert same_state(first.state_dict(), second.state_dict())
+    third, _ = train()
+    assert not same_state(first.state_dict(), third.state_dict())
+
+
+# options
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another():
+    first, one = train(objective=GECO(0.1))
+    torch.manual_seed(99)
+    second, two = train(objective=GECO(0.1))
+    third, _ = train(objective=GECO(0.1), seed=4)
+    assert same_state(first.state_dict(), second.state_dict())
+    assert_same_history(one.history, two.history)
+    assert not same_state(first.state_dict(), third.state_dict())
+
+
+def test_without_a_seed_one_is_drawn_and_saved(tmp_path):
+    model, result = train(folder=tmp_path, seed=None)
+    seed = torch.load(result.last_checkpoint, weights_only=True)["seed"]
+    again, _ = train(seed=seed)
+    assert same_state(model.state_dict(), again.state_dict())
+
+
+def test_workers_change_nothing():
+    here, _ = train(epochs=2)
+    there, _ = train(epochs=2, num_workers=2)
+    assert same_state(here.state_dict(), there.state_dict())
+
+
+def test_cosine_schedule_falls_from_the_learning_rate_to_zero():
+    rates = []
+
+    class Rates(lightning.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    _, result = train(lr_schedule="cosine", learning_rate=0.01, callbacks=[Rates()])
+    expected = [0.005 * (1 + math.cos(math.pi * step / 16)) for step in range(16)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+    assert result.history.learning_rate.iloc[-1] == pytest.approx(0, abs=1e-18)
+
+
+def test_a_schedule_of_ones_own_is_stepped_every_step():
+    def schedule(optimizer, steps):
+        assert steps == 16
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+
+    _, result = train(lr_schedule=schedule, learning_rate=0.01)
+    np.testing.assert_allclose(result.history.learning_rate, [0.01 / (1 + 4 * epoch) for epoch in (1, 2, 3, 4)])
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for():
+    norms = []
+
+    class Norms(lightning.Callback):
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            if gradients:
+                norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+    train(callbacks=[Norms()])
+    assert min(norms) > 0.05
+    norms.clear()
+    train(callbacks=[Norms()], gradient_clip=0.05)
+    assert norms
+    assert max(norms) <= 0.05 * (1 + 1e-5)
+
+
+def test_an_optimizer_of_ones_own_gets_the_free_parameters():
+    seen = []
+
+    def optimizer(parameters):
+        seen.extend(parameters)
+        return torch.optim.SGD(seen, lr=1e-3)
+
+    model, _ = train(optimizer=optimizer)
+    assert {id(p) for p in seen} == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_early_stopping_waits_for_the_patience_asked_for():
+    _, result = train(validation=make_data(seed=9), early_stopping=2, epochs=30, learning_rate=0.3)
+    losses = result.history.val_loss.tolist()
+    assert len(losses) < 30
+    best = losses.index(min(losses))
+    assert len(losses) == best + 1 + 2
+
+
+def test_lightnings_own_flags_are_passed_on():
+    _, result = train(accelerator="cpu", max_epochs=2)
+    assert result.trainer.max_epochs == 2
+    assert len(result.history) == 2
+
+
+# files
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, result = train(validation=make_data(seed=9))
+    assert list(tmp_path.iterdir()) == []
+    assert (result.folder, result.last_checkpoint, result.best_checkpoint) == (None, None, None)
+
+
+@pytest.mark.parametrize("kind", ["groups", "members"])
+def test_best_checkpoint_is_the_best_epoch_by_validation(kind, tmp_path):
+    validation = make_data(seed=9) if kind == "groups" else held_out()
+    name = "val_loss" if kind == "groups" else "val_mse"
+    _, result = train(validation=validation, folder=tmp_path, epochs=8, learning_rate=0.3)
+    best = int(result.history[name].idxmin())
+    assert best < 7, "the last epoch is the best: the test would not see a wrong file"
+    content = torch.load(result.best_checkpoint, weights_only=True)
+    assert content["epoch"] == best
+    assert len(content["history"]) == best + 1
+    model, _ = train(epochs=best + 1, learning_rate=0.3, validation=validation)
+    assert same_state(content["fgp_gpytorch"]["state_dict"], model.state_dict())
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(1, 4), (3, 4), (3, 3), (10, 4)])
+def test_last_checkpoint_is_the_end_however_rarely_it_is_saved(every, epochs, tmp_path):
+    train(folder=tmp_path, epochs=epochs, seed=8)  # an older run's file does not stay
+    model, result = train(folder=tmp_path, epochs=epochs, checkpoint_every=every)
+    content = torch.load(result.last_checkpoint, weights_only=True)
+    assert content["global_step"] == 4 * epochs
+    assert same_state(content["fgp_gpytorch"]["state_dict"], model.state_dict())
+    assert len(content["history"]) == epochs
+
+
+def test_without_validation_there_is_no_best_checkpoint(tmp_path):
+    _, result = train(folder=tmp_path)
+    assert result.best_checkpoint is None
+    assert not (tmp_path / "best.ckpt").exists()
+
+
+# resuming
+
+SETTINGS = {"epochs": 6, "lr_schedule": "cosine", "learning_rate": 0.01, "checkpoint_every": 2}
+
+
+def full_run(**options):
+    objective = GECO(0.1)
+    model, result = train(objective=objective, **(SETTINGS | options))
+    return model, result, objective
+
+
+def assert_same_end(first, second):
+    assert same_state(first[0].state_dict(), second[0].state_dict())
+    assert_same_history(first[1].history, second[1].history)
+    assert first[2].state_dict() == second[2].state_dict()
+
+
+@pytest.mark.parametrize("step", [1, 9, 17, 23])
+@pytest.mark.parametrize("validation", [None, make_data(seed=9)])
+def test_interrupted_and_resumed_equals_uninterrupted(step, validation, tmp_path):
+    whole = full_run(validation=validation)
+    _, cut = train(
+        objective=GECO(0.1), folder=tmp_path, callbacks=[At(step, interrupt)], validation=validation, **SETTINGS
+    )
+    assert cut.interrupted
+    assert cut.history.shape[0] == (step - 1) // 4
+    saved = 2 * ((step - 1) // 8)
+    assert (cut.last_checkpoint is not None) == (saved > 0)
+    if saved:
+        assert torch.load(cut.last_checkpoint, weights_only=True)["epoch"] == saved - 1  # whole epochs alone
+    resumed = full_run(folder=tmp_path, resume=True, validation=validation)
+    assert not resumed[1].interrupted
+    assert_same_end(whole, resumed)
+
+
+def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
+    whole = full_run(lr_schedule=None, epochs=7)
+    full_run(lr_schedule=None, epochs=3, folder=tmp_path)
+    longer = full_run(lr_schedule=None, epochs=7, folder=tmp_path, resume=True)
+    assert_same_end(whole, longer)
+
+
+def test_a_longer_cosine_is_that_of_all_epochs_and_never_rises_again_at_its_end(tmp_path):
+    full_run(epochs=3, folder=tmp_path)
+    _, result, _ = full_run(epochs=6, folder=tmp_path, resume=True)
+    expected = [0.005 * (1 + math.cos(math.pi * epoch / 6)) for epoch in (4, 5, 6)]
+    np.testing.assert_allclose(result.history.learning_rate[3:], expected, atol=1e-15)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    whole = full_run(folder=tmp_path)
+    assert_same_end(whole, full_run(folder=tmp_path, resume=True))
+
+
+def test_resuming_from_the_best_checkpoint_equals_uninterrupted(tmp_path):
+    options = {"validation": make_data(seed=9), "lr_schedule": None, "learning_rate": 0.1}
+    whole = full_run(folder=tmp_path, **options)
+    assert torch.load(whole[1].best_checkpoint, weights_only=True)["epoch"] < 5
+    assert_same_end(whole, full_run(folder=None, resume=whole[1].best_checkpoint, **options))
+
+
+def test_early_stopping_remembers_its_patience_when_resumed(tmp_path):
+    options = {"validation": make_data(seed=9), "early_stopping": 2, "epochs": 30, "learning_rate": 0.3}
+    _, whole = train(**options)
+    stop = 4 * (len(whole.history) - 1) + 1
+    _, cut = train(folder=tmp_path, callbacks=[At(stop, interrupt)], **options)
+    assert cut.interrupted
+    _, resumed = train(folder=tmp_path, resume=True, **options)
+    assert_same_history(whole.history, resumed.history)
+
+
+def test_an_older_runs_checkpoint_is_not_taken_for_that_of_a_run_cut_in_its_first_epoch(tmp_path):
+    train(folder=tmp_path)
+    _, cut = train(folder=tmp_path, callbacks=[At(2, interrupt)])
+    assert cut.interrupted
+    assert cut.last_checkpoint is None
+    assert (tmp_path / "last.ckpt").exists()  # nor deleted
+
+
+def test_ctrl_c_leaves_the_signal_and_the_model_usable(tmp_path):
+    import signal
+
+    before = signal.getsignal(signal.SIGINT)
+    model, result = train(folder=tmp_path, callbacks=[At(6, lambda: signal.raise_signal(signal.SIGINT))])
+    assert result.interrupted
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not model.training
+    assert model.reconstruct(make_data()).isfinite().all()
+
+
+KILLED = """
+import os, random, signal, sys
+import lightning, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+sys.path.insert(0, {here!r})
+from test_fit import GECO, SETTINGS, train
+
+class Kill(lightning.Callback):
+    def on_train_batch_start(self, trainer, *args):
+        self.at("start of the batch", trainer)
+    def on_after_backward(self, trainer, *args):
+        self.at("backward", trainer)
+    def on_before_zero_grad(self, trainer, *args):
+        self.at("zero grad", trainer)
+    def on_train_batch_end(self, trainer, *args):
+        self.at("end of the batch", trainer)
+    def on_save_checkpoint(self, trainer, *args):
+        self.at("saving", trainer)
+    def at(self, place, trainer):
+        if trainer.global_step >= {step} and place == {place!r}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+train(objective=GECO(0.1), folder={folder!r}, callbacks=[Kill()], **SETTINGS)
+"""
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
+    chance = random.SystemRandom()
+    step = chance.randrange(1, 23)
+    place = chance.choice(["start of the batch", "backward", "zero grad", "end of the batch", "saving"])
+    print(f"SIGKILL at step {step}, {place}")
+    here = Path(__file__).parent
+    program = KILLED.format(tests=str(here.parent), here=str(here), step=step, place=place, folder=str(tmp_path))
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == -9, run.stderr
+    resumed = full_run(folder=tmp_path, resume=True)
+    assert_same_end(full_run(), resumed)
+    assert resumed[1].history.epoch.tolist() == list(range(6))
+
+
+# what goes wrong
+
+
+class FailingDecoder(nn.Module):
+    """Gives NaN from a certain call on, or for groups whose z is asked for then."""
+
+    def __init__(self, from_call):
+        super().__init__()
+        self.layer, self.calls, self.from_call = nn.Linear(3, 3), 0, from_call
+
+    def forward(self, z):
+        self.calls += 1
+        return self.layer(z) * (math.nan if self.calls >= self.from_call else 1.0)
+
+
+class FailingEncoder(FailingDecoder):
+    def forward(self, y):
+        mean = super().forward(y)
+        return mean, torch.full_like(mean, 0.5)
+
+
+def test_a_non_finite_loss_stops_with_epoch_groups_and_term_and_keeps_the_last_checkpoint(tmp_path):
+    groups = []
+
+    class Groups(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, *args):
+            groups.append(batch.group_index.tolist())
+
+    model = make_model(decoder=FailingDecoder(from_call=11))  # the third batch of the third epoch
+    with pytest.raises(NonFiniteError) as stop:
+        train(model, folder=tmp_path, callbacks=[Groups()])
+    words = f"training stopped: log_likelihood is not finite in epoch 2, in the batch of groups {groups[10]}"
+    assert str(stop.value).startswith(words)
+    assert "Try a smaller learning rate, gradient_clip=" in str(stop.value)
+    assert len(groups) == 11
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert content["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in content["state_dict"].values())
+    healthy = make_model(decoder=FailingDecoder(from_call=1000))
+    whole, _ = train(make_model(decoder=FailingDecoder(from_call=1000)))
+    train(healthy, folder=tmp_path, resume=True)
+    assert same_state(whole.state_dict(), healthy.state_dict())
+
+
+def test_a_non_finite_encoder_is_named():
+    with pytest.raises(NonFiniteError, match=r"stopped: posterior \(the encoder's mean .*epoch 1, .*groups \[\d, \d\]"):
+        train(make_model(encoder=FailingEncoder(from_call=6)))
+
+
+def test_an_exploding_learning_rate_stops_with_a_message():
+    with pytest.raises(NonFiniteError, match=r"training stopped: .* is not finite in epoch \d+, .*groups \["):
+        train(learning_rate=1e25, epochs=50)
+
+
+class Cliff(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return gradients[0] * math.inf
+
+
+def test_a_non_finite_gradient_never_reaches_the_parameters():
+    class Decoder(nn.Linear):
+        def forward(self, z):
+            return Cliff.apply(super().forward(z))
+
+    model = make_model(decoder=Decoder(3, 3))
+    before = state_of(model)
+    with pytest.raises(NonFiniteError, match=r"stopped: gradient of .*(weight|bias|raw_\w+|constant) is not finite in"):
+        train(model)
+    assert same_state(before, state_of(model))
+
+
+def test_a_checkpoint_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_text("hello")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: expected a checkpoint of fit, got something else"):
+        train(folder=tmp_path, resume=True)
+    make_model().save(path)
+    with pytest.raises(CheckpointError, match=r"expected a checkpoint of fit, got another file\. Try resume=False"):
+        train(folder=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(folder=tmp_path)
+    other = make_model(GaussianLikelihood(), encoder=FailingEncoder(from_call=1000))
+    with pytest.raises(CheckpointError, match=r"expected the parameters of this model, got others \(model\.encoder"):
+        train(other, folder=tmp_path, resume=True)
+
+
+def test_a_missing_checkpoint_is_named_and_true_starts_anew(tmp_path):
+    with pytest.raises(MissingFileError, match=r"resume: no file .*none\.ckpt\. Try resume=True"):
+        train(resume=tmp_path / "none.ckpt")
+    with pytest.raises(DataError, match=r"resume: expected a folder to resume from, got folder=None"):
+        train(resume=True)
+    first, _ = train(folder=tmp_path, resume=True)
+    second, _ = train()
+    assert same_state(first.state_dict(), second.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 0}, "epochs: expected an integer >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected an integer >= 1, got 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every: expected an integer >= 1"),
+        ({"learning_rate": 0.0}, r"learning_rate: expected a positive number, got 0\.0"),
+        ({"early_stopping": 3}, "early_stopping: expected validation data to judge by"),
+        ({"data": [1, 2]}, "train: expected a GroupedDataset, got list"),
+        ({"validation": [1, 2]}, "validation: expected a GroupedDataset, got list"),
+        ({"model": nn.Linear(1, 1)}, "model: expected an FGPVAE, got Linear"),
+    ],
+)
+def test_impossible_options_are_refused(options, words):
+    with pytest.raises(DataError, match=words):
+        train(**options)
+
+
+def test_held_out_members_of_another_number_of_groups_are_refused():
+    others = held_out()
+    with pytest.raises(ShapeError, match=r"validation: expected x_new and y_new for the 3 groups of the context"):
+        train(validation=HeldOutMembers(others.context, others.x_new[:2], others.y_new))
