@@ -12,10 +12,10 @@ import resource
 import warnings
 
 import gpytorch
-import harness
 import torch
 from torch import Tensor
 
+import harness
 from fgp_gpytorch import FactorizedGPPrior, LocalChannels
 from fgp_gpytorch.prior import exact_gp
 
@@ -91,8 +91,10 @@ def compare(groups: int, repeats: int) -> None:
     for name, values in seconds.items():
         harness.show(name, values)
     for name in list(tasks)[1:]:
-        print(f"{name + ' over ours':58} {median_ratio(seconds[name], seconds['ours']):9.1f}     (higher: we are faster)")
-    print(f"{'peak memory of the process so far':58} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:9.2f} GB")
+        times = median_ratio(seconds[name], seconds["ours"])
+        print(f"{name + ' over ours':58} {times:9.1f}     (higher: we are faster)")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{'peak memory of the process so far':58} {peak:9.2f} GB")
 
 
 def evidence(model: gpytorch.models.ExactGP, kernel: gpytorch.kernels.Kernel) -> None:

@@ -86,8 +86,7 @@ def runs_table() -> str:
 
 def settings_table() -> str:
     lines = [
-        "| candidate | local channels | learning rate | dropout | beta | batch | epochs | held-out angle | unseen angle "
-        "| unseen digits |",
+        "| candidate | J | rate | dropout | beta | batch | epochs | held-out angle | unseen angle | unseen digits |",
         "| " + "--- | " * 10,
     ]
     for line in (RECORDS / "choose_settings.jsonl").read_text().splitlines():
@@ -95,7 +94,8 @@ def settings_table() -> str:
         angle = f"{22.5 * c['angle']:g}°"
         lines.append(
             f"| {c['name']} | {c['num_local']} | {c['learning_rate']:g} | {c['member_dropout']:.2f} | {c['beta']:g} "
-            f"| {c['batch_size']} | {c['epochs']} | {angle} | {c['unseen_angle_mse']:.4f} | {c['unseen_digit_mse']:.4f} |"
+            f"| {c['batch_size']} | {c['epochs']} | {angle} "
+            f"| {c['unseen_angle_mse']:.4f} | {c['unseen_digit_mse']:.4f} |"
         )
     return "\n".join(lines)
 

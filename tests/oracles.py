@@ -1,8 +1,8 @@
 """Slow strangers: the model of the paper once more, written from the paper and sharing no line with the library.
 
-Every latent number is a row (group, auxiliary features, channel). Covariances are filled entry by entry in Python loops,
-Gaussians are conditioned by the textbook formula with one dense N x N matrix, and where doubles are too coarse the same
-formulas run in mpmath with a hundred digits. Nothing here is fast and nothing here is clever: that is its use.
+Every latent number is a row (group, auxiliary features, channel). Covariances are filled entry by entry in Python
+loops, Gaussians are conditioned by the textbook formula with one dense N x N matrix, and where doubles are too coarse
+the same formulas run in mpmath with a hundred digits. Nothing here is fast and nothing here is clever: that is its use.
 """
 
 import math

@@ -97,7 +97,7 @@ def _construct(kind: type, arguments: dict[str, Any]) -> Any:
     positional: list[Any] = []
     parameters = inspect.signature(kind).parameters
     collects = next((n for n, p in parameters.items() if p.kind is inspect.Parameter.VAR_POSITIONAL), None)
-    if arguments.get(collects):  # what stands before *args must come by position too
+    if collects is not None and arguments.get(collects):  # what stands before *args must come by position too
         before = itertools.takewhile(lambda name: name != collects, parameters)
         positional = [arguments.pop(name) for name in before if name in arguments]
         positional += arguments.pop(collects)

@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.distributions import Distribution
 
 from fgp_gpytorch.data import GroupedBatch
 from fgp_gpytorch.models import FGPVAE
@@ -142,7 +143,7 @@ def training_curves(histories: Sequence[pd.DataFrame], kappa: float | None = Non
 @torch.no_grad()
 def _prior_marginals(model: FGPVAE, context: GroupedBatch) -> tuple[Tensor, Tensor]:
     """Prior mean and standard deviation of each channel at the group's first member, (L,)."""
-    marginal = model.prior(context.x[:1, :1])
+    marginal: Distribution = model.prior(context.x[:1, :1])  # pyright: ignore[reportAssignmentType]
     return marginal.mean[0, 0], marginal.variance[0, 0].sqrt()
 
 

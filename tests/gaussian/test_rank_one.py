@@ -1,10 +1,10 @@
 """Global channels: Appendix B as printed, the dense form with K = s 1 1', gradients."""
 
-import oracles
 import pytest
 import torch
 from torch.autograd import gradcheck
 
+import oracles
 from fgp_gpytorch.gaussian import dense_factor, dense_marginals, rank_one_factor
 
 F64 = torch.float64

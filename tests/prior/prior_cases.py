@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import gpytorch
 import numpy as np
-import oracles
 import torch
 from torch import Tensor
 
+import oracles
 from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, LocalChannels
 
 F64 = torch.float64

@@ -55,7 +55,7 @@ def test_posterior_intervals_cover_as_often_as_they_say(drawn, coverage):
 
 
 def test_ranks_of_the_truth_among_joint_samples_are_uniform(drawn):
-    """Simulation-based calibration: with 99 samples the rank is uniform on 0..99, mean 49.5, variance (100^2 - 1) / 12."""
+    """Simulation-based calibration: with 99 samples ranks are uniform: mean 49.5, variance (100^2 - 1) / 12."""
     for place, (truth, _, _, samples) in drawn.items():
         rank = (samples < truth).double().sum(0)
         error = 4 * math.sqrt((100**2 - 1) / 12 / GROUPS)

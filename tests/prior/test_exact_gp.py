@@ -121,6 +121,6 @@ def test_wrong_shapes_are_errors():
     data = data_for(case)
     with pytest.raises(ShapeError, match=r"mean: expected shape \(3, 4, 2\), got \(3, 4, 4\)"):
         exact_gp(case.prior.blocks[0], data.x, data.mean, data.variance)
+    mask = torch.ones(3, dtype=torch.bool)
     with pytest.raises(ShapeError, match=r"mask: expected shape \(3, 4\), got \(3,\)"):
-        mask = torch.ones(3, dtype=torch.bool)
         exact_gp(case.prior.blocks[0], data.x, data.mean[..., :2], data.variance[..., :2], mask)

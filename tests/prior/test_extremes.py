@@ -1,10 +1,11 @@
 """Posterior, evidence, KL and their gradients against a hundred digits (mpmath), at the ends of the range.
 
-Tolerances. B = I + R K R is formed in doubles, so its entries carry a relative error eps and everything computed from it a
-relative error of about Q * eps * kappa, kappa the condition number of B with its diagonal scaled to one (Cholesky's error
-does not see the scaling: van der Sluis, Demmel). kappa is 10 when members are apart however small or mixed the variances are, and
-reaches Q / variance only when precise members stand at one x. Each case computes its own kappa; a factor of 100 is
-allowed, and errors are measured against the scale of the answer: the data for means, the prior for variances.
+Tolerances. B = I + R K R is formed in doubles, so its entries carry a relative error eps and everything computed from
+it a relative error of about Q * eps * kappa, kappa the condition number of B with its diagonal scaled to one
+(Cholesky's error does not see the scaling: van der Sluis, Demmel). kappa is 10 when members are apart however small or
+mixed the variances are, and reaches Q / variance only when precise members stand at one x. Each
+case computes its own kappa; a factor of 100 is allowed, and errors are measured against the scale of the answer: the
+data for means, the prior for variances.
 """
 
 import functools
@@ -13,11 +14,11 @@ import math
 import gpytorch
 import mpmath
 import numpy as np
-import oracles
 import pytest
 import torch
 from prior_cases import answers, scale, with_lengthscale
 
+import oracles
 from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, LocalChannels
 
 F64 = torch.float64
@@ -108,7 +109,7 @@ def test_local_channel_equals_a_hundred_digits(name):
 
 @pytest.mark.parametrize("name", ["tiny", "mixed", "huge", "ordinary", "small_amplitude", "twice_mixed"])
 def test_precise_members_keep_the_relative_accuracy_of_a_small_variance(name):
-    """At an observed member v* is at most the pseudo-variance, 1e-12 here: K - (...) alone would leave no digit of it."""
+    """At an observed member v* is at most the pseudo-variance, 1e-12: K - (...) alone would leave no digit of it."""
     x, y, variance, mask, lengthscale, amplitude, x_new = _case(name)
     kernel = oracles.rbf(lengthscale, amplitude)
     exact = oracles.exact_group(kernel, x, y, variance, mask, x_new)
@@ -163,7 +164,7 @@ def _mixture(mean, variance, kl, evidence, new_mean, new_variance, cos):
 
 @pytest.mark.parametrize("name", GRADIENT_CASES)
 def test_gradients_equal_a_hundred_digits(name):
-    """d / d(mean, log variance, log lengthscale, log amplitude); the two logs make the scales of the entries comparable."""
+    """d / d(mean, log variance, log lengthscale, log amplitude); the logs make the entries comparable."""
     x, y, variance, mask, lengthscale, amplitude, x_new = _case(name)
     x_new = [x_new[0], x_new[2]]  # not at a member: there the prediction is the cancelling difference
     n = len(x)

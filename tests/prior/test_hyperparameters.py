@@ -4,12 +4,12 @@ import math
 
 import gpytorch
 import numpy as np
-import oracles
 import pytest
 import torch
 from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior
 from prior_cases import CASES, answers, data_for, scale, with_lengthscale
 
+import oracles
 from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, LocalChannels
 
 
@@ -124,7 +124,7 @@ def test_no_cache_survives_a_parameter_change():
         assert not torch.allclose(value, after[name]), name
     local = oracles.periodic(1.44, 2 * np.pi, 3.1)
     dense = oracles.DenseGaussian([local] * 2 + [oracles.constant(0.7)] * 2).condition(*data.observations)
-    assert float(after["kl"].sum()) == pytest.approx(dense.kl, rel=1e-8)
+    assert after["kl"].sum().item() == pytest.approx(dense.kl, rel=1e-8)
 
 
 def test_log_hyperprior_is_the_sum_of_the_prior_log_densities():

@@ -1,13 +1,15 @@
 """The factorized posterior against one dense Gaussian over every latent number of every group and channel.
 
-Tolerances: float64 loses at most cond(K_oo + V) * eps, about 1e3 * 2e-16 here; 1e-9 leaves room for the oracle's own loss.
+Tolerances: float64 loses at most cond(K_oo + V) * eps, about 1e3 * 2e-16 here; 1e-9 leaves room for
+the oracle's own loss.
 """
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from prior_cases import CASES, Data, answers, data_for
+
+import oracles
 
 RTOL = 1e-9
 

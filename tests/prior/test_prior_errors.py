@@ -175,7 +175,8 @@ def test_prior_dtype_must_be_floating():
 def test_batch_shape_of_a_kernel_is_empty_or_the_channels(batch_shape):
     kernel = gpytorch.kernels.RBFKernel(batch_shape=torch.Size(batch_shape))
     words = (
-        f"kernel RBFKernel: expected batch_shape [] (shared by the block) or [3] (one per channel), got {list(batch_shape)}. "
+        "kernel RBFKernel: expected batch_shape [] (shared by the block) or [3] (one per channel), "
+        f"got {list(batch_shape)}. "
         "Try batch_shape=torch.Size([3])."
     )
     with _raises(ShapeError, words):

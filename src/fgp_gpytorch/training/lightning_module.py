@@ -68,9 +68,12 @@ class TrainingModule(lightning.LightningModule):
 
     def _loader(self, data: Dataset, sampler: DistributedSampler | None) -> DataLoader:
         pin = self.trainer.strategy.root_device.type == "cuda"
+        # a loader draws its workers' seeds: not from the generator that z is drawn from
+        generator = torch.Generator().manual_seed(self._seed)
         return DataLoader(
             data, self._batch_size, sampler=sampler, num_workers=self._num_workers, pin_memory=pin,
             persistent_workers=self._num_workers > 0, collate_fn=keep if isinstance(data, HeldOutDataset) else None,
+            generator=generator,
         )  # fmt: skip
 
     # steps
@@ -190,7 +193,10 @@ def hash_seed(*numbers: int) -> int:
 
 
 def _first_non_finite(terms: Terms) -> str:
-    for name in ("log_likelihood", "kl_local", "kl_global", "log_hyperprior"):
+    for name in ("kl_local", "kl_global"):  # which know nothing of the decoder, so they come first
+        if not bool(torch.isfinite(getattr(terms, name)).all()):
+            return f"{name} (of the encoder's mean and variance, and the kernels)"
+    for name in ("log_likelihood", "log_hyperprior"):
         if not bool(torch.isfinite(getattr(terms, name)).all()):
             return name
     return "loss"
