@@ -2,7 +2,8 @@
 
     python benchmarks/results_page.py [--check]
 
-The records are results.json of `examples/rotated_mnist.py` by preset, and the lines of `benchmarks/choose_settings.py`.
+The records are results.json of `examples/rotated_mnist.py` by preset, the lines of `benchmarks/choose_settings.py`, and
+what `benchmarks/step_time.py` and `benchmarks/posterior.py` printed.
 """
 
 import argparse
@@ -22,10 +23,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 if a table is not up to date")
     options = parser.parse_args()
     stale = False
-    for name, sections in (
-        ("README.md", {"results": results_table()}),
-        ("docs/results.md", {"results": results_table(), "runs": runs_table(), "settings": settings_table()}),
-    ):
+    page = {"results": results_table(), "runs": runs_table(), "settings": settings_table(), "speed": speed()}
+    for name, sections in {"README.md": {"results": results_table()}, "docs/results.md": page}.items():
         path = ROOT / name
         before = path.read_text()
         after = before
@@ -98,6 +97,14 @@ def settings_table() -> str:
             f"| {c['unseen_angle_mse']:.4f} | {c['unseen_digit_mse']:.4f} |"
         )
     return "\n".join(lines)
+
+
+def speed() -> str:
+    """What the benchmarks printed, as they printed it."""
+    return "\n\n".join(
+        f"    python benchmarks/{name}.py\n\n```\n{(RECORDS / f'{name}.txt').read_text().strip()}\n```"
+        for name in ("step_time", "posterior")
+    )
 
 
 def cell(r: dict[str, Any], name: str, digits: int = 4) -> str:
