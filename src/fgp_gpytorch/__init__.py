@@ -5,17 +5,19 @@ from importlib.metadata import version
 from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import BernoulliLikelihood, GaussianLikelihood
-from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.models import CVAE, FGPVAE, VAE
 from fgp_gpytorch.objectives import ELBO, GECO
-from fgp_gpytorch.prior import FactorizedGPPrior, GlobalChannels, LocalChannels
+from fgp_gpytorch.prior import FactorizedGPPrior, GlobalChannels, IndependentChannels, LocalChannels
 from fgp_gpytorch.training import fit
 
 __version__ = version("fgp_gpytorch")
 
 __all__ = [
+    "CVAE",
     "ELBO",
     "FGPVAE",
     "GECO",
+    "VAE",
     "BernoulliLikelihood",
     "Configurable",
     "FactorizedGPPrior",
@@ -23,6 +25,7 @@ __all__ = [
     "GlobalChannels",
     "GroupedBatch",
     "GroupedDataset",
+    "IndependentChannels",
     "LocalChannels",
     "fit",
 ]

@@ -2,6 +2,7 @@
 
 from fgp_gpytorch.kernels.global_kernel import GlobalKernel
 from fgp_gpytorch.kernels.group_delta_kernel import GroupDeltaKernel
+from fgp_gpytorch.kernels.independent_kernel import IndependentKernel
 from fgp_gpytorch.kernels.local_kernel import LocalKernel
 
-__all__ = ["GlobalKernel", "GroupDeltaKernel", "LocalKernel"]
+__all__ = ["GlobalKernel", "GroupDeltaKernel", "IndependentKernel", "LocalKernel"]

@@ -1,6 +1,8 @@
 """Models: each offers a Pyro pair, the terms of its objective, inference and generation."""
 
+from fgp_gpytorch.models.cvae import CVAE
 from fgp_gpytorch.models.fgp_vae import FGPVAE
 from fgp_gpytorch.models.terms import Terms
+from fgp_gpytorch.models.vae import VAE
 
-__all__ = ["FGPVAE", "Terms"]
+__all__ = ["CVAE", "FGPVAE", "VAE", "Terms"]

@@ -140,7 +140,7 @@ class FGPVAE(Configurable, PyroModule):
                 part = block.prior_mean(x) + (root @ u.unsqueeze(-1)).squeeze(-1)
                 parts.append(part)
             z = pyro.deterministic("z", torch.cat(parts, dim=-2).mT, event_dim=2)
-            output = self._decode(z)
+            output = self._decode(z, batch.x)
             target = batch.y if observe else None
             elements = self.likelihood.distribution(output, target, batch.observed)
             elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
@@ -183,7 +183,7 @@ class FGPVAE(Configurable, PyroModule):
         """
         posterior = self._infer(batch)
         z = posterior.rsample((num_particles,) if num_particles > 1 else (), marginals=True)
-        output = self._decode(z)
+        output = self._decode(z, batch.x)
         observed = None if batch.y_mask is None and _is_full(batch) else batch.observed
         squared_error = (self.likelihood.mean(output) - batch.y).square()
         if observed is not None:
@@ -243,7 +243,8 @@ class FGPVAE(Configurable, PyroModule):
             ShapeError: If the encoder's output is not two tensors of L channels.
             DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
         """
-        return self._mean_of(self.infer(batch).mean)
+        batch = _as_batch(batch, "batch")
+        return self._mean_of(self.infer(batch).mean, batch.x)
 
     @torch.no_grad()
     def generate(
@@ -270,7 +271,7 @@ class FGPVAE(Configurable, PyroModule):
         """
         if context is None:
             check_shape(x_new, "x_new", ("G", "Q*", "D"), "One group is x_new.unsqueeze(0).")
-            return self._mean_of(self.prior.sample(x_new, sample_shape or ()))
+            return self._mean_of(self.prior.sample(x_new, sample_shape or ()), x_new)
         context = _as_batch(context, "context")
         if x_new.dim() != 3 or len(x_new) != context.num_groups:
             raise GroupError(
@@ -281,7 +282,8 @@ class FGPVAE(Configurable, PyroModule):
         check_floating(x_new, "x_new")
         posterior = self.infer(context)
         prediction = posterior.predict(x_new)
-        return self._mean_of(prediction.mean if sample_shape is None else prediction.rsample(sample_shape))
+        z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
+        return self._mean_of(z, x_new)
 
     def save(self, path: str | Path) -> None:
         """Write the configuration and the parameters to a file that executes nothing when it is read.
@@ -328,8 +330,8 @@ class FGPVAE(Configurable, PyroModule):
     def _pseudo_observations(self, batch: GroupedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         full = _is_full(batch)
         # only members that are there: padding would cost time, and enter the statistics of a batch norm
-        rows = batch.y.flatten(0, 1) if full else batch.y[batch.mask]
-        encoded = self.encoder(rows)
+        rows, features = (v.flatten(0, 1) if full else v[batch.mask] for v in (batch.y, batch.x))
+        encoded = self._encode(rows, features)
         expected = (len(rows), self.prior.num_channels)
         if not isinstance(encoded, tuple) or [tuple(part.shape) for part in encoded] != [expected, expected]:
             got = [tuple(p.shape) for p in encoded] if isinstance(encoded, tuple) else type(encoded).__name__
@@ -350,12 +352,16 @@ class FGPVAE(Configurable, PyroModule):
             mask = drop_members(batch.mask if mask is None else mask, self.member_dropout)
         return _features(batch), mean, variance, mask
 
-    def _decode(self, z: Tensor) -> Tensor:
-        parameter = next(self.decoder.parameters(), None)
-        return self.decoder(z if parameter is None else z.to(parameter.dtype))
+    def _encode(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pseudo-observations of rows y (N, *y_shape); this model's encoder does not look at x (N, D)."""
+        return self.encoder(y)
 
-    def _mean_of(self, z: Tensor) -> Tensor:
-        return self.likelihood.mean(self._decode(z))
+    def _decode(self, z: Tensor, x: Tensor) -> Tensor:
+        """The likelihood's parameter at z (*s, G, Q, L); this model's decoder does not look at x (G, Q, D)."""
+        return self.decoder(cast_for(self.decoder, z))
+
+    def _mean_of(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.likelihood.mean(self._decode(z, x))
 
     def _split_kl(self, posterior: LatentPosterior) -> tuple[Tensor, Tensor]:
         local, shared = torch.zeros_like(posterior.x[..., 0, 0]), torch.zeros_like(posterior.x[..., 0, 0])
@@ -365,6 +371,12 @@ class FGPVAE(Configurable, PyroModule):
             else:
                 local = local + kl
         return local, shared
+
+
+def cast_for(network: nn.Module, value: Tensor) -> Tensor:
+    """The value in the dtype of the network's parameters."""
+    parameter = next(network.parameters(), None)
+    return value if parameter is None else value.to(parameter.dtype)
 
 
 def _is_full(batch: GroupedBatch) -> bool:

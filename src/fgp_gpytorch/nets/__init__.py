@@ -5,8 +5,17 @@ a decoder maps (*batch, L) to the likelihood's parameter, (*batch, *y_shape).
 """
 
 from fgp_gpytorch.nets.elu import elu
+from fgp_gpytorch.nets.fourier_features import FourierFeatures
 from fgp_gpytorch.nets.mlp import MLPDecoder, MLPEncoder
 from fgp_gpytorch.nets.paper import PaperDecoder, PaperEncoder
 from fgp_gpytorch.nets.upsample_conv2d import UpsampleConv2d
 
-__all__ = ["MLPDecoder", "MLPEncoder", "PaperDecoder", "PaperEncoder", "UpsampleConv2d", "elu"]
+__all__ = [
+    "FourierFeatures",
+    "MLPDecoder",
+    "MLPEncoder",
+    "PaperDecoder",
+    "PaperEncoder",
+    "UpsampleConv2d",
+    "elu",
+]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.nets.elu import elu
+from fgp_gpytorch.nets.mlp import beside
 from fgp_gpytorch.nets.upsample_conv2d import UpsampleConv2d
 
 
@@ -13,26 +14,30 @@ class PaperEncoder(Configurable, nn.Module):
 
     Args:
         num_channels: Latent channels L.
+        num_features: F, features that `CVAE` gives to the dense layer; 0 for none, as in the paper.
 
     Shape:
-        Input (*batch, 1, 28, 28), pixels in [0, 1]; output a mean and a variance, each (*batch, L).
+        Input (*batch, 1, 28, 28), pixels in [0, 1], and, if F > 0, (*batch, F); output a mean and a variance, each
+        (*batch, L).
     """
 
-    def __init__(self, num_channels: int = 16) -> None:
+    def __init__(self, num_channels: int = 16, num_features: int = 0) -> None:
         super().__init__()
         self.num_channels = num_channels
         self.conv1 = nn.Conv2d(1, 8, 3, stride=2)  # 28 -> 13
         self.conv2 = nn.Conv2d(8, 8, 3, stride=2)  # -> 6
         self.conv3 = nn.Conv2d(8, 8, 3, stride=2)  # -> 2
-        self.dense = nn.Linear(32, 2 * num_channels)
+        self.dense = nn.Linear(32 + num_features, 2 * num_channels)
 
-    def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, y: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the pseudo-observations."""
         batch = y.shape[:-3]
         hidden = y.reshape(-1, *y.shape[-3:])
         for convolution in (self.conv1, self.conv2, self.conv3):
             hidden = elu(convolution(hidden))
-        mean, log_variance = self.dense(hidden.flatten(1)).chunk(2, dim=-1)
+        rows = hidden.flatten(1)
+        features = None if features is None else features.reshape(len(rows), -1)
+        mean, log_variance = self.dense(beside(rows, features)).chunk(2, dim=-1)
         return mean.reshape(*batch, -1), log_variance.exp().reshape(*batch, -1)
 
 
@@ -44,24 +49,26 @@ class PaperDecoder(Configurable, nn.Module):
 
     Args:
         num_channels: Latent channels L.
+        num_features: F, features that `CVAE` gives to the dense layer; 0 for none, as in the paper.
         fast: False computes upsampling and convolution one after the other (same function, slower).
 
     Shape:
-        Input (*batch, L); output (*batch, 1, 28, 28).
+        Input (*batch, L) and, if F > 0, (*batch, F); output (*batch, 1, 28, 28).
     """
 
-    def __init__(self, num_channels: int = 16, fast: bool = True) -> None:
+    def __init__(self, num_channels: int = 16, fast: bool = True, num_features: int = 0) -> None:
         super().__init__()
         self.num_channels = num_channels
-        self.dense = nn.Linear(num_channels, 128)
+        self.dense = nn.Linear(num_channels + num_features, 128)
         self.conv1 = UpsampleConv2d(8, 8, fast=fast)  # 4 -> 8
         self.conv2 = UpsampleConv2d(8, 8, padding=0, fast=fast)  # -> 14
         self.conv3 = UpsampleConv2d(8, 1, fast=fast)  # -> 28
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, features: Tensor | None = None) -> Tensor:
         """Return the mean image."""
         batch = z.shape[:-1]
-        hidden = self.dense(z.reshape(-1, z.shape[-1])).reshape(-1, 8, 4, 4)
+        rows = beside(z, features)
+        hidden = self.dense(rows.reshape(-1, rows.shape[-1])).reshape(-1, 8, 4, 4)
         hidden = hidden.contiguous(memory_format=torch.channels_last)
         for convolution in (self.conv1, self.conv2, self.conv3):
             hidden = elu(convolution(hidden))

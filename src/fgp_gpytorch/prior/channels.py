@@ -85,7 +85,7 @@ class LocalChannels(ChannelBlock):
 
     def __init__(self, num_channels: int, kernel: Kernel, mean: Mean | None = None) -> None:
         super().__init__()
-        _check_num_channels(num_channels)
+        check_num_channels(num_channels)
         if not isinstance(kernel, Kernel):
             raise ShapeError(
                 f"kernel: expected a gpytorch.kernels.Kernel, got {type(kernel).__name__}. "
@@ -146,7 +146,7 @@ class GlobalChannels(ChannelBlock):
         variance_constraint: Interval | None = None,
     ) -> None:
         super().__init__()
-        _check_num_channels(num_channels)
+        check_num_channels(num_channels)
         value = torch.as_tensor(variance, dtype=torch.float64)  # the prior converts: 1.0 should stay 1 to all digits
         if value.dim() > 1 or (value.dim() == 1 and len(value) != num_channels):
             raise ShapeError(
@@ -224,7 +224,8 @@ def _evaluate(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
         return kernel(x1, x2).to_dense()
 
 
-def _check_num_channels(num_channels: int) -> None:
+def check_num_channels(num_channels: int) -> None:
+    """Raise a `ShapeError` if a block would be empty."""
     if not isinstance(num_channels, int) or num_channels < 1:
         raise ShapeError(
             f"num_channels: expected an integer >= 1, got {num_channels!r}. "

@@ -1,0 +1,30 @@
+"""Auxiliary features for networks that are told them."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fgp_gpytorch._config import Configurable
+
+
+class FourierFeatures(Configurable, nn.Module):
+    r"""An angle as a point on the circle: cos(2 pi k x / period), sin(2 pi k x / period) for k = 1 ... harmonics.
+
+    Args:
+        harmonics: Number of harmonics; 1 says where on the circle x is.
+        period: Period of x, in its units (2 pi for radians).
+
+    Shape:
+        Input (*batch, D); output (*batch, 2 * harmonics * D).
+    """
+
+    def __init__(self, harmonics: int = 1, period: float = 2 * math.pi) -> None:
+        super().__init__()
+        self.harmonics, self.period = harmonics, period
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features."""
+        order = torch.arange(1, self.harmonics + 1, dtype=x.dtype, device=x.device)
+        phase = (2 * math.pi / self.period) * x.unsqueeze(-1) * order
+        return torch.cat([phase.cos(), phase.sin()], dim=-1).flatten(-2)
