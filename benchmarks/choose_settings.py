@@ -47,7 +47,7 @@ def judge(preset: Preset, angle: int, seed: int) -> dict[str, float]:
     started = time.perf_counter()
     result = fit(
         model, split.train, objective=objective_of(preset), epochs=preset.epochs, batch_size=preset.batch_size,
-        learning_rate=preset.learning_rate, lr_schedule="cosine" if preset.lr_schedule == "cosine" else None,
+        learning_rate=preset.learning_rate, lr_schedule=preset.lr_schedule,
         seed=seed, folder=None, progress=False, accelerator="cpu",
     )  # fmt: skip
     return {

@@ -11,13 +11,14 @@ import json
 import math
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gpytorch
 import pandas as pd
@@ -41,7 +42,7 @@ class Preset:
     epochs: int
     num_local: int  # J of Table A.1
     learning_rate: float
-    lr_schedule: str | None
+    lr_schedule: Literal["cosine"] | None
     member_dropout: float
     learn_lengthscale: bool
     kappa: float | None = None  # GECO's target, None for the ELBO
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in range(options.seed, options.seed + options.seeds):
         run = run_seed(data, preset, seed, options)
         if run is None:
-            return interrupted(options)
+            return 130  # as a shell counts ctrl-C
         runs.append(run)
         report = summarize(runs, preset, options, time.perf_counter() - started)
         (options.out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -116,14 +117,15 @@ def run_seed(data: RotatedMNIST, preset: Preset, seed: int, options: argparse.Na
     """Train and test with one seed; None if ctrl-C stopped it."""
     folder = options.out / f"seed_{seed}"
     finished = folder / "result.json"
+    source = {"data_seed": options.data_seed, "data": None if options.data is None else str(options.data)}
     if options.resume and finished.exists():
         result = json.loads(finished.read_text())
-        if result["preset"] == dataclasses.asdict(preset):
+        if result["preset"] == dataclasses.asdict(preset) and result["source"] == source:
             print(f"seed {seed}: finished before")
             return result
     torch.manual_seed(seed)
     model = build(preset)
-    started = time.perf_counter()
+    device = torch.device(options.device)
     training = fit(
         model,
         data.train,
@@ -131,29 +133,29 @@ def run_seed(data: RotatedMNIST, preset: Preset, seed: int, options: argparse.Na
         epochs=preset.epochs,
         batch_size=preset.batch_size,
         learning_rate=preset.learning_rate,
-        lr_schedule="cosine" if preset.lr_schedule == "cosine" else None,
+        lr_schedule=preset.lr_schedule,
         seed=seed,
         folder=folder,
         resume=options.resume,
-        checkpoint_every=10,
         progress=options.progress,
-        accelerator=accelerator(options.device),
-        devices=1,
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=1 if device.index is None else [device.index],
     )
-    seconds = time.perf_counter() - started
     if training.interrupted:
+        say_how_to_go_on(training.last_checkpoint)
         return None
     model.to(options.device).save(folder / "model.pt")
     torch.manual_seed(seed)  # of the decoded samples
     result = {
         "seed": seed,
         "preset": dataclasses.asdict(preset),
+        "source": source,
         "test_mse": held_out_mse(model, data.test),
         "extrapolation_mse": held_out_mse(model, data.extrapolation),
         "test_mse_sample": held_out_mse(model, data.test, sample=True),
         "extrapolation_mse_sample": held_out_mse(model, data.extrapolation, sample=True),
         "training_mse": float(training.history["mse"].iloc[-1]),
-        "seconds_per_epoch": seconds / preset.epochs,
+        "seconds_per_epoch": training.seconds_per_epoch,
         "history": training.history.to_dict(orient="list"),
     }
     finished.write_text(json.dumps(result) + "\n")
@@ -180,6 +182,7 @@ def summarize(
         "preset": options.preset,
         "settings": dataclasses.asdict(preset),
         "seeds": [run["seed"] for run in runs],
+        "source": runs[0]["source"],
         "selection": "last epoch",
         "metrics": metrics,
         "paper": {name: {"mean": mean, "sd": sd} for name, (mean, sd) in PAPER.items()},
@@ -264,15 +267,12 @@ def draw(model: FGPVAE, data: RotatedMNIST, runs: list[dict[str, Any]], preset: 
     return paths
 
 
-def interrupted(options: argparse.Namespace) -> int:
-    words = [word for word in sys.argv if word != "--resume"]
-    print(f"\nStopped. The last checkpoint is kept in {options.out}. Go on with:\n  python {' '.join(words)} --resume")
-    return 130
-
-
-def accelerator(device: str) -> str:
-    kind = torch.device(device).type
-    return {"cuda": "gpu"}.get(kind, kind)
+def say_how_to_go_on(checkpoint: Path | None) -> None:
+    command = shlex.join(["python", *(word for word in sys.argv if word != "--resume")])
+    if checkpoint is None:
+        print(f"\nStopped before the first epoch was finished: there is no checkpoint. Start anew with:\n  {command}")
+    else:
+        print(f"\nStopped. The last finished epoch is in {checkpoint}. Go on with:\n  {command} --resume")
 
 
 def peak_memory() -> float:

@@ -17,7 +17,7 @@ class Configurable:
     constructor_arguments: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Wrap the subclass's own constructor."""
+        """Wrap the subclass's own constructor; an inherited one is wrapped already."""
         super().__init_subclass__(**kwargs)
         if "__init__" not in cls.__dict__:
             return
@@ -26,7 +26,7 @@ class Configurable:
 
         @functools.wraps(original)
         def recording_init(self: Any, *args: Any, **keywords: Any) -> None:
-            if type(self) is cls and "constructor_arguments" not in self.__dict__:
+            if "constructor_arguments" not in self.__dict__:  # the outermost constructor comes first
                 bound = signature.bind(self, *args, **keywords)
                 recorded = {}
                 for name, value in list(bound.arguments.items())[1:]:

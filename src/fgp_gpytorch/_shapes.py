@@ -29,8 +29,10 @@ def check_floating(value: Tensor, name: str) -> None:
     """Require a floating-point dtype.
 
     Raises:
-        DataError: If the dtype is an integer, boolean or complex one.
+        DataError: If the value is no tensor, or its dtype an integer, boolean or complex one.
     """
+    if not isinstance(value, Tensor):
+        raise DataError(f"{name}: expected a torch.Tensor, got {type(value).__name__}. Try torch.as_tensor({name}).")
     if not value.is_floating_point():
         raise DataError(
             f"{name}: expected a floating-point dtype, got {value.dtype}. Try {name}.double() or {name}.float()."

@@ -57,7 +57,7 @@ def test_merging_a_batch_without_y_mask_takes_its_members_as_observed(batch):
 
 def test_what_does_not_belong_together_is_not_merged(batch):
     other = GroupedBatch.from_tensors(batch.y, batch.x, batch.mask, num_dataset_groups=9)
-    with pytest.raises(DataError, match=r"of one data set, got \(groups, members\) = \(2, 3\) and \(9, 3\)"):
+    with pytest.raises(DataError, match=r"of one data set, got \(groups, members\) = \(2, 3\) and \(9, 14\)"):
         GroupedBatch.cat([batch, other])
     other = GroupedBatch.from_tensors(batch.y[..., :2], batch.x, batch.mask)
     with pytest.raises(ShapeError, match=r"\(\(4,\), 1\) and \(\(2,\), 1\)"):

@@ -184,7 +184,33 @@ def test_dtypes_of_floating_data_are_kept():
     data = GroupedDataset(torch.ones(2, 1), torch.ones(2, dtype=torch.float64), [0, 1])
     assert data[0].y.dtype == torch.float32
     assert data[0].x.dtype == torch.float64
-    assert GroupedDataset(torch.ones(2).half(), [1, 2], [0, 1])[0].x.dtype == torch.get_default_dtype()
+    assert GroupedDataset(torch.ones(2).half(), [1, 2], [0, 1])[0].x.dtype == torch.float64
+
+
+@pytest.mark.parametrize("make", [list, torch.tensor, np.array, pd.Series])
+def test_dates_in_seconds_stay_apart(make):
+    seconds = [1_700_000_000 + step for step in range(6)]
+    assert GroupedDataset(torch.ones(6), make(seconds), [0] * 6).flat().x[:, 0].tolist() == seconds
+    if make is not torch.tensor:  # a tensor of Python floats has lost them before we see it
+        floats = make([float(value) for value in seconds])
+        assert GroupedDataset(torch.ones(6), floats, [0] * 6).flat().x[:, 0].tolist() == seconds
+    table = pd.DataFrame({"y": 0.5, "t": seconds, "g": 0})
+    assert GroupedDataset.from_dataframe(table, y="y", x="t", group="g").flat().x[:, 0].tolist() == seconds
+
+
+def test_columns_that_are_dates_or_there_twice_or_no_names_are_refused():
+    table = pd.DataFrame({"y": [0.5], "t": pd.to_datetime(["2026-11-23"]), "g": 0})
+    with pytest.raises(DataError, match=r"got datetime64\[.*\.dt\.total_seconds\(\) / 86400"):
+        GroupedDataset.from_dataframe(table, y="y", x="t", group="g")
+    days = table.assign(t=(table["t"] - table["t"].min()).dt.total_seconds() / 86400)
+    assert GroupedDataset.from_dataframe(days, y="y", x="t", group="g").flat().x.tolist() == [[0.0]]
+    twice = pd.concat([days, days[["y"]]], axis=1)
+    with pytest.raises(DataError, match="expected one column 'y', got several"):
+        GroupedDataset.from_dataframe(twice, y="y", x="t", group="g")
+    with pytest.raises(DataError, match=r"expected the name of one column, got \['g'\]"):
+        GroupedDataset.from_dataframe(days, y="y", x="t", group=["g"])
+    numbered = days.set_axis([0, 1, 2], axis=1)
+    assert GroupedDataset.from_dataframe(numbered, y=0, x=1, group=2).num_members == 1
 
 
 def test_values_that_were_not_observed_may_be_nan_and_become_zero():

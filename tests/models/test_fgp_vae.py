@@ -228,7 +228,7 @@ def test_an_encoder_with_other_outputs_is_named(outputs, words):
 
 def test_negative_variances_of_an_encoder_are_refused_by_infer():
     model = bad_encoder(lambda y: (torch.ones(len(y), 3), -torch.ones(len(y), 3)))
-    with pytest.raises(DataError, match="variance: expected positive pseudo-variances"):
+    with pytest.raises(DataError, match="encoder: expected positive variances, got -1"):
         model.infer(make_data())
 
 

@@ -26,21 +26,22 @@ def test_members_anywhere_in_the_mask_are_dropped_with_equal_chances():
 
 def test_dropout_acts_in_training_mode_alone_and_on_q_alone():
     model, batch = make_model(member_dropout=0.5, encoder=ConstantEncoder()), make_data()[:]
-    kept = model.infer(batch).mask
+    kept = model._infer(batch).mask
     size = batch.mask.sum(-1)
     assert kept.sum(-1).tolist() == [int(n) - min(round(0.5 * int(n)), int(n) - 1) for n in size]
     terms = model.terms(batch)
     assert torch.equal(terms.num_members, size)
     assert torch.equal(terms.num_elements, 3.0 * size)
     assert model.encoder.rows == [int(size.sum())] * 2  # members that q leaves out are encoded, and reconstructed
+    assert torch.equal(model.infer(batch).mask, batch.mask)  # who asks gets all that is known
     model.eval()
-    assert torch.equal(model.infer(batch).mask, batch.mask)
+    assert torch.equal(model._infer(batch).mask, batch.mask)
 
 
 def test_posterior_without_a_member_is_that_of_the_smaller_group():
     model, data = make_model(member_dropout=0.4), make_data(sizes=(5, 5, 5))
     batch = data[:]
-    dropped = model.infer(batch)
+    dropped = model._infer(batch)
     plain = model.eval().prior.posterior(batch.x, *encoded(model, batch), dropped.mask)
     torch.testing.assert_close(dropped.mean, plain.mean)
     torch.testing.assert_close(dropped.kl, plain.kl)

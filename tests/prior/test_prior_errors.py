@@ -167,8 +167,9 @@ def test_one_block_may_not_stand_twice():
 
 
 def test_prior_dtype_must_be_floating():
-    with _raises(DataError, "dtype: expected a floating-point dtype, got torch.int64. Try torch.float64."):
-        FactorizedGPPrior([GlobalChannels(1)], dtype=torch.int64)
+    for dtype in (torch.int64, torch.float16, "float64"):
+        with _raises(DataError, f"dtype: expected torch.float64 or torch.float32, got {dtype}. Try torch.float64."):
+            FactorizedGPPrior([GlobalChannels(1)], dtype=dtype)
 
 
 @pytest.mark.parametrize("batch_shape", [(2,), (1,), (3, 1), (1, 3)])
@@ -211,7 +212,7 @@ def test_number_of_channels_is_a_positive_integer(number):
 
 @pytest.mark.parametrize("value", [0.0, -1.0, NAN])
 def test_global_variance_must_be_positive(value):
-    with _raises(ShapeError, f"variance: expected positive values, got {value}. Try variance=1.0."):
+    with _raises(DataError, f"variance: expected positive values, got {value}. Try variance=1.0."):
         GlobalChannels(2, variance=value)
 
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import gpytorch
 import lightning
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from factories import make_data, make_model, same_state, state_of
-from fgp_gpytorch import ELBO, GECO, GaussianLikelihood, GroupedDataset, fit
+from fgp_gpytorch import ELBO, GECO, FactorizedGPPrior, GaussianLikelihood, GroupedDataset, LocalChannels, fit
 from fgp_gpytorch.errors import CheckpointError, DataError, MissingFileError, NonFiniteError, ShapeError
 
 
@@ -233,9 +234,10 @@ def test_early_stopping_waits_for_the_patience_asked_for():
 
 
 def test_lightnings_own_flags_are_passed_on():
-    _, result = train(accelerator="cpu", max_epochs=2)
-    assert result.trainer.max_epochs == 2
-    assert len(result.history) == 2
+    _, result = train(accelerator="cpu", limit_train_batches=3)
+    assert result.trainer.global_step == 12
+    with pytest.raises(DataError, match="max_epochs: expected it as epochs"):
+        train(max_epochs=2)
 
 
 # files
@@ -503,8 +505,72 @@ def test_a_checkpoint_that_is_none_is_refused(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     train(folder=tmp_path)
     other = make_model(GaussianLikelihood(), encoder=FailingEncoder(from_call=1000))
-    with pytest.raises(CheckpointError, match=r"expected the parameters of this model, got others \(model\.encoder"):
+    with pytest.raises(CheckpointError, match="expected a checkpoint of this run, got one of another: encoder is an"):
         train(other, folder=tmp_path, resume=True)
+    matern = make_model(GaussianLikelihood(), member_dropout=0.3)
+    matern.prior = FactorizedGPPrior([LocalChannels(3, gpytorch.kernels.MaternKernel(0.5))])
+    with pytest.raises(CheckpointError, match="of another: prior is another"):
+        train(matern, folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"objective": GECO(0.1)}, "objective GECO, there ELBO"),
+        ({"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=1e-3)}, "optimizer your own, there Adam"),
+        ({"learning_rate": 0.5}, r"learning_rate 0\.5, there 0\.001"),
+        ({"lr_schedule": "cosine"}, "lr_schedule cosine, there None"),
+        ({"batch_size": 3}, "batch_size 3, there 2"),
+        ({"seed": 4}, "seed 4, there 3"),
+        ({"data": make_data((3, 5))}, "groups 2, there 7"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(options, words, tmp_path):
+    train(folder=tmp_path, epochs=2)
+    with pytest.raises(CheckpointError, match=f"got one of another: {words}"):
+        train(folder=tmp_path, resume=True, **options)
+
+
+def test_fewer_epochs_than_are_finished_are_refused(tmp_path):
+    train(folder=tmp_path, epochs=3)
+    with pytest.raises(CheckpointError, match=r"expected at most epochs=2 behind it, got 3\. Try epochs=3 or more"):
+        train(folder=tmp_path, epochs=2, resume=True)
+
+
+def test_a_run_that_stopped_early_does_not_go_on(tmp_path):
+    options = {"validation": make_data(seed=9), "early_stopping": 2, "epochs": 30, "learning_rate": 0.3}
+    model, whole = train(folder=tmp_path, **options)
+    again, resumed = train(folder=tmp_path, resume=True, **options)
+    assert_same_history(whole.history, resumed.history)
+    assert same_state(model.state_dict(), again.state_dict())
+
+
+def test_training_leaves_pytorchs_generator_as_it_was():
+    torch.manual_seed(8)
+    expected = torch.rand(3)
+    torch.manual_seed(8)
+    train()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_seconds_per_epoch_are_those_of_the_epochs_trained_here(tmp_path):
+    _, first = train(folder=tmp_path, epochs=2)
+    assert 0 < first.seconds_per_epoch < 60
+    _, finished = train(folder=tmp_path, epochs=2, resume=True)
+    assert math.isnan(finished.seconds_per_epoch)
+
+
+def test_cosine_counts_the_steps_of_the_optimizer():
+    _, result = train(lr_schedule="cosine", accumulate_grad_batches=2)
+    assert result.trainer.global_step == 8
+    assert result.history.learning_rate.iloc[-1] == pytest.approx(0, abs=1e-18)
+
+
+def test_targets_of_the_wrong_shape_are_refused():
+    others = held_out()
+    others.y_new = others.y_new[:, 0]
+    with pytest.raises(ShapeError, match=r"y_new \(G, Q\*, \*y_shape\) = \(3, 1, 3\), got \(3, 1, 1\) and \(3, 3\)"):
+        train(validation=others)
 
 
 def test_a_missing_checkpoint_is_named_and_true_starts_anew(tmp_path):
@@ -523,7 +589,15 @@ def test_a_missing_checkpoint_is_named_and_true_starts_anew(tmp_path):
         ({"epochs": 0}, "epochs: expected an integer >= 1, got 0"),
         ({"batch_size": 0}, "batch_size: expected an integer >= 1, got 0"),
         ({"checkpoint_every": 0}, "checkpoint_every: expected an integer >= 1"),
-        ({"learning_rate": 0.0}, r"learning_rate: expected a positive number, got 0\.0"),
+        ({"learning_rate": 0.0}, r"learning_rate: expected a positive finite number, got 0\.0"),
+        ({"learning_rate": math.inf}, "learning_rate: expected a positive finite number, got inf"),
+        ({"gradient_clip": -1.0}, r"gradient_clip: expected a positive finite number, got -1\.0"),
+        ({"epochs": 1.5}, r"epochs: expected an integer >= 1, got 1\.5"),
+        ({"seed": -1}, "seed: expected an integer >= 0, got -1"),
+        ({"early_stopping": -1, "validation": make_data(seed=9)}, "early_stopping: expected an integer >= 1, got -1"),
+        ({"lr_schedule": "cosin"}, "lr_schedule: expected \"cosine\" or a function .* got 'cosin'"),
+        ({"objective": "elbo"}, "objective: expected an Objective, got str"),
+        ({"optimizer": torch.optim.SGD([torch.ones(1)], lr=1.0)}, "optimizer: expected a function .* got SGD"),
         ({"early_stopping": 3}, "early_stopping: expected validation data to judge by"),
         ({"data": [1, 2]}, "train: expected a GroupedDataset, got list"),
         ({"validation": [1, 2]}, "validation: expected a GroupedDataset, got list"),

@@ -31,18 +31,28 @@ def as_features(x: Any, feature_dim: int) -> Tensor:
     """Return auxiliary features as a floating tensor, with a last dimension D = 1 where it is missing.
 
     Args:
-        x: Features of any real dtype; integers and booleans become the default floating dtype.
+        x: Features of any real dtype; integers, booleans and lists become float64, in which dates in seconds stay
+            apart.
         feature_dim: Number of dimensions before D.
 
     Raises:
         DataError: If `x` is complex or not numeric.
     """
+    if isinstance(x, list | tuple) and not any(isinstance(row, Tensor) for row in x):
+        x = np.asarray(x) if _is_rectangular(x) else x
     x = as_numbers(x, "x")
     if x.is_complex():
         raise DataError(f"x: expected real features, got {x.dtype}. Try x.real and x.imag as two features.")
     if not x.is_floating_point():
-        x = x.to(torch.get_default_dtype())
+        x = x.double()
     return x.unsqueeze(-1) if x.ndim == feature_dim else x
+
+
+def _is_rectangular(rows: Any) -> bool:
+    try:
+        return np.asarray(rows).dtype != object
+    except ValueError:  # rows of unequal length: let PyTorch say so
+        return False
 
 
 def as_mask(mask: Any, name: str) -> Tensor:

@@ -66,6 +66,9 @@ class GroupedBatch:
         check_shape(self.x, "x", (groups, members, "D"), hint)
         check_shape(self.mask, "mask", (groups, members), hint)
         check_shape(self.group_index, "group_index", (groups,), hint)
+        for name, value in (("mask", self.mask), ("y_mask", self.y_mask)):
+            if value is not None and value.dtype != torch.bool:
+                raise DataError(f"{name}: expected torch.bool, got {value.dtype}. Try {name}.bool(), True = there.")
         if self.y_mask is not None:
             check_shape(self.y_mask, "y_mask", tuple(self.y.shape), "It has one entry for each element of y.")
 
@@ -85,12 +88,13 @@ class GroupedBatch:
 
         Args:
             y: Observations, floating; values in the padding are replaced by 0.
-            x: Auxiliary features, any real dtype; integers become the default floating dtype.
+            x: Auxiliary features, any real dtype; integers and lists become float64.
             mask: Boolean, True = a member is there (anywhere, not only in front); None = everywhere.
             y_mask: Boolean, True = that element of `y` was observed; None = all of them.
             group_index: Position of each group in the data set; None = 0 to G - 1.
             num_dataset_groups: Groups in the whole data set; None = these G are all there are.
-            num_dataset_members: Members in the whole data set; None = those of this batch.
+            num_dataset_members: Members in the whole data set; None = those of this batch, times the groups of the
+                data set over those of the batch, rounded.
 
         Returns:
             The batch; the caller's tensors are not changed.
@@ -115,19 +119,25 @@ class GroupedBatch:
         y_mask = None if y_mask is None else as_mask(y_mask, "y_mask")
         if group_index is None:
             group_index = torch.arange(len(y), device=y.device)
-        group_index = as_numbers(group_index, "group_index").long()
+        group_index = as_numbers(group_index, "group_index")
+        if group_index.is_floating_point() or group_index.is_complex() or group_index.dtype == torch.bool:
+            raise DataError(
+                f"group_index: expected integers, got {group_index.dtype}. Try group_index.round().long() if that is "
+                "meant; labels of groups go to GroupedDataset(y, x, group)."
+            )
+        group_index = group_index.long()
+        sizes = {"num_dataset_groups": num_dataset_groups, "num_dataset_members": num_dataset_members}
+        for name, value in sizes.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise DataError(f"{name}: expected an integer >= 1, got {value!r}. Try len(data), data.num_members.")
         check_same_device(
             y=y, x=x, mask=mask, group_index=group_index, **({} if y_mask is None else {"y_mask": y_mask})
         )
-        batch = cls(
-            y,
-            x,
-            mask,
-            group_index,
-            y_mask,
-            len(y) if num_dataset_groups is None else num_dataset_groups,
-            int(mask.sum()) if num_dataset_members is None else num_dataset_members,
-        )
+        if num_dataset_groups is None:
+            num_dataset_groups = len(y)
+        if num_dataset_members is None:
+            num_dataset_members = round(int(mask.sum()) * num_dataset_groups / max(len(y), 1))
+        batch = cls(y, x, mask, group_index, y_mask, num_dataset_groups, num_dataset_members)
         if ((group_index < 0) | (group_index >= batch.num_dataset_groups)).any():
             raise DataError(
                 f"group_index: expected positions from 0 to {batch.num_dataset_groups - 1}, got "

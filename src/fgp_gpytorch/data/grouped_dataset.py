@@ -1,6 +1,6 @@
 """Flat rows in any order as a data set of groups."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,9 +113,9 @@ class GroupedDataset(Dataset):
     def from_dataframe(
         cls,
         df: pd.DataFrame,
-        y: str | Sequence[str],
-        x: str | Sequence[str],
-        group: str,
+        y: Hashable | Sequence[Hashable],
+        x: Hashable | Sequence[Hashable],
+        group: Hashable,
         dtype: torch.dtype | None = None,
     ) -> "GroupedDataset":
         """Make a data set from the columns of a table, one row a member.
@@ -125,19 +125,31 @@ class GroupedDataset(Dataset):
             y: The column or columns to model. Missing values (NaN, NA) are taken as not observed.
             x: The column or columns of auxiliary features.
             group: The column of labels.
-            dtype: Floating dtype of `y` and `x`; None = the default dtype.
+            dtype: Floating dtype of `y`; None = the default dtype. `x` is float64, in which dates in seconds stay
+                apart.
 
         Returns:
             The data set, with observations of shape (number of columns,) and `y_mask` only if a value of `y`
             is missing.
 
         Raises:
-            DataError: If a column is absent or not numeric, a row lacks an entry of `x`, or the table is
+            DataError: If a column is absent, not numeric or there twice, a row lacks an entry of `x`, or the table is
                 empty.
             GroupError: If a row lacks its group.
         """
-        y_columns = [y] if isinstance(y, str) else list(y)
-        x_columns = [x] if isinstance(x, str) else list(x)
+        y_columns = _column_names(y, "y")
+        x_columns = _column_names(x, "x")
+        if not isinstance(group, Hashable):
+            raise DataError(
+                f"group: expected the name of one column, got {group!r}. Labels of several columns become one with "
+                "df.groupby(columns).ngroup()."
+            )
+        repeated = df.columns[df.columns.duplicated()]
+        wanted = [name for name in repeated if name in (*y_columns, *x_columns, group)]
+        if wanted:
+            raise DataError(
+                f"df: expected one column {wanted[0]!r}, got several. Try df.loc[:, ~df.columns.duplicated()]."
+            )
         absent = [name for name in [*y_columns, *x_columns, group] if name not in df.columns]
         if absent or not y_columns or not x_columns:
             got = f"no column {absent[0]!r}" if absent else "an empty list of columns"
@@ -152,8 +164,7 @@ class GroupedDataset(Dataset):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         observed = torch.from_numpy(~np.isnan(values))
         y_mask = None if bool(observed.all()) else observed
-        values, features = torch.from_numpy(values).to(dtype), torch.from_numpy(features).to(dtype)
-        return cls(values, features, df[group], y_mask)
+        return cls(torch.from_numpy(values).to(dtype), torch.from_numpy(features), df[group], y_mask)
 
     @property
     def num_groups(self) -> int:
@@ -371,7 +382,22 @@ def _check_rows(y: Tensor, x: Tensor, codes: Tensor) -> None:
         )
 
 
-def _numbers(df: pd.DataFrame, columns: list[str]) -> np.ndarray:  # shape: (N, number of columns)
+def _column_names(names: Any, argument: str) -> list[Hashable]:
+    """A name, or a sequence of names, as a list.
+
+    Raises:
+        DataError: If it is neither.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        return [names]
+    listed = list(names)
+    wrong = [name for name in listed if not isinstance(name, Hashable)]
+    if wrong:
+        raise DataError(f"{argument}: expected the names of columns, got {wrong[0]!r}. Try ['a', 'b'].")
+    return listed
+
+
+def _numbers(df: pd.DataFrame, columns: list[Hashable]) -> np.ndarray:  # shape: (N, number of columns)
     """Return columns as float64 with NaN where a value is missing.
 
     Raises:
@@ -379,6 +405,11 @@ def _numbers(df: pd.DataFrame, columns: list[str]) -> np.ndarray:  # shape: (N, 
     """
     for name in columns:
         kind = df[name].dtype
+        if kind.kind in "mM":
+            raise DataError(
+                f"df: expected numbers in column {name!r}, got {kind}. For days try "
+                f"(df[{name!r}] - df[{name!r}].min()).dt.total_seconds() / 86400."
+            )
         if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_complex_dtype(kind):
             raise DataError(
                 f"df: expected numbers in column {name!r}, got {kind}. Try pd.to_numeric(df[{name!r}]), "

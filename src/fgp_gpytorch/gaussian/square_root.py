@@ -23,7 +23,10 @@ class _SymmetricSquareRoot(torch.autograd.Function):
         return (vectors * roots.unsqueeze(-2)) @ vectors.mT
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+    @torch.autograd.function.once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> Tensor:
         roots, vectors = ctx.saved_tensors
         sums = roots.unsqueeze(-1) + roots.unsqueeze(-2)
         inner = vectors.mT @ grad_outputs[0] @ vectors

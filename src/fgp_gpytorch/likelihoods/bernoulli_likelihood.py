@@ -5,14 +5,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fgp_gpytorch.likelihoods.likelihood import Likelihood
+from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.likelihoods.likelihood import Likelihood, sum_per_member
 
 
 class BernoulliLikelihood(Likelihood):
-    """p(y | z) = Bernoulli(y | logits(z)), elements of y in [0, 1]; values between count as expected ones."""
+    """p(y | z) = Bernoulli(y | logits(z)), elements of y in [0, 1]; values between count as expected ones.
+
+    Raises:
+        DataError: In use, if an element of y lies outside [0, 1].
+    """
 
     def distribution(self, output: Tensor, y: Tensor | None = None, observed: Tensor | None = None) -> dist.Bernoulli:
         """Bernoulli with the decoder's output as logits."""
+        if y is not None:
+            _check_range(y)
         return dist.Bernoulli(logits=output, validate_args=False)
 
     def mean(self, output: Tensor) -> Tensor:
@@ -21,7 +28,16 @@ class BernoulliLikelihood(Likelihood):
 
     def log_prob(self, output: Tensor, y: Tensor, observed: Tensor | None = None) -> Tensor:
         """y log p + (1 - y) log (1 - p), summed over the observed elements of each member, nats, (*s, G, Q)."""
+        _check_range(y)
         terms = -F.binary_cross_entropy_with_logits(output, y.expand_as(output), reduction="none")
         if observed is not None:
             terms = torch.where(observed, terms, 0.0)
-        return terms.flatten(output.dim() - y.dim() + 2).sum(-1)
+        return sum_per_member(terms, y)
+
+
+def _check_range(y: Tensor) -> None:
+    if bool(((y < 0) | (y > 1)).any()):
+        raise DataError(
+            f"y: expected values in [0, 1] for a BernoulliLikelihood, got {y.min().item():g} to {y.max().item():g}. "
+            "Try GaussianLikelihood(), or rescale y."
+        )

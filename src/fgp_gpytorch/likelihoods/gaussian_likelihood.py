@@ -25,7 +25,7 @@ class GaussianLikelihood(Likelihood):
 
     Attributes:
         variance: The variance in use, a scalar. In "optimal" mode a running mean over training batches: the batch's
-            own enters only its log likelihood, and only in training mode.
+            own enters only its log likelihood, and only in training mode; without gradients nothing moves.
 
     Raises:
         DataError: If the mode is unknown or the variance is not positive and finite.
@@ -90,10 +90,11 @@ class GaussianLikelihood(Likelihood):
         total = torch.where(observed, squared_error, 0.0).sum()
         return self._update(total / observed.sum().clamp_min(1))
 
-    @torch.no_grad()
     def _update(self, batch_variance: Tensor) -> Tensor:
         batch_variance = batch_variance.clamp_min(torch.finfo(batch_variance.dtype).tiny)
-        momentum = torch.where(self._num_updates == 0, 1.0, _MOMENTUM)
-        self._variance.lerp_(batch_variance.to(self._variance.dtype), momentum.to(self._variance.dtype))
-        self._num_updates += 1
+        if torch.is_grad_enabled():  # somebody trains, and does not just look
+            with torch.no_grad():
+                momentum = torch.where(self._num_updates == 0, 1.0, _MOMENTUM)
+                self._variance.lerp_(batch_variance.to(self._variance.dtype), momentum.to(self._variance.dtype))
+                self._num_updates += 1
         return batch_variance

@@ -37,4 +37,9 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
         terms = self.distribution(output, y, observed).log_prob(y)
         if observed is not None:
             terms = torch.where(observed, terms, 0.0)
-        return terms.flatten(output.dim() - y.dim() + 2).sum(-1)
+        return sum_per_member(terms, y)
+
+
+def sum_per_member(terms: Tensor, y: Tensor) -> Tensor:
+    """Sum (*s, G, Q, *y_shape) over the elements of y (G, Q, *y_shape), to (*s, G, Q)."""
+    return terms.flatten(terms.dim() - y.dim() + 2).sum(-1) if y.dim() > 2 else terms

@@ -51,7 +51,7 @@ class CVAE(FGPVAE):
         self.features = nn.Identity() if features is None else features
 
     def _encode(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encoder(y, self._features_of(x))
+        return self.encoder(cast_for(self.encoder, y), self._features_of(x))
 
     def _decode(self, z: Tensor, x: Tensor) -> Tensor:
         features = self._features_of(x)

@@ -140,7 +140,7 @@ class FGPVAE(Configurable, PyroModule):
                 part = block.prior_mean(x) + (root @ u.unsqueeze(-1)).squeeze(-1)
                 parts.append(part)
             z = pyro.deterministic("z", torch.cat(parts, dim=-2).mT, event_dim=2)
-            output = self._decode(z, batch.x)
+            output = self._output(z, batch.x, batch.y.shape[2:])
             target = batch.y if observe else None
             elements = self.likelihood.distribution(output, target, batch.observed)
             elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
@@ -180,10 +180,15 @@ class FGPVAE(Configurable, PyroModule):
 
         Returns:
             Sums per group, (G,).
+
+        Raises:
+            ShapeError: If the encoder's or the decoder's output has the wrong shape.
+            DataError: If the encoder's variance is not positive, or the likelihood cannot have made y.
         """
+        batch = _grouped(batch, "batch")
         posterior = self._infer(batch)
         z = posterior.rsample((num_particles,) if num_particles > 1 else (), marginals=True)
-        output = self._decode(z, batch.x)
+        output = self._output(z, batch.x, batch.y.shape[2:])
         observed = None if batch.y_mask is None and _is_full(batch) else batch.observed
         squared_error = (self.likelihood.mean(output) - batch.y).square()
         if observed is not None:
@@ -216,7 +221,7 @@ class FGPVAE(Configurable, PyroModule):
         """q(Z | Y, X) of each group of the batch, whether or not it was in the training data.
 
         Args:
-            batch: Groups to condition on. In training mode member dropout applies; call `model.eval()` before.
+            batch: Groups to condition on; all their members, in training mode too.
 
         Returns:
             The posterior over (G, Q, L).
@@ -226,8 +231,7 @@ class FGPVAE(Configurable, PyroModule):
             DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
         """
         batch = _as_batch(batch, "batch")
-        x, mean, variance, mask = self._pseudo_observations(batch)
-        return self.prior.posterior(x, mean, variance, mask)
+        return self.prior.posterior(*self._pseudo_observations(batch))
 
     @torch.no_grad()
     def reconstruct(self, batch: GroupedBatch | GroupedDataset) -> Tensor:
@@ -244,7 +248,7 @@ class FGPVAE(Configurable, PyroModule):
             DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
         """
         batch = _as_batch(batch, "batch")
-        return self._mean_of(self.infer(batch).mean, batch.x)
+        return self._mean_of(self.infer(batch).mean, batch.x, batch.y.shape[2:])
 
     @torch.no_grad()
     def generate(
@@ -270,20 +274,21 @@ class FGPVAE(Configurable, PyroModule):
             DataError: If a value is not finite or a dtype is not floating.
         """
         if context is None:
+            check_floating(x_new, "x_new")
             check_shape(x_new, "x_new", ("G", "Q*", "D"), "One group is x_new.unsqueeze(0).")
-            return self._mean_of(self.prior.sample(x_new, sample_shape or ()), x_new)
+            return self._mean_of(self.prior.sample(x_new, sample_shape or ()), x_new, None)
         context = _as_batch(context, "context")
+        check_floating(x_new, "x_new")
         if x_new.dim() != 3 or len(x_new) != context.num_groups:
             raise GroupError(
                 f"x_new: expected (G, Q*, D) with G = {context.num_groups}, one row of members for each group of the "
                 f"context, got {tuple(x_new.shape)}. Try context=data[[...]] with the groups of x_new, or context=None "
                 "for new groups."
             )
-        check_floating(x_new, "x_new")
         posterior = self.infer(context)
         prediction = posterior.predict(x_new)
         z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
-        return self._mean_of(z, x_new)
+        return self._mean_of(z, x_new, context.y.shape[2:])
 
     def save(self, path: str | Path) -> None:
         """Write the configuration and the parameters to a file that executes nothing when it is read.
@@ -325,6 +330,8 @@ class FGPVAE(Configurable, PyroModule):
 
     def _infer(self, batch: GroupedBatch) -> LatentPosterior:
         x, mean, variance, mask = self._pseudo_observations(batch)
+        if self.training and self.member_dropout > 0:
+            mask = drop_members(batch.mask if mask is None else mask, self.member_dropout)
         return self.prior.condition(x, mean, variance, mask)
 
     def _pseudo_observations(self, batch: GroupedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -340,28 +347,43 @@ class FGPVAE(Configurable, PyroModule):
                 f"The prior has {self.prior.num_channels} channels."
             )
         mean, variance = encoded
+        if bool((variance < 0).any()):  # one that underflows to 0 gives a loss that is not finite
+            raise DataError(
+                f"encoder: expected positive variances, got {variance.min().item():g}. "
+                "Try an encoder that ends in exp or softplus."
+            )
         mask = None if full else batch.mask
         if batch.y_mask is not None:
             # a member of whom nothing was observed has nothing to say about z
-            mask = batch.mask & batch.y_mask.flatten(2).any(-1)
+            mask = batch.mask & batch.y_mask.reshape(*batch.mask.shape, -1).any(-1)
         if full:
             mean, variance = (part.unflatten(0, batch.mask.shape) for part in (mean, variance))
         else:
             mean, variance = _scatter(mean, batch.mask, 0.0), _scatter(variance, batch.mask, 1.0)
-        if self.training and self.member_dropout > 0:
-            mask = drop_members(batch.mask if mask is None else mask, self.member_dropout)
         return _features(batch), mean, variance, mask
 
     def _encode(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pseudo-observations of rows y (N, *y_shape); this model's encoder does not look at x (N, D)."""
-        return self.encoder(y)
+        return self.encoder(cast_for(self.encoder, y))
 
     def _decode(self, z: Tensor, x: Tensor) -> Tensor:
         """The likelihood's parameter at z (*s, G, Q, L); this model's decoder does not look at x (G, Q, D)."""
         return self.decoder(cast_for(self.decoder, z))
 
-    def _mean_of(self, z: Tensor, x: Tensor) -> Tensor:
-        return self.likelihood.mean(self._decode(z, x))
+    def _output(self, z: Tensor, x: Tensor, y_shape: torch.Size | None) -> Tensor:
+        """`_decode`, which must give (*s, G, Q, *y_shape): nothing is broadcast against y."""
+        output = self._decode(z, x)
+        front = tuple(z.shape[:-1])
+        if output.shape[: len(front)] != front or y_shape not in (None, output.shape[len(front) :]):
+            expected = (*front, "*y_shape") if y_shape is None else (*front, *y_shape)
+            raise ShapeError(
+                f"decoder: expected the shape {expected} from z {tuple(z.shape)}, got {tuple(output.shape)}. "
+                "Try a decoder that maps (*batch, L) to (*batch, *y_shape)."
+            )
+        return output
+
+    def _mean_of(self, z: Tensor, x: Tensor, y_shape: torch.Size | None) -> Tensor:
+        return self.likelihood.mean(self._output(z, x, y_shape))
 
     def _split_kl(self, posterior: LatentPosterior) -> tuple[Tensor, Tensor]:
         local, shared = torch.zeros_like(posterior.x[..., 0, 0]), torch.zeros_like(posterior.x[..., 0, 0])
@@ -409,6 +431,12 @@ def _standard_normal(block: ChannelBlock, root: Tensor) -> dist.TorchDistributio
 
 
 def _as_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch:
+    batch = _grouped(value, name)
+    check_finite(batch.y, f"{name}.y", batch.observed)
+    return batch
+
+
+def _grouped(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch:
     if isinstance(value, GroupedDataset):
         value = value[:]
     if not isinstance(value, GroupedBatch):
@@ -416,5 +444,4 @@ def _as_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch:
             f"{name}: expected a GroupedBatch or a GroupedDataset, got {type(value).__name__}. "
             "Try GroupedDataset(y, x, group)[[0, 1]], or GroupedBatch.from_tensors(y, x)."
         )
-    check_finite(value.y, f"{name}.y", value.observed)
     return value

@@ -29,8 +29,10 @@ def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
         Strings and tensors.
     """
     parts: dict[str, Any] = {}
-    arguments: dict[str, Any] = model.constructor_arguments  # pyright: ignore[reportAssignmentType]
-    for name, value in arguments.items():
+    recorded: dict[str, Any] = model.constructor_arguments  # pyright: ignore[reportAssignmentType]
+    for name, given in recorded.items():
+        value = getattr(model, name, given)  # a part may have been replaced since
+        value = None if given is None and isinstance(value, nn.Identity) else value
         try:
             parts[name] = _checked_description(value)
         except CheckpointError as error:
@@ -54,9 +56,11 @@ def save_model(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         CheckpointError: If a constructor argument that is no module cannot be described.
-        MissingFileError: If the folder does not exist.
+        MissingFileError: If the folder does not exist, or the path is one.
     """
     path = Path(path)
+    if path.is_dir():
+        raise MissingFileError(f"expected a file, got the folder {path}. Try {str(path / 'model.pt')!r}.")
     if not path.parent.exists():
         raise MissingFileError(
             f"expected the folder {path.parent} to exist. Try Path({str(path.parent)!r}).mkdir(parents=True)."
@@ -137,16 +141,21 @@ def _checked_description(value: Any) -> Any:
         if _skeleton(again) != _skeleton(value):
             raise CheckpointError(
                 f"the description of a {type(value).__name__} does not make the same module again: a part keeps an "
-                "argument under another name, or its parts were changed after it was made."
+                "argument under another name, its parts were changed after it was made, or two parts share a parameter."
             )
     return description
 
 
 def _skeleton(module: nn.Module) -> list[Any]:
-    """What must agree between a part and its rebuilt self: classes, tensors' shapes, constraints' transforms."""
+    """What must agree between a part and its rebuilt self: classes, tensors' shapes, transforms, who is shared."""
     classes = [(name, type(part), _named_transform(part)) for name, part in module.named_modules()]
     shapes = [(name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()]
-    return [classes, shapes]
+    first: dict[int, str] = {}
+    owners = [
+        (name, first.setdefault(id(parameter), name))
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    ]
+    return [classes, shapes, owners]
 
 
 def _named_transform(part: nn.Module) -> Any:

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgp_gpytorch.data import GroupedBatch
 from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.likelihoods import GaussianLikelihood
 from fgp_gpytorch.models import Terms
 from fgp_gpytorch.objectives.objective import Objective, mean_parts
 
@@ -71,6 +73,26 @@ class GECO(Objective):
         self.minimum_multiplier, self.maximum_multiplier = minimum_multiplier, maximum_multiplier
         self._log_multiplier = torch.tensor(math.log(initial_multiplier), dtype=torch.float64)
         self._average = torch.tensor(math.nan, dtype=torch.float64)  # NaN: no step yet
+
+    def terms(self, model: Any, guide: Any, batch: GroupedBatch) -> Terms:
+        """The analytic parts of a pair on a batch.
+
+        Args:
+            model: `m.model`, or m itself.
+            guide: `m.guide` of the same m, or m itself.
+            batch: Groups of a dataset.
+
+        Raises:
+            DataError: If the two do not belong to one model of this package, or the likelihood has a variance to
+                learn: GECO looks at the error alone, so it would never move.
+        """
+        likelihood = getattr(getattr(model, "__self__", model), "likelihood", None)
+        if isinstance(likelihood, GaussianLikelihood) and likelihood.mode == "learned":
+            raise DataError(
+                'likelihood: expected one without a learned variance for GECO, got GaussianLikelihood("learned"), '
+                'whose variance would never move. Try GaussianLikelihood("optimal"), or ELBO().'
+            )
+        return super().terms(model, guide, batch)
 
     @property
     def multiplier(self) -> float:

@@ -38,7 +38,7 @@ class Objective(pyro.infer.ELBO):
     """
 
     def __init__(self, num_particles: int = 1) -> None:
-        if num_particles < 1:
+        if not isinstance(num_particles, int) or num_particles < 1:
             raise DataError(f"num_particles: expected an integer >= 1, got {num_particles}. Try 1.")
         super().__init__(num_particles=num_particles)
 

@@ -2,7 +2,8 @@
 
 import functools
 from abc import ABC, abstractmethod
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -17,6 +18,21 @@ from fgp_gpytorch.gaussian import (
     rank_one_factor,
     whitened_factor,
 )
+
+_Value = TypeVar("_Value")
+
+
+def _once_per_grad_mode(method: Callable[[Any], _Value]) -> Callable[[Any], _Value]:
+    """Compute once with gradients and once without: a look under `no_grad` must not cost a later loss its graph."""
+
+    @functools.wraps(method)
+    def cached(self: Any) -> _Value:
+        key = f"{method.__name__} {torch.is_grad_enabled()}"
+        if key not in self.__dict__:
+            self.__dict__[key] = method(self)
+        return self.__dict__[key]
+
+    return cached
 
 
 class BlockPrior(Protocol):
@@ -93,11 +109,13 @@ class DenseBlockPosterior(BlockPosterior):
         super().__init__(block, x, precision, residual)
         self.covariance = block.covariance(x, x)
 
-    @functools.cached_property
+    @property
+    @_once_per_grad_mode
     def _members(self) -> DenseMarginals:
         return dense_marginals(self.covariance, self.precision, self.residual)
 
-    @functools.cached_property
+    @property
+    @_once_per_grad_mode
     def _factor(self) -> DenseFactor:
         return dense_factor(self.covariance, self.precision, self.residual)
 

@@ -11,7 +11,7 @@ from gpytorch.priors import Prior
 from torch import Tensor
 
 from fgp_gpytorch._config import Configurable
-from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.gaussian import symmetric_square_root
 from fgp_gpytorch.kernels import GlobalKernel, LocalKernel
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, DenseBlockPosterior, RankOneBlockPosterior
@@ -132,6 +132,7 @@ class GlobalChannels(ChannelBlock):
 
     Raises:
         ShapeError: If a variance has the wrong length, the mean is not constant, or `num_channels` is below 1.
+        DataError: If a variance is not positive, or outside its constraint.
     """
 
     raw_variance: torch.nn.Parameter
@@ -154,7 +155,7 @@ class GlobalChannels(ChannelBlock):
                 "Try one variance for each channel of the block."
             )
         if not bool((value > 0).all()):
-            raise ShapeError(f"variance: expected positive values, got {value.tolist()}. Try variance=1.0.")
+            raise DataError(f"variance: expected positive values, got {value.tolist()}. Try variance=1.0.")
         self.num_channels = num_channels
         self.mean_module = mean if mean is not None else ZeroMean()
         _check_mean(self.mean_module, num_channels)
@@ -167,7 +168,13 @@ class GlobalChannels(ChannelBlock):
         raw = torch.zeros(shape, dtype=value.dtype)
         self.register_parameter("raw_variance", torch.nn.Parameter(raw, requires_grad=False))
         self.register_constraint("raw_variance", variance_constraint or Positive())
-        self.initialize(variance=value.expand(shape))
+        try:
+            self.initialize(variance=value.expand(shape))
+        except RuntimeError as error:
+            raise DataError(
+                f"variance: expected a value that the constraint {self.raw_variance_constraint} allows, got "
+                f"{value.tolist()}. Try variance= a number inside it."
+            ) from error
         if variance_prior is not None:
             self.register_prior("variance_prior", variance_prior, _get_variance, lambda m, v: m.initialize(variance=v))
 
@@ -220,13 +227,27 @@ def _mean_at(mean_module: Mean, x: Tensor) -> Tensor:
 
 
 def _evaluate(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
-    with gpytorch.settings.lazily_evaluate_kernels(False):
-        return kernel(x1, x2).to_dense()
+    try:
+        with gpytorch.settings.lazily_evaluate_kernels(False):
+            covariance = kernel(x1, x2).to_dense()
+    except (RuntimeError, IndexError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        raise ShapeError(
+            f"kernel {type(kernel).__name__}: expected to evaluate x with D = {x1.shape[-1]} features, got an error "
+            f"({error}). Try ard_num_dims={x1.shape[-1]}, or active_dims below {x1.shape[-1]}."
+        ) from error
+    if covariance.shape[-2:] != (x1.shape[-2], x2.shape[-2]):
+        raise ShapeError(
+            f"kernel {type(kernel).__name__}: expected one row for each member, ({x1.shape[-2]}, {x2.shape[-2]}), got "
+            f"{tuple(covariance.shape[-2:])}. Try a kernel of one output (no gradients, no tasks)."
+        )
+    return covariance
 
 
 def check_num_channels(num_channels: int) -> None:
     """Raise a `ShapeError` if a block would be empty."""
-    if not isinstance(num_channels, int) or num_channels < 1:
+    if not isinstance(num_channels, int) or isinstance(num_channels, bool) or num_channels < 1:
         raise ShapeError(
             f"num_channels: expected an integer >= 1, got {num_channels!r}. "
             "Leave a block out instead of making it empty."

@@ -45,7 +45,7 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
 
     def __init__(self, blocks: Sequence[ChannelBlock], dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        blocks = list(blocks)
+        blocks = [blocks] if isinstance(blocks, ChannelBlock) else list(blocks)
         wrong = [type(block).__name__ for block in blocks if not isinstance(block, ChannelBlock)]
         if not blocks or wrong:
             raise ShapeError(
@@ -56,8 +56,8 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
             raise ShapeError(
                 "blocks: expected different blocks, got one block twice. Try one block with more channels."
             )
-        if not dtype.is_floating_point:
-            raise DataError(f"dtype: expected a floating-point dtype, got {dtype}. Try torch.float64.")
+        if dtype not in (torch.float32, torch.float64):
+            raise DataError(f"dtype: expected torch.float64 or torch.float32, got {dtype}. Try torch.float64.")
         self.blocks = torch.nn.ModuleList(blocks)
         self.dtype = dtype
         self.num_channels = sum(block.num_channels for block in blocks)
@@ -80,8 +80,10 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
             x: Auxiliary features, (*b, G, Q, D).
             mean: Pseudo-means, (*b, G, Q, L).
             variance: Pseudo-variances, (*b, G, Q, L), positive.
-            mask: Boolean (*b, G, Q), True where a member is observed. What stands at the others does not matter: they
-                get a posterior and cost nothing. None observes all.
+            mask: Boolean (*b, G, Q), True where a member is observed. The others cost nothing, and what stands in
+                `mean` and `variance` there does not matter; they get a posterior at their x. None observes all. An x
+                there that is not finite, or 1e5 times further off than the observed x are apart (such as a padding of
+                0 among dates in seconds), is taken for padding: that of the group's first observed member stands in.
 
         Returns:
             The posterior: marginals, KL, evidence, predictions and samples. A group without an observed member has
@@ -93,18 +95,19 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
                 NaN or infinite, or an observed variance is not positive.
         """
         self._check(x, mean, variance, mask)
+        if mask is not None:
+            x = _near_the_observed(x, mask)
         return self.condition(x, mean, variance, mask)
 
     def condition(self, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None = None) -> LatentPosterior:
         """`posterior` without its checks, for training loops that look at the loss instead."""
-        x = x.to(self.dtype)
+        x = self._converted(x)
         mean = mean.to(self.dtype).mT  # shape: (*b, G, L, Q)
         variance = variance.to(self.dtype).mT
         channel_mask = None
         if mask is not None:
             channel_mask = mask.unsqueeze(-2)
             mean = torch.where(channel_mask, mean, 0.0)
-            x = torch.where(mask.unsqueeze(-1), x, torch.where(torch.isfinite(x), x, 0.0))
         precision = masked_precision(variance, channel_mask)
         sizes = [block.num_channels for block in self._blocks()]
         parts = zip(self._blocks(), mean.split(sizes, -2), precision.split(sizes, -2), strict=True)
@@ -125,7 +128,7 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
             DataError: If x is not floating or not finite.
         """
         self._check_x(x)
-        x = x.to(self.dtype)
+        x = self._converted(x)
         return torch.cat([_block_path(block, x, sample_shape) for block in self._blocks()], dim=-2).mT
 
     def forward(self, x: Tensor) -> MultitaskMultivariateNormal:
@@ -142,7 +145,7 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
             DataError: If x is not floating or not finite.
         """
         self._check_x(x)
-        x = x.to(self.dtype)
+        x = self._converted(x)
         front, members = x.shape[:-2], x.shape[-2]
         means, covariances = [], []
         for block in self._blocks():
@@ -159,7 +162,11 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
         It belongs to the dataset, not to a batch: objectives add it once per dataset.
         """
         total = torch.zeros((), dtype=self.dtype, device=next(self.parameters()).device if self._has_state() else None)
+        seen = set()
         for _, module, prior, closure, _ in self.named_priors():
+            if (id(module), id(prior)) in seen:  # a kernel that two blocks share has one hyperprior
+                continue
+            seen.add((id(module), id(prior)))
             total = total + prior.log_prob(closure(module)).sum()
         return total
 
@@ -173,13 +180,27 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
     def _blocks(self) -> list[ChannelBlock]:
         return list(self.blocks)  # pyright: ignore[reportReturnType]
 
+    def _converted(self, x: Tensor) -> Tensor:
+        converted = x.to(self.dtype)
+        if torch.finfo(x.dtype).eps < torch.finfo(self.dtype).eps and x.numel() > 0:
+            rows = x.flatten(0, -2)
+            spread = rows.amax(0) - rows.amin(0)
+            lost = (converted.flatten(0, -2).to(x.dtype) - rows).abs().amax(0)
+            if bool(((spread > 0) & (lost > 1e-3 * spread)).any()):
+                raise DataError(
+                    f"x: expected values that {self.dtype} tells apart, got {x.amin().item():g} to "
+                    f"{x.amax().item():g}. Try x - x.min(), or a prior of dtype=torch.float64."
+                )
+        return converted
+
     def _check_x(self, x: Tensor) -> None:
+        check_floating(x, "x")
         if x.dim() < 2:
             raise ShapeError(f"x: expected (*b, G, Q, D), got {tuple(x.shape)}. {_UNGROUPED}")
-        check_floating(x, "x")
         check_finite(x, "x")
 
     def _check(self, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None) -> None:
+        check_floating(x, "x")
         if x.dim() < 3:
             raise ShapeError(f"x: expected (*b, G, Q, D), got {tuple(x.shape)}. {_UNGROUPED}")
         members = tuple(x.shape[:-1])
@@ -195,7 +216,6 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
             if mask.dtype != torch.bool:
                 raise DataError(f"mask: expected torch.bool, got {mask.dtype}. Try mask.bool(), True = observed.")
             tensors["mask"] = mask
-        check_floating(x, "x")
         check_same_device(**tensors)
         observed = None if mask is None else mask.unsqueeze(-1)
         for name, value in (("x", x), ("mean", mean), ("variance", variance)):
@@ -206,6 +226,21 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
                 f"variance: expected positive pseudo-variances, got {int(wrong.sum())} entries <= 0, the smallest "
                 f"{float(variance[wrong.expand_as(variance)].min())}. Try an encoder that ends in exp or softplus."
             )
+
+
+def _near_the_observed(x: Tensor, mask: Tensor) -> Tensor:
+    """x with the first observed member's in the place of padding; see `FactorizedGPPrior.posterior`.
+
+    Kernels centre x before they take distances: among dates in seconds a padding of 0 would leave no digit of them.
+    """
+    where = mask.unsqueeze(-1)
+    index = mask.int().argmax(-1)[..., None, None].expand(*x.shape[:-2], 1, x.shape[-1])
+    first = torch.where(where.any(-2, keepdim=True), x.gather(-2, index), 0.0)
+    offset = torch.where(where, x - first, 0.0)
+    spread = offset.amax(-2, keepdim=True) - offset.amin(-2, keepdim=True)
+    distance = (x - first).abs()
+    padding = ~torch.isfinite(x) | ((distance > 1e5 * spread) & (spread > 0) & (distance > 1e5))
+    return torch.where(~where & padding.any(-1, keepdim=True), first, x)
 
 
 def _block_path(block: ChannelBlock, x: Tensor, sample_shape: Sequence[int]) -> Tensor:

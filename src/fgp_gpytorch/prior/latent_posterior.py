@@ -35,7 +35,7 @@ class LatentPosterior:
         self.blocks = tuple(blocks)
         self.x = x
         self.mask = mask
-        self._marginals: tuple[Tensor, Tensor] | None = None
+        self._marginals: dict[bool, tuple[Tensor, Tensor]] = {}  # with gradients and without
 
     @property
     def mean(self) -> Tensor:
@@ -123,9 +123,10 @@ class LatentPosterior:
         return tuple(block.whitened_distribution() for block in self.blocks)
 
     def _at_members(self) -> tuple[Tensor, Tensor]:
-        if self._marginals is None:
-            self._marginals = _concatenate(self.blocks, [b.marginals() for b in self.blocks], self.x.shape[-2])
-        return self._marginals
+        grad = torch.is_grad_enabled()
+        if grad not in self._marginals:
+            self._marginals[grad] = _concatenate(self.blocks, [b.marginals() for b in self.blocks], self.x.shape[-2])
+        return self._marginals[grad]
 
     def _check_new(self, x_new: Tensor) -> Tensor:
         expected = (*self.x.shape[:-2], self.x.shape[-1])

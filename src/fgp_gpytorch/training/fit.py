@@ -38,6 +38,7 @@ class FitResult:
         last_checkpoint: The last epoch that was saved.
         best_checkpoint: The best epoch by validation, None without validation data.
         interrupted: Whether the run was stopped by ctrl-C.
+        seconds_per_epoch: Mean wall time of the epochs that this call trained, seconds; NaN if there was none.
         trainer: Lightning's trainer.
     """
 
@@ -46,6 +47,7 @@ class FitResult:
     last_checkpoint: Path | None
     best_checkpoint: Path | None
     interrupted: bool
+    seconds_per_epoch: float
     trainer: lightning.Trainer = field(repr=False)
 
 
@@ -82,7 +84,8 @@ def fit(
         validation: Either groups (their negative ELBO is `val_loss`, nats per member), or an object with `context`,
             `x_new` and `y_new` (the error of generating y_new is `val_mse`): it decides what the best checkpoint is.
         objective: `ELBO()` if None.
-        epochs: Passes over the training groups, in all (a resumed run counts those before).
+        epochs: Passes over the training groups, in all (a resumed run counts those before). A run that was to have
+            fewer goes on with the schedule of all.
         batch_size: Groups per step and process.
         learning_rate: Of the default optimizer.
         optimizer: Makes an optimizer of parameters; None for Adam in its fused form.
@@ -91,9 +94,10 @@ def fit(
         gradient_clip: Largest norm of the gradient of the loss per member, None for no clipping.
         early_stopping: Validation epochs without improvement after which to stop; None never stops early.
         seed: Of shuffling and sampling; None draws one, which is saved. The model's start is made before: call
-            `torch.manual_seed` before building it.
+            `torch.manual_seed` before building it. PyTorch's global generators are left as they were.
         folder: For logs (CSV, and TensorBoard if it is installed) and checkpoints; None writes nothing.
-        resume: True goes on from the folder's last checkpoint if there is one; a path from that one.
+        resume: True goes on from the folder's last checkpoint if there is one; a path from that one. Model, data,
+            objective and settings must be those it was started with.
         checkpoint_every: Epochs between checkpoints of the last state. The end is always saved.
         progress: Whether to show a progress bar.
         num_workers: Processes that load data; the data sets of this package are in memory and need none.
@@ -106,13 +110,22 @@ def fit(
     Raises:
         DataError: If a number is out of range, the data are no `GroupedDataset`, or an option needs another one.
         MissingFileError: If the checkpoint to resume from does not exist.
-        CheckpointError: If it is no checkpoint of `fit`, or of another model.
+        CheckpointError: If it is no checkpoint of `fit`, or of another model, data set, objective or setting.
         NonFiniteError: If a loss or gradient is NaN or infinite; it names the term, the epoch and the groups.
     """
-    _check(model, train, validation, epochs, batch_size, learning_rate, checkpoint_every, early_stopping)
+    _check_data(model, train, validation)
+    _check_options(objective, optimizer, lr_schedule, trainer_options)
+    if early_stopping is not None and validation is None:
+        raise DataError("early_stopping: expected validation data to judge by, got none. Try validation=held_out.")
+    whole = {"epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
+    _check_numbers(
+        whole, learning_rate=learning_rate, gradient_clip=gradient_clip, early_stopping=early_stopping,
+        seed=seed, num_workers=num_workers,
+    )  # fmt: skip
     assert isinstance(model, nn.Module)
     path = Path(folder) if folder is not None else None
     checkpoint = _resume_from(resume, path)
+    given_seed = seed
     if seed is None:
         seed = secrets.randbelow(2**31)
     held_out = None if validation is None else _as_dataset(validation)
@@ -126,6 +139,15 @@ def fit(
         batch_size=batch_size,
         num_workers=num_workers,
         seed=seed,
+        settings={
+            "objective": type(objective or ELBO()).__qualname__,
+            "optimizer": "Adam" if optimizer is None else "your own",
+            "learning_rate": learning_rate if optimizer is None else None,
+            "lr_schedule": lr_schedule if lr_schedule is None or isinstance(lr_schedule, str) else "your own",
+            "batch_size": batch_size,
+            "groups": len(train),
+            "members": train.num_members,
+        },
     )
     monitor = "val_mse" if isinstance(held_out, HeldOutDataset) else "val_loss"
     last, best, end = None, None, None
@@ -145,7 +167,8 @@ def fit(
         chosen.append(EarlyStopping(monitor, patience=early_stopping, check_on_train_epoch_end=False))
     if progress:
         chosen.append(TQDMProgressBar(refresh_rate=10))
-    with _quiet():
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with _quiet(), torch.random.fork_rng(devices=cuda):
         trainer = lightning.Trainer(
             **{
                 "max_epochs": epochs,
@@ -163,7 +186,7 @@ def fit(
             }
         )
         model.train()
-        _run(trainer, module, checkpoint)
+        _run(trainer, module, checkpoint, given_seed)
     model.eval()
     # a file of an earlier run in this folder is not this run's
     last_is_ours = not trainer.interrupted or checkpoint is not None or bool(last and last.best_model_path)
@@ -173,6 +196,7 @@ def fit(
         last_checkpoint=_existing(path, "last.ckpt") if last_is_ours else None,
         best_checkpoint=_existing(path, "best.ckpt") if best is not None and best.best_model_path else None,
         interrupted=trainer.interrupted,
+        seconds_per_epoch=module.seconds_per_epoch,
         trainer=trainer,
     )
 
@@ -213,27 +237,39 @@ def _loggers(path: Path | None) -> list[Logger]:
     return loggers
 
 
-def _run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | None) -> None:
+def _run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | None, seed: int | None) -> None:
     if checkpoint is None:
         _fit_or_interrupt(trainer, module, None)
         return
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        known = isinstance(content, dict) and {"objective", "seed", "history", "fgp_gpytorch"} <= set(content)
+        known = isinstance(content, dict) and {"settings", "seed", "history", "fgp_gpytorch"} <= set(content)
     except Exception as error:
         raise CheckpointError(f"{checkpoint}: expected a checkpoint of fit, got something else ({error}).") from error
     if not known:
         raise CheckpointError(
             f"{checkpoint}: expected a checkpoint of fit, got another file. Try resume=False to start."
         )
-    mine, saved = module.state_dict(), content["state_dict"]
-    different = sorted(set(mine) ^ set(saved)) or [k for k in mine if mine[k].shape != saved[k].shape]
+    different = module.differences(content, seed)
     if different:
         raise CheckpointError(
-            f"{checkpoint}: expected the parameters of this model, got others ({different[0]} differs). Try the "
-            "settings the run was started with, or another folder."
+            f"{checkpoint}: expected a checkpoint of this run, got one of another: {different[0]}. Try what the run "
+            "was started with, resume=False to start anew, or another folder."
         )
+    finished = len(content["history"])
+    if (trainer.max_epochs or 0) < finished:
+        raise CheckpointError(
+            f"{checkpoint}: expected at most epochs={trainer.max_epochs} behind it, got {finished}. Try "
+            f"epochs={finished} or more, or FGPVAE.load({str(checkpoint)!r}) for the model."
+        )
+    if _stopped_early(content):
+        trainer.fit_loop.max_epochs = finished
     _fit_or_interrupt(trainer, module, checkpoint)
+
+
+def _stopped_early(content: dict[str, Any]) -> bool:
+    states = [state for name, state in content["callbacks"].items() if name.startswith("EarlyStopping")]
+    return any(state["wait_count"] >= state["patience"] for state in states)
 
 
 def _fit_or_interrupt(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | None) -> None:
@@ -264,10 +300,7 @@ def _as_dataset(validation: Any) -> Dataset:
     return validation if isinstance(validation, GroupedDataset) else HeldOutDataset(validation)
 
 
-def _check(
-    model: Any, train: Any, validation: Any, epochs: int, batch_size: int, learning_rate: float,
-    checkpoint_every: int, early_stopping: int | None,
-) -> None:  # fmt: skip
+def _check_data(model: Any, train: Any, validation: Any) -> None:
     if not isinstance(model, HasTerms) or not isinstance(model, nn.Module):
         raise DataError(f"model: expected an FGPVAE, got {type(model).__name__}. Try FGPVAE(encoder, decoder, prior).")
     for name, value in (("train", train), ("validation", validation)):
@@ -276,13 +309,37 @@ def _check(
             raise DataError(
                 f"{name}: expected a GroupedDataset, got {type(value).__name__}. Try GroupedDataset(y, x, group)."
             )
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("checkpoint_every", checkpoint_every)):
-        if value < 1:
-            raise DataError(f"{name}: expected an integer >= 1, got {value}.")
-    if not learning_rate > 0:
-        raise DataError(f"learning_rate: expected a positive number, got {learning_rate}. Try 1e-3.")
-    if early_stopping is not None and validation is None:
-        raise DataError("early_stopping: expected validation data to judge by, got none. Try validation=held_out.")
+
+
+def _check_options(objective: Any, optimizer: Any, lr_schedule: Any, trainer_options: dict[str, Any]) -> None:
+    if objective is not None and not isinstance(objective, Objective):
+        raise DataError(f"objective: expected an Objective, got {type(objective).__name__}. Try ELBO() or GECO(0.02).")
+    if optimizer is not None and (isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer)):
+        raise DataError(
+            f"optimizer: expected a function of the parameters, got {type(optimizer).__name__}. "
+            "Try lambda parameters: torch.optim.SGD(parameters, lr=1e-3)."
+        )
+    if lr_schedule is not None and lr_schedule != "cosine" and not callable(lr_schedule):
+        raise DataError(
+            f'lr_schedule: expected "cosine" or a function of the optimizer and the number of steps, got '
+            f'{lr_schedule!r}. Try "cosine".'
+        )
+    if "max_epochs" in trainer_options:
+        raise DataError("max_epochs: expected it as epochs, got it twice. Try fit(..., epochs=100).")
+
+
+def _check_numbers(whole: dict[str, Any], **others: Any) -> None:
+    for name, value in whole.items():
+        if not isinstance(value, int) or value < 1:
+            raise DataError(f"{name}: expected an integer >= 1, got {value!r}. Try an integer.")
+    for name in ("learning_rate", "gradient_clip"):
+        value = others[name]
+        if value is not None and not 0 < value < math.inf:
+            raise DataError(f"{name}: expected a positive finite number, got {value}. Try 1e-3.")
+    for name, smallest in (("early_stopping", 1), ("seed", 0), ("num_workers", 0)):
+        value = others[name]
+        if value is not None and (not isinstance(value, int) or value < smallest):
+            raise DataError(f"{name}: expected an integer >= {smallest}, got {value!r}. Try {name}={smallest}.")
 
 
 @contextmanager

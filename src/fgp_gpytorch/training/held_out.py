@@ -48,6 +48,7 @@ class HeldOutDataset(Dataset):
                 f"validation: expected x_new and y_new for the {groups} groups of the context, got "
                 f"{tuple(held_out.x_new.shape)} and {tuple(held_out.y_new.shape)}. Try (G, Q*, ...) tensors."
             )
+        check_targets(held_out.context, held_out.x_new, held_out.y_new)
         self._held_out = held_out
 
     def __len__(self) -> int:
@@ -57,6 +58,21 @@ class HeldOutDataset(Dataset):
         """The groups at these positions as one batch."""
         index = list(indices)
         return HeldOutBatch(self._held_out.context[index], self._held_out.x_new[index], self._held_out.y_new[index])
+
+
+def check_targets(context: GroupedDataset | GroupedBatch, x_new: Tensor, y_new: Tensor) -> None:
+    """Require one observation of the context's shape for each new member: nothing is broadcast.
+
+    Raises:
+        ShapeError: If y_new is not (G, Q*, *y_shape).
+    """
+    y_shape = context.y_shape if isinstance(context, GroupedDataset) else context.y.shape[2:]
+    expected = (*x_new.shape[:2], *y_shape)
+    if x_new.dim() != 3 or y_new.shape != expected:
+        raise ShapeError(
+            f"expected x_new (G, Q*, D) and y_new (G, Q*, *y_shape) = {expected}, got {tuple(x_new.shape)} and "
+            f"{tuple(y_new.shape)}. Try y_new.unsqueeze(1) if there is one new member for each group."
+        )
 
 
 def keep(batch: Any) -> Any:

@@ -1,6 +1,8 @@
 """The model as Lightning sees it."""
 
+import json
 import math
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -38,6 +40,7 @@ class TrainingModule(lightning.LightningModule):
         batch_size: int,
         num_workers: int,
         seed: int,
+        settings: dict[str, Any],
     ) -> None:
         super().__init__()
         self.model: Any = model  # a module with `terms` and `generate`
@@ -45,6 +48,9 @@ class TrainingModule(lightning.LightningModule):
         self._optimizer, self._schedule = optimizer, schedule
         self._train, self._validation = train, validation
         self._batch_size, self._num_workers, self._seed = batch_size, num_workers, seed
+        self._settings = settings  # what a resumed run must agree on
+        self._clock, self._first_epoch = math.nan, 0
+        self.seconds_per_epoch = math.nan  # of the epochs trained here
         self.history: list[dict[str, float]] = []  # a row per epoch; checkpoints carry it
         self._parts: list[dict[str, Tensor]] = []
         self._validation_sums: dict[str, tuple[float, float]] = {}  # sum and count
@@ -77,6 +83,10 @@ class TrainingModule(lightning.LightningModule):
         )  # fmt: skip
 
     # steps
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        self._clock, self._first_epoch = time.perf_counter(), self.current_epoch
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch."""
@@ -117,6 +127,8 @@ class TrainingModule(lightning.LightningModule):
         row["learning_rate"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("learning_rate", row["learning_rate"])
         self.history.append({**row, **self._validation_means})
+        epochs = self.current_epoch + 1 - self._first_epoch
+        self.seconds_per_epoch = (time.perf_counter() - self._clock) / epochs
 
     def on_validation_epoch_start(self) -> None:
         """Clear the sums."""
@@ -125,7 +137,8 @@ class TrainingModule(lightning.LightningModule):
     def validation_step(self, batch: GroupedBatch | HeldOutBatch, batch_index: int) -> None:
         """Error at held-out members, or the negative ELBO of held-out groups."""
         if isinstance(batch, HeldOutBatch):
-            error = self.model.generate(batch.x_new, batch.context) - batch.y_new
+            generated = self.model.generate(batch.x_new, batch.context)
+            error = generated - batch.y_new  # of one shape: `HeldOutDataset` looked at it
             sums = {"val_mse": (error.square().sum().item(), error.numel())}
         else:
             terms = self.model.terms(batch)
@@ -152,10 +165,7 @@ class TrainingModule(lightning.LightningModule):
         optimizer = self._optimizer([p for p in self.model.parameters() if p.requires_grad])
         if self._schedule is None:
             return optimizer
-        steps = math.ceil(len(self._train) / (self._batch_size * self.trainer.world_size)) * (
-            self.trainer.max_epochs or 1
-        )
-        scheduler = self._schedule(optimizer, steps)
+        scheduler = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -166,12 +176,32 @@ class TrainingModule(lightning.LightningModule):
         checkpoint["objective"] = self.objective.state_dict()
         checkpoint["history"] = list(self.history)
         checkpoint["seed"] = self._seed
+        checkpoint["settings"] = dict(self._settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the objective's state, the history and the seed."""
         self.objective.load_state_dict(checkpoint["objective"])
         self.history = list(checkpoint["history"])
         self._seed = checkpoint["seed"]
+
+    def differences(self, checkpoint: dict[str, Any], seed: int | None) -> list[str]:
+        """What a checkpoint and this run do not agree on, in words; a seed of None agrees with any."""
+        found = []
+        described = pack_model(self.model, warn=False)
+        if described["class"] != checkpoint[KEY]["class"]:
+            found.append(f"model {described['class']}, there {checkpoint[KEY]['class']}")
+        elif described["parts"] != checkpoint[KEY]["parts"]:
+            mine, theirs = (json.loads(parts) for parts in (described["parts"], checkpoint[KEY]["parts"]))
+            found += [f"{name} is another" for name in mine if mine[name] != theirs.get(name)]
+        state, saved = self.state_dict(), checkpoint["state_dict"]
+        names = sorted(set(state) ^ set(saved)) or [k for k in state if state[k].shape != saved[k].shape]
+        found += [f"{name} differs" for name in names]
+        for name, value in self._settings.items():
+            if checkpoint["settings"].get(name) != value:
+                found.append(f"{name} {value}, there {checkpoint['settings'].get(name)}")
+        if seed is not None and seed != checkpoint["seed"]:
+            found.append(f"seed {seed}, there {checkpoint['seed']}")
+        return found
 
     def _over_processes(self, value: Tensor, operation: Literal["mean", "sum"]) -> Tensor:
         reduced = self.trainer.strategy.reduce(value, reduce_op=operation)
