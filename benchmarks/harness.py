@@ -2,8 +2,10 @@
 
 import gc
 import platform
+import resource
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -21,6 +23,12 @@ def header(title: str, seed: int | None = None) -> None:
     print(f"# {time.strftime('%Y-%m-%d')}, commit {commit()}, {platform.machine()}, {platform.platform()}")
     print(f"# python {platform.python_version()}, {versions}")
     print(f"# device cpu, {torch.get_num_threads()} threads" + ("" if seed is None else f", seed {seed}"))
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def commit() -> str:

@@ -8,7 +8,6 @@ variance of 5 new members of each group. Groups of 11, 8 channels. The ratio say
 
 import argparse
 import math
-import resource
 import warnings
 
 import gpytorch
@@ -93,8 +92,7 @@ def compare(groups: int, repeats: int) -> None:
     for name in list(tasks)[1:]:
         times = median_ratio(seconds[name], seconds["ours"])
         print(f"{name + ' over ours':58} {times:9.1f}     (higher: we are faster)")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"{'peak memory of the process so far':58} {peak:9.2f} GB")
+    print(f"{'peak memory of the process so far':58} {harness.peak_memory_gb():9.2f} GB")
 
 
 def evidence(model: gpytorch.models.ExactGP, kernel: gpytorch.kernels.Kernel) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+import fgp_gpytorch.nets  # noqa: F401  # whose classes a description may name
 from fgp_gpytorch._description import describe, rebuild
 from fgp_gpytorch.errors import CheckpointError, MissingFileError
 

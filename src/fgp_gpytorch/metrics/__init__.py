@@ -1,0 +1,31 @@
+"""Figures of merit, each with its unit and direction."""
+
+from fgp_gpytorch.metrics.calibration import Calibration, held_out_calibration
+from fgp_gpytorch.metrics.context_size import mse_by_context_size
+from fgp_gpytorch.metrics.disentanglement import Disentanglement, Latents, disentanglement, latent_means
+from fgp_gpytorch.metrics.held_out_mse import held_out_mse
+from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information, mutual_information_gap
+from fgp_gpytorch.metrics.probes import centroid_accuracy, ridge_r2
+from fgp_gpytorch.metrics.scores import central_interval, crps_of_samples, log_mean_exp
+from fgp_gpytorch.metrics.swap import SwapErrors, swap_errors
+
+__all__ = [
+    "Calibration",
+    "Disentanglement",
+    "Latents",
+    "SwapErrors",
+    "central_interval",
+    "centroid_accuracy",
+    "crps_of_samples",
+    "discretize",
+    "disentanglement",
+    "held_out_calibration",
+    "held_out_mse",
+    "latent_means",
+    "log_mean_exp",
+    "mse_by_context_size",
+    "mutual_information",
+    "mutual_information_gap",
+    "ridge_r2",
+    "swap_errors",
+]

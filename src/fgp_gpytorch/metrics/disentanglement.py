@@ -1,0 +1,182 @@
+"""What local and global channels know of the auxiliary feature and of the group."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.metrics._evaluation import evaluation, global_channels
+from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information_gap
+from fgp_gpytorch.metrics.probes import centroid_accuracy, ridge_r2
+from fgp_gpytorch.models import FGPVAE
+
+
+class Latents(NamedTuple):
+    """Posterior means of the members of a data set, in the order of `data.flat()`.
+
+    Attributes:
+        mean: E[z], (N, L), float64 as a rule.
+        x: Auxiliary features, (N, D).
+        group: Position of each member's group, (N,), int64.
+    """
+
+    mean: Tensor
+    x: Tensor
+    group: Tensor
+
+
+class Disentanglement(NamedTuple):
+    """What is read from which channels; None where a model has no such channels (or one, for a gap).
+
+    In the ideal that the paper describes, local channels have a `feature_r2` of 1 and a `group_accuracy` at chance,
+    global channels the reverse.
+
+    Attributes:
+        local_feature_r2: R^2 of a linear probe for x on held-out groups, from channels that vary within a group.
+        global_feature_r2: The same from channels that groups share.
+        local_group_accuracy: Accuracy of a linear classifier of the group, on held-out members, from local channels.
+        global_group_accuracy: The same from global channels.
+        chance: Accuracy of guessing the group.
+        feature_gap: Mutual information gap of the feature over all channels, a fraction of its entropy.
+        group_gap: The same of the group.
+        mean_gap: Their mean: the MIG of Chen et al. 2018.
+    """
+
+    local_feature_r2: float | None
+    global_feature_r2: float | None
+    local_group_accuracy: float | None
+    global_group_accuracy: float | None
+    chance: float
+    feature_gap: float | None
+    group_gap: float | None
+    mean_gap: float | None
+
+
+def latent_means(model: FGPVAE, data: GroupedDataset, alone: bool = False, batch_size: int = 64) -> Latents:
+    """Posterior mean of z at every member.
+
+    Args:
+        model: A trained model; it is used in evaluation mode and left in the mode it was in.
+        data: N members in groups.
+        alone: False conditions on all members of the group at their x (paper, Section 3). True conditions on that
+            member only, so that under a stationary kernel of mean zero x plays no part, and nothing can be read from z
+            but what the encoder saw in y.
+        batch_size: Groups at a time; a prior that couples groups is conditioned on so many.
+
+    Returns:
+        The means with x and group, on the CPU.
+
+    Raises:
+        ShapeError: If the encoder's output is not two tensors of L channels.
+        DataError: If a value is not finite.
+    """
+    means = []
+    with evaluation(model) as device:
+        for start in range(0, len(data), batch_size):
+            batch = data[start : start + batch_size].to(device)
+            batch = _each_alone(batch) if alone else batch
+            means.append(model.infer(batch).mean[batch.mask].cpu())
+    rows = data.flat()
+    return Latents(torch.cat(means), rows.x.cpu(), rows.group.cpu())
+
+
+def disentanglement(
+    model: FGPVAE,
+    data: GroupedDataset,
+    period: float | None,
+    feature: int = 0,
+    alone: bool = False,
+    num_bins: int = 20,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Disentanglement:
+    r"""Test in numbers what the paper says in words: local latents carry x, global ones the group (paper, Section 3).
+
+    - Feature: `ridge_r2` of x (of its cosine and sine) from posterior means, on groups that the probe has not seen.
+    - Group: `centroid_accuracy`. The members of each group are divided into halves, each inferred without the other;
+      the classifier is fitted on one and tested on the other. So a global channel, whose posterior is one value for
+      all members that are inferred together, has to find the same value from other images.
+    - Mutual information gap: `mutual_information_gap` of the feature and of the group over all channels.
+
+    With `alone=False` local posteriors are told x by the GP, so a high R^2 is no feat of the encoder; compare models
+    that get x with those that do not (a plain VAE) by `alone=True`.
+
+    Args:
+        model: A trained model; it is used in evaluation mode and left in the mode it was in.
+        data: Groups of two members or more.
+        period: Period of the feature, in its units (2 pi for radians); None for one that is no angle.
+        feature: Which of the D auxiliary features to read.
+        alone: As in `latent_means`.
+        num_bins: Bins for the mutual information. The feature is binned too if it takes more values than that.
+        seed: Of the halves and folds.
+        batch_size: Groups at a time.
+
+    Returns:
+        R^2, accuracies and gaps.
+
+    Raises:
+        DataError: If the feature does not exist or does not vary.
+        GroupError: If a group has fewer than two members, or there are fewer than two groups.
+    """
+    if not 0 <= feature < data.num_features:
+        raise DataError(f"feature: expected 0 to {data.num_features - 1}, got {feature}. Try 0.")
+    if len(data) < 2 or int(data.group_sizes.min()) < 2:
+        raise GroupError(
+            f"data: expected two groups or more of two members or more, got {len(data)} groups, the smallest of "
+            f"{int(data.group_sizes.min())}. Try data.subset(data.group_sizes > 1)."
+        )
+    together = latent_means(model, data, alone, batch_size)
+    first = _random_half(data, seed)
+    fitted = latent_means(model, data.select(first), alone, batch_size)
+    tested = latent_means(model, data.select(~first), alone, batch_size)
+    value = together.x[:, feature].double()
+    targets = value.unsqueeze(-1) if period is None else _on_circle(value, period)
+
+    is_global = global_channels(model)
+
+    def read(chosen: Tensor) -> tuple[float | None, float | None]:
+        """R^2 and accuracy from these channels."""
+        if not bool(chosen.any()):
+            return None, None
+        r2 = ridge_r2(together.mean[:, chosen], targets, together.group, seed=seed)
+        return r2, centroid_accuracy(fitted.mean[:, chosen], fitted.group, tested.mean[:, chosen], tested.group)
+
+    (local_r2, local_accuracy), (global_r2, global_accuracy) = read(~is_global), read(is_global)
+    feature_gap = group_gap = mean_gap = None
+    if len(is_global) > 1:
+        level = _levels(value if period is None else value.remainder(period), num_bins)
+        feature_gap = mutual_information_gap(together.mean, level, num_bins)
+        group_gap = mutual_information_gap(together.mean, together.group, num_bins)
+        mean_gap = (feature_gap + group_gap) / 2
+    return Disentanglement(
+        local_r2, global_r2, local_accuracy, global_accuracy, 1 / len(data), feature_gap, group_gap, mean_gap
+    )
+
+
+def _on_circle(value: Tensor, period: float) -> Tensor:  # shape: (N,) -> (N, 2)
+    phase = 2 * math.pi / period * value
+    return torch.stack([phase.cos(), phase.sin()], dim=-1)
+
+
+def _levels(value: Tensor, num_bins: int) -> Tensor:  # shape: (N,)
+    """The number of each distinct value, or its bin if there are more than bins."""
+    distinct, level = value.unique(return_inverse=True)
+    return level if len(distinct) <= num_bins else discretize(value.unsqueeze(-1), num_bins)[:, 0]
+
+
+def _random_half(data: GroupedDataset, seed: int) -> Tensor:  # shape: (N,)
+    """Mark a random half of the rows of each group, at least one, and never all of two or more."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([torch.randperm(size, generator=generator) < size // 2 for size in data.group_sizes.tolist()])
+
+
+def _each_alone(batch: GroupedBatch) -> GroupedBatch:
+    """Every member of the batch as a group of its own, in the order of `tensor[batch.mask]`."""
+    parts = {name: getattr(batch, name)[batch.mask].unsqueeze(1) for name in ("y", "x", "mask")}
+    y_mask = None if batch.y_mask is None else batch.y_mask[batch.mask].unsqueeze(1)
+    group_index = batch.group_index.unsqueeze(-1).expand(batch.mask.shape)[batch.mask]
+    return dataclasses.replace(batch, **parts, y_mask=y_mask, group_index=group_index)

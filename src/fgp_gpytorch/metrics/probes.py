@@ -1,0 +1,129 @@
+"""What can be read from a representation, by the simplest readers. Pure functions of tensors, in float64."""
+
+import torch
+from torch import Tensor
+
+from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+
+
+def ridge_r2(
+    features: Tensor,  # shape: (N, L)
+    targets: Tensor,  # shape: (N, T)
+    group: Tensor,  # shape: (N,)
+    num_folds: int = 5,
+    penalty: float = 1e-3,
+    seed: int = 0,
+) -> float:
+    r"""Coefficient of determination of a linear ridge probe, on groups that it was not fitted on. Higher is better.
+
+        W = (Z'Z + n penalty I)^-1 Z'(T - mean T)     standardized features Z of the n rows of the other folds
+        R^2 = 1 - sum (T - prediction)^2 / sum (T - mean T)^2   over all rows, when each was held out
+
+    Every group is held out once. The means are those of the rows fitted on, so 0 is to predict their mean, and worse
+    than that is negative.
+
+    Args:
+        features: The representation.
+        targets: What to read, all columns in one unit: their errors are summed.
+        group: Group of each row, any integers.
+        num_folds: Parts that the groups are divided into, at most one for each group.
+        penalty: Weight of the ridge, for standardized features, per row.
+        seed: Of the division into folds.
+
+    Returns:
+        R^2, at most 1.
+
+    Raises:
+        ShapeError: If the rows do not match.
+        GroupError: If there are fewer than two groups.
+        DataError: If the targets are constant, or there are fewer than two folds.
+    """
+    features, targets = _rows(features, "features", group), _rows(targets, "targets", group)
+    labels, code = group.unique(return_inverse=True)
+    if len(labels) < 2:
+        raise GroupError("group: expected at least two groups, one to fit and one to test on, got 1. Try more data.")
+    if num_folds < 2:
+        raise DataError(f"num_folds: expected at least 2, got {num_folds}. Try 5.")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    fold = (order % num_folds)[code]
+    residual, total = 0.0, 0.0
+    for held_out in range(min(num_folds, len(labels))):
+        fitted, tested = fold != held_out, fold == held_out
+        mean, scale = _standard(features[fitted])
+        z, offset = (features[fitted] - mean) / scale, targets[fitted].mean(0)
+        gram = z.mT @ z + len(z) * penalty * torch.eye(z.shape[-1], dtype=z.dtype)
+        weight = torch.linalg.solve(gram, z.mT @ (targets[fitted] - offset))
+        prediction = (features[tested] - mean) / scale @ weight + offset
+        residual += float((targets[tested] - prediction).square().sum())
+        total += float((targets[tested] - offset).square().sum())
+    if total == 0:
+        raise DataError("targets: expected values that vary, got constant ones. Try another feature.")
+    return 1 - residual / total
+
+
+def centroid_accuracy(
+    features: Tensor,  # shape: (N, L)
+    group: Tensor,  # shape: (N,)
+    test_features: Tensor,  # shape: (M, L)
+    test_group: Tensor,  # shape: (M,)
+    shrinkage: float = 1e-3,
+) -> float:
+    r"""Fraction of test rows whose group a linear classifier names. Higher is better; chance is 1 / groups.
+
+    The group of the nearest centroid, in the metric of the scatter within groups (linear discriminant analysis with
+    equal group probabilities; Hastie, Tibshirani and Friedman 2009, Section 4.3):
+
+        argmin_g (z - c_g)' (S + shrinkage I)^-1 (z - c_g)
+
+    with features standardized first. Without the metric a channel that varies widely within every group would
+    drown one that tells the groups apart.
+
+    Args:
+        features: Rows to fit on.
+        group: Their groups, any integers.
+        test_features: Rows to name the group of.
+        test_group: Their groups.
+        shrinkage: Added to the scatter S, which is singular where a channel is constant within groups.
+
+    Returns:
+        Accuracy, 0 to 1.
+
+    Raises:
+        ShapeError: If the rows do not match.
+        GroupError: If a test row's group has no row to fit on.
+    """
+    features = _rows(features, "features", group)
+    test_features = _rows(test_features, "test_features", test_group)
+    labels, code = group.unique(return_inverse=True)
+    unknown = ~torch.isin(test_group, labels)
+    if bool(unknown.any()):
+        raise GroupError(
+            f"test_group: expected groups that were fitted on, got group {int(test_group[unknown][0])}. Try to split "
+            "the members of each group, not the groups."
+        )
+    mean, scale = _standard(features)
+    z, tested = (features - mean) / scale, (test_features - mean) / scale
+    centroids = torch.zeros(len(labels), z.shape[-1], dtype=z.dtype).index_add_(0, code, z)
+    centroids /= torch.bincount(code).unsqueeze(-1)
+    deviation = z - centroids[code]
+    scatter = deviation.mT @ deviation / len(z) + shrinkage * torch.eye(z.shape[-1], dtype=z.dtype)
+    root = torch.linalg.cholesky(scatter)
+    whitened = [torch.linalg.solve_triangular(root, part.mT, upper=False).mT for part in (tested, centroids)]
+    nearest = torch.cdist(*whitened).argmin(-1)
+    return float((labels[nearest] == test_group).double().mean())
+
+
+def _standard(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, the latter 1 where a channel is constant."""
+    deviation = features.std(0, correction=0)
+    constant = deviation <= 1e-12 * features.abs().amax(0)
+    return features.mean(0), torch.where(constant, 1.0, deviation)
+
+
+def _rows(values: Tensor, name: str, group: Tensor) -> Tensor:
+    if values.dim() != 2 or len(values) != len(group) or len(group) == 0:
+        raise ShapeError(
+            f"{name}: expected (N, columns) with a row for each of the {len(group)} entries of group, got "
+            f"{tuple(values.shape)}. Try values.flatten(0, -2)."
+        )
+    return values.double()

@@ -1,0 +1,85 @@
+"""Latents of two groups mixed: whose observation comes out?"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.metrics._evaluation import HeldOut, check_held_out, evaluation, global_channels
+from fgp_gpytorch.models import FGPVAE
+
+
+class SwapErrors(NamedTuple):
+    """Mean squared errors of decoded mixtures, units of y squared, averaged over groups, members and elements.
+
+    Attributes:
+        to_global: Against the group that gave the global latents. Lower is better: equal to `unswapped` if local
+            latents say nothing of the group.
+        to_local: Against the group that gave the local latents. Lower than `to_global` if these carry the identity.
+        unswapped: Both from one group, against that group: `held_out_mse`.
+    """
+
+    to_global: float
+    to_local: float
+    unswapped: float
+
+
+def swap_errors(model: FGPVAE, held_out: HeldOut, seed: int = 0, batch_size: int = 64) -> SwapErrors:
+    r"""Decode the local latents of one group with the global latents of another, and compare with the truth.
+
+        y = decoder(z_local of group a at x*, z_global of group b)     posterior means (paper, Section 3)
+
+    is compared with y*_b (x* those of b) and with y*_a (x* those of a), which neither posterior was given. Each group
+    gives its global latents once and its local ones once, to another group at random.
+
+    Args:
+        model: A trained model with local and global channels; it is used in evaluation mode and left in the mode it
+            was in.
+        held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape).
+        seed: Of the pairs.
+        batch_size: Groups at a time.
+
+    Returns:
+        The errors.
+
+    Raises:
+        DataError: If the model has not both kinds of channels.
+        GroupError: If there are fewer than two groups.
+        ShapeError: If `x_new` or `y_new` are not of the context's groups.
+    """
+    check_held_out(held_out)
+    is_global = global_channels(model)
+    if bool(is_global.all()) or not bool(is_global.any()):
+        raise DataError(
+            f"model: expected local and global channels, got {int(is_global.sum())} global ones of {len(is_global)}. "
+            "Try a prior with LocalChannels and GlobalChannels."
+        )
+    groups = len(held_out.context)
+    if groups < 2:
+        raise GroupError("held_out: expected at least two groups to mix, got 1. Try more groups.")
+    local_from = _other_group(groups, seed)
+    totals = torch.zeros(3, dtype=torch.float64)
+    with evaluation(model) as device:
+        is_global = is_global.to(device)
+
+        def mean_at(givers: Tensor, targets: Tensor) -> Tensor:
+            """Posterior mean of the givers at the targets' x_new, (g, Q*, L)."""
+            return model.infer(held_out.context[givers].to(device)).predict(held_out.x_new[targets].to(device)).mean
+
+        for b in torch.arange(groups).split(batch_size):
+            a = local_from[b]
+            for position, (local, shared, target) in enumerate(((a, b, b), (a, b, a), (b, b, b))):
+                z = torch.where(is_global, mean_at(shared, target), mean_at(local, target))
+                x_new, y_new = held_out.x_new[target].to(device), held_out.y_new[target].to(device)
+                error = model.likelihood.mean(model._decode(z, x_new)) - y_new
+                totals[position] += error.double().square().sum().cpu()
+    return SwapErrors(*(totals / held_out.y_new.numel()).tolist())
+
+
+def _other_group(groups: int, seed: int) -> Tensor:  # shape: (G,)
+    """For each group another one, each taken once: the next on a random circle."""
+    circle = torch.randperm(groups, generator=torch.Generator().manual_seed(seed))
+    other = torch.empty_like(circle)
+    other[circle] = circle.roll(1)
+    return other

@@ -1,0 +1,80 @@
+"""The judge of prior samples, on digits that do rotate."""
+
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fgp_gpytorch.datasets import rotated_mnist
+
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def judge() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_prior_samples", BENCHMARKS / "prior_samples.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))  # for the harness beside it
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data():
+    return rotated_mnist((0, 1), views=1)
+
+
+def test_recognised_is_the_fraction_at_each_angle(judge) -> None:
+    class First(nn.Module):
+        def forward(self, images):
+            return nn.functional.one_hot(images[:, 0, 0, 0].long(), 10)
+
+    named = torch.tensor([[3, 3, 1], [3, 5, 1], [0, 3, 1], [3, 3, 1]])
+    views = torch.zeros(4, 3, 1, 28, 28)
+    views[:, :, 0, 0, 0] = named
+    assert judge.recognised(First(), views, 3).tolist() == [0.75, 0.75, 0]
+    assert judge.recognised(First(), views, torch.tensor([3, 5, 0, 1])).tolist() == [0.5, 0.5, 0.25]
+
+
+def test_digits_that_rotate_are_consistent_and_others_are_not(judge, data) -> None:
+    views, degrees = data.truth(range(10)), np.rad2deg(data.angles.numpy())
+    assert judge.angle_consistency(views, degrees, 0).max() < 1e-10
+    assert judge.angle_consistency(views, degrees, 1).max() < 2e-3  # two interpolations
+    still = views[:, :1].expand(-1, 16, -1, -1, -1)
+    assert judge.angle_consistency(still, degrees, 0)[1:].min() > 0.01
+    another = judge.angle_consistency(views, degrees, 0, views.roll(1, 0))
+    assert another.min() > 0.01
+    assert another[0] == pytest.approx((views[:, 0] - views.roll(1, 0)[:, 0]).square().mean().item(), rel=1e-5)
+
+
+def test_means_leave_out_the_angle_compared_with_itself(judge) -> None:
+    columns = {"recognised": torch.tensor([1.0, 0.0, 0.5]), "from_upright_mse": torch.tensor([0.0, 1.0, 2.0])}
+    assert judge.summarize(columns) == {"recognised": 0.5, "from_upright_mse": 1.5}
+
+
+def test_judged_instances_are_not_those_trained_on(judge, data) -> None:
+    training, digit = judge.digit_views(data, training=True)
+    unseen, unseen_digit = judge.digit_views(data, training=False)
+    assert training.shape == (720, 16, 1, 28, 28)
+    assert digit.bincount().tolist() == [360, 360]
+    assert unseen_digit.bincount().tolist() == [40, 40]
+    torch.testing.assert_close(unseen[:40, 0, 0], data.images[360:400] / 255.0)
+
+
+def test_classifier_learns_noughts_and_ones_and_leaves_the_random_numbers_alone(judge, data) -> None:
+    images, digit = judge.digit_views(data, training=True)
+    before = torch.get_rng_state()
+    classifier = judge.train_classifier(images[::4].flatten(0, 1), digit[::4].repeat_interleave(16), epochs=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert sum(p.numel() for p in classifier.parameters()) == 6138
+    unseen, unseen_digit = judge.digit_views(data, training=False)
+    assert judge.recognised(classifier, unseen, unseen_digit).min() > 0.9
+    assert math.isclose(float(judge.recognised(classifier, unseen, unseen_digit).max()), 1, abs_tol=0.1)

@@ -1,0 +1,107 @@
+"""Disentanglement of a model whose latents are known, and its parts against loops over groups and members."""
+
+import math
+
+import pytest
+import torch
+from metric_cases import make_circle_data, make_circle_model
+
+from factories import make_data, make_model
+from fgp_gpytorch import CVAE, VAE, FactorizedGPPrior, GlobalChannels, GroupedDataset
+from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.metrics import disentanglement, latent_means, mutual_information_gap
+from fgp_gpytorch.metrics.disentanglement import _random_half
+from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
+
+
+def test_means_are_those_of_the_groups_one_by_one_in_flat_order():
+    model, data = make_model().train(), make_data()
+    found = latent_means(model, data, batch_size=3)
+    assert model.training
+    model.eval()
+    expected = torch.cat([model.infer(data[[g]]).mean[0, : data.group_sizes[g]].detach() for g in range(len(data))])
+    torch.testing.assert_close(found.mean, expected)
+    assert torch.equal(found.x, data.flat().x)
+    assert torch.equal(found.group, data.flat().group)
+
+
+@pytest.mark.parametrize("element_mask", [False, True])
+def test_alone_is_every_member_as_a_group_of_its_own(element_mask):
+    model, data = make_model().eval(), make_data(element_mask=element_mask)
+    expected = []
+    for row in range(data.num_members):
+        chosen = torch.zeros(data.num_members, dtype=torch.bool)
+        chosen[row] = True
+        expected.append(model.infer(data.select(chosen)).mean[0].detach())
+    torch.testing.assert_close(latent_means(model, data, alone=True, batch_size=2).mean, torch.cat(expected))
+
+
+def test_alone_hides_x_from_the_latents():
+    model, data = make_model().eval(), make_data()
+    rows = data.flat()
+    other = GroupedDataset(rows.y, rows.x.flip(0), rows.group)
+    torch.testing.assert_close(latent_means(model, data, True).mean, latent_means(model, other, True).mean)
+    assert not torch.allclose(latent_means(model, data).mean, latent_means(model, other).mean)
+
+
+def test_ideal_latents_have_the_ideal_scores():
+    found = disentanglement(make_circle_model(), make_circle_data(groups=20), 2 * math.pi)
+    assert found.local_feature_r2 == pytest.approx(1, abs=1e-3)
+    assert found.global_feature_r2 == pytest.approx(0, abs=0.02)
+    assert found.local_group_accuracy == pytest.approx(found.chance, abs=0.05)
+    assert found.global_group_accuracy == 1
+    assert found.chance == 1 / 20
+    assert found.group_gap == pytest.approx(1, abs=0.05)  # the group has a channel of its own, and a bin of its own
+    assert found.mean_gap == pytest.approx((found.feature_gap + found.group_gap) / 2)
+
+
+def test_what_members_share_only_by_joint_inference_does_not_name_their_group():
+    data = make_circle_data(groups=20)
+    rows = data.flat()
+    y = torch.cat([rows.y[:, :2], torch.randn(len(rows.y), 1).double()], dim=-1)  # the third element is noise
+    found = disentanglement(make_circle_model(), GroupedDataset(y, rows.x, rows.group), 2 * math.pi)
+    assert found.global_group_accuracy < 0.3  # 1 if the halves had been inferred together
+
+
+def test_gaps_are_of_the_level_of_x_and_of_the_group():
+    model, data = make_circle_model(), make_circle_data()
+    latents = latent_means(model, data)
+    found = disentanglement(model, data, 2 * math.pi, num_bins=12)
+    step = torch.round(latents.x[:, 0] / (2 * math.pi / 12)).long()
+    assert found.feature_gap == pytest.approx(mutual_information_gap(latents.mean, step, 12))
+    assert found.group_gap == pytest.approx(mutual_information_gap(latents.mean, latents.group, 12))
+
+
+def test_a_feature_that_is_no_angle_is_read_as_it_is():
+    model, data = make_circle_model(), make_circle_data()
+    as_angle, as_number = (disentanglement(model, data, period) for period in (2 * math.pi, None))
+    assert as_angle.local_feature_r2 > 0.99
+    assert as_number.local_feature_r2 < 0.8  # x itself jumps where the circle closes
+
+
+def test_a_model_without_such_channels_has_no_such_numbers():
+    data = make_data((3, 5, 2, 4))
+    vae = disentanglement(VAE(MLPEncoder([3], 2, (8,)), MLPDecoder(2, [3], (8,)), 2), data, None)
+    assert vae.global_feature_r2 is None
+    assert vae.global_group_accuracy is None
+    assert vae.local_feature_r2 is not None
+    prior = FactorizedGPPrior([GlobalChannels(1)])
+    encoder, decoder = MLPEncoder([3], 1, (8,), num_features=1), MLPDecoder(1, [3], (8,), num_features=1)
+    cvae = disentanglement(CVAE(encoder, decoder, prior), data, None)
+    assert cvae.local_feature_r2 is None
+    assert cvae.global_group_accuracy is not None
+    assert cvae[-3:] == (None, None, None)  # a gap needs two channels
+
+
+def test_halves_divide_every_group():
+    data = make_data((3, 5, 2, 4))
+    halves = _random_half(data, seed=1).split([3, 5, 2, 4])
+    assert [int(half.sum()) for half in halves] == [1, 2, 1, 2]
+
+
+def test_disentanglement_says_what_is_wrong_with_its_arguments():
+    model, data = make_model(), make_data()
+    with pytest.raises(GroupError, match="two groups or more of two members or more, got 7 groups, the smallest of 1"):
+        disentanglement(model, data, None)
+    with pytest.raises(DataError, match="feature: expected 0 to 0, got 1"):
+        disentanglement(model, data, None, feature=1)
