@@ -3,9 +3,9 @@
 from importlib.metadata import version
 
 from fgp_gpytorch._config import Configurable
-from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.data import AlignedDataset, GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import BernoulliLikelihood, GaussianLikelihood
-from fgp_gpytorch.models import CVAE, FGPVAE, VAE
+from fgp_gpytorch.models import CVAE, FGPVAE, GPVAE, VAE, CorrelatedFGPVAE
 from fgp_gpytorch.objectives import ELBO, GECO
 from fgp_gpytorch.prior import FactorizedGPPrior, GlobalChannels, IndependentChannels, LocalChannels
 from fgp_gpytorch.training import fit
@@ -17,9 +17,12 @@ __all__ = [
     "ELBO",
     "FGPVAE",
     "GECO",
+    "GPVAE",
     "VAE",
+    "AlignedDataset",
     "BernoulliLikelihood",
     "Configurable",
+    "CorrelatedFGPVAE",
     "FactorizedGPPrior",
     "GaussianLikelihood",
     "GlobalChannels",

@@ -1,6 +1,7 @@
 """Grouped data: the data set of flat rows, and the padded batch of groups that it answers with."""
 
+from fgp_gpytorch.data.aligned_dataset import AlignedDataset, align_held_out
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.data.grouped_dataset import GroupedDataset
 
-__all__ = ["GroupedBatch", "GroupedDataset"]
+__all__ = ["AlignedDataset", "GroupedBatch", "GroupedDataset", "align_held_out"]

@@ -13,6 +13,7 @@ All functions take and give any leading batch dimensions.
 """
 
 from fgp_gpytorch.gaussian.dense import DenseFactor, DenseMarginals, dense_factor, dense_marginals
+from fgp_gpytorch.gaussian.low_rank import LowRankFactor, MeanFieldFactor, low_rank_factor, mean_field_factor
 from fgp_gpytorch.gaussian.precision import masked_precision, root_precision
 from fgp_gpytorch.gaussian.rank_one import RankOneFactor, rank_one_factor
 from fgp_gpytorch.gaussian.square_root import symmetric_square_root
@@ -21,11 +22,15 @@ from fgp_gpytorch.gaussian.whitened import WhitenedFactor, whitened_factor
 __all__ = [
     "DenseFactor",
     "DenseMarginals",
+    "LowRankFactor",
+    "MeanFieldFactor",
     "RankOneFactor",
     "WhitenedFactor",
     "dense_factor",
     "dense_marginals",
+    "low_rank_factor",
     "masked_precision",
+    "mean_field_factor",
     "rank_one_factor",
     "root_precision",
     "symmetric_square_root",

@@ -1,0 +1,222 @@
+r"""Channels of low rank, K = Phi Phi' with Phi (N, M): the B-form with M in the place of the number of members.
+
+    B = I_M + Phi' R^2 Phi = C C',   u = B^-1 Phi' R^2 r        q(u) = N(u, B^-1), z = Phi u
+    posterior mean at x*      m* = Phi* u
+    posterior variance at x*  v* = || C^-1 Phi*' ||^2
+    log evidence              log Z = -1/2 ( || R (r - Phi u) ||^2 + u'u + log|B| + sum_observed log 2 pi sigma^2 )
+    KL(q || p)                1/2 { [ log|B| + tr B^-1 - M ] + u'u }
+
+Everything is a sum of terms of one sign. A global channel is Phi = sqrt(s) 1, correlated objects are Phi = D (Casale
+et al. 2018: Sigma = D D'), their product with views is the GP-VAE's.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fgp_gpytorch.gaussian.precision import log_normalizer, log_plus_inverse, root_precision
+
+
+class LowRankFactor(NamedTuple):
+    r"""The exact posterior of pseudo-observations of z = Phi u, u ~ N(0, I).
+
+    Attributes:
+        root: Phi, (*b, N, M).
+        precision: R^2, (*b, N).
+        residual: r = mu - m, (*b, N).
+        cholesky: C with C C' = B, (*b, M, M).
+        weights: Posterior mean of u, (*b, M).
+    """
+
+    root: Tensor
+    precision: Tensor
+    residual: Tensor
+    cholesky: Tensor
+    weights: Tensor
+
+    def predict_mean(self, root: Tensor) -> Tensor:
+        """Posterior mean less the prior mean: m* = Phi* u.
+
+        Args:
+            root: Phi* at new rows, or Phi itself, (*b, N*, M).
+
+        Returns:
+            (*b, N*).
+        """
+        return _matvec(root, self.weights)
+
+    def predict_variance(self, root: Tensor) -> Tensor:
+        """Posterior variance: v* = || C^-1 Phi*' ||^2, a sum of squares however small it is.
+
+        Args:
+            root: Phi* at new rows, or Phi itself, (*b, N*, M).
+
+        Returns:
+            (*b, N*).
+        """
+        return _whiten(self.cholesky, root).square().sum(-2)
+
+    def log_evidence(self) -> Tensor:
+        """log Z = -1/2 ( || R (r - Phi u) ||^2 + u'u + log|B| + sum_observed log 2 pi sigma^2 ), nats, (*b,)."""
+        misfit = self.residual - _matvec(self.root, self.weights)
+        quadratic = (self.precision * misfit.square()).sum(-1) + self.weights.square().sum(-1)
+        return -0.5 * (quadratic + _log_determinant(self.cholesky) + log_normalizer(self.precision))
+
+    def kl(self) -> Tensor:
+        """KL(q || p) = 1/2 { [ log|B| + tr B^-1 - M ] + u'u }, nats, (*b,).
+
+        It is that of u, and of z as well: where Phi maps two u to one z, q(u) is as wide there as the prior.
+        """
+        identity = torch.eye(self.cholesky.shape[-1], dtype=self.cholesky.dtype, device=self.cholesky.device)
+        inverse = torch.linalg.solve_triangular(self.cholesky, identity, upper=False)
+        # the diagonal of C is >= 1: a sum of log c^2 + c^-2 - 1 >= 0, and of squares below the diagonal
+        bracket = log_plus_inverse(2 * self.cholesky.diagonal(dim1=-2, dim2=-1).log()).sum(-1)
+        bracket = bracket + inverse.tril(-1).square().sum((-2, -1))
+        return 0.5 * (bracket + self.weights.square().sum(-1))
+
+
+def low_rank_factor(root: Tensor, precision: Tensor, residual: Tensor) -> LowRankFactor:
+    """Condition u on the pseudo-observations of z = Phi u, in O(N M^2).
+
+    Args:
+        root: Phi, (*b, N, M); its rank may be below M.
+        precision: R^2 = 1 / sigma^2, (*b, N), 0 for a missing row.
+        residual: r = mu - m, (*b, N), finite, 0 for a missing row.
+
+    Returns:
+        The factor; Phi broadcasts over the batch dimensions of the other two.
+    """
+    scale = root_precision(precision)
+    scaled = scale.unsqueeze(-1) * root  # R Phi
+    cholesky = torch.linalg.cholesky(_identity_plus(scaled.mT @ scaled))
+    projected = scaled.mT @ (scale * residual).unsqueeze(-1)
+    weights = torch.cholesky_solve(projected, cholesky).squeeze(-1)
+    return LowRankFactor(root, precision, residual, cholesky, weights)
+
+
+class MeanFieldFactor(NamedTuple):
+    r"""A mean-field q(z) = prod_i N(mu_i, s_i) beside the coupled prior N(0, Phi Phi' + alpha I) (Casale et al. 2018).
+
+    With A = I_M + Phi' Phi / alpha = C C', V = C^-1 Phi' / sqrt(alpha), h_i = 1 - || v_i ||^2 and
+    w = A^-1 Phi' mu / alpha, Woodbury's identity gives (K + alpha I)^-1 = (I - V'V) / alpha, whose diagonal is
+    h / alpha.
+
+    Attributes:
+        root: Phi, (*b, N, M).
+        noise: alpha, (*b,) or scalar, positive.
+        mean: mu, (*b, N).
+        variance: s, (*b, N), positive.
+        cholesky: C, (*b, M, M).
+        weights: w, (*b, M).
+    """
+
+    root: Tensor
+    noise: Tensor
+    mean: Tensor
+    variance: Tensor
+    cholesky: Tensor
+    weights: Tensor
+
+    def kl(self) -> Tensor:
+        r"""KL(q || p) in O(N M^2), nats, (*b,).
+
+            1/2 { sum_i [rho_i - 1 - log rho_i] + [log|A| + sum_i log h_i] + || mu - Phi w ||^2 / alpha + w'w }
+
+        with rho_i = s_i h_i / alpha, the ratio of q's variance to the prior's of z_i given all others. Every bracket is
+        >= 0 (the second by Hadamard's inequality), and the last two terms are mu' (K + alpha I)^-1 mu.
+        """
+        noise = self.noise.unsqueeze(-1)
+        leverage = _whiten(self.cholesky, self.root).square().sum(-2) / noise
+        # a row that is no other's neighbour has h = alpha / (k + alpha): rounding could leave 0 where alpha vanishes
+        rest = (1 - leverage).clamp_min(torch.finfo(leverage.dtype).eps)  # h
+        log_ratio = (self.variance * rest / noise).log()
+        independent = (torch.expm1(log_ratio) - log_ratio).sum(-1)
+        coupling = _log_determinant(self.cholesky) + rest.log().sum(-1)
+        misfit = self.mean - _matvec(self.root, self.weights)
+        quadratic = misfit.square().sum(-1) / self.noise + self.weights.square().sum(-1)
+        return 0.5 * (independent + coupling + quadratic)
+
+    def predict_mean(self, root: Tensor) -> Tensor:
+        """Mean of z at new rows, E_q E[z* | z] = k* (K + alpha I)^-1 mu = Phi* w.
+
+        Args:
+            root: Phi*, (*b, N*, M).
+
+        Returns:
+            (*b, N*).
+        """
+        return _matvec(root, self.weights)
+
+    def predict_variance(self, root: Tensor) -> Tensor:
+        r"""Variance of the noise-free value at new rows; z* itself has alpha more.
+
+            k** - k* (K + alpha I)^-1 k*' + k* (K + alpha I)^-1 diag(s) (K + alpha I)^-1 k*'
+              = || T ||^2 + T' H T,   T = C^-1 Phi*',   H = C^-1 Phi' diag(s) Phi C^-T / alpha^2
+
+        The first part is the prior's given z, the second what q does not know of z.
+
+        Args:
+            root: Phi*, (*b, N*, M).
+
+        Returns:
+            (*b, N*).
+        """
+        new = _whiten(self.cholesky, root)  # T
+        old = _whiten(self.cholesky, self.root) / self.noise[..., None, None]
+        spread = (old * self.variance.unsqueeze(-2)) @ old.mT  # H
+        return new.square().sum(-2) + (new * (spread @ new)).sum(-2)
+
+    def rsample_weights(self, sample_shape: torch.Size) -> Tensor:
+        """Draw u of the joint q(z) p(u | z): z from q, then u = A^-1 Phi' z / alpha + C^-T e.
+
+        Args:
+            sample_shape: Leading shape s.
+
+        Returns:
+            (*s, *b, M); Phi* u are joint draws at new rows.
+        """
+        mean = self.mean
+        z = mean + self.variance.sqrt() * torch.randn(*sample_shape, *mean.shape, dtype=mean.dtype, device=mean.device)
+        centre = _mean_field_weights(self.root, self.noise, z, self.cholesky)
+        step = torch.randn_like(centre).unsqueeze(-1)
+        return centre + torch.linalg.solve_triangular(self.cholesky.mT, step, upper=True).squeeze(-1)
+
+
+def mean_field_factor(root: Tensor, noise: Tensor, mean: Tensor, variance: Tensor) -> MeanFieldFactor:
+    """Factorize A = I + Phi' Phi / alpha, once for all channels that share Phi.
+
+    Args:
+        root: Phi, (*b, N, M), without batch dimensions where all channels share it.
+        noise: alpha, (*b,) or scalar, positive.
+        mean: mu, (*b, N).
+        variance: s, (*b, N), positive.
+
+    Returns:
+        The factor. There is no mask: leave a missing row out, which is its exact marginal.
+    """
+    scaled = root / noise.sqrt()[..., None, None]
+    cholesky = torch.linalg.cholesky(_identity_plus(scaled.mT @ scaled))
+    return MeanFieldFactor(root, noise, mean, variance, cholesky, _mean_field_weights(root, noise, mean, cholesky))
+
+
+def _mean_field_weights(root: Tensor, noise: Tensor, z: Tensor, cholesky: Tensor) -> Tensor:
+    projected = (root.mT @ z.unsqueeze(-1)) / noise[..., None, None]
+    return torch.cholesky_solve(projected, cholesky).squeeze(-1)
+
+
+def _identity_plus(matrix: Tensor) -> Tensor:
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device) + matrix
+
+
+def _whiten(cholesky: Tensor, root: Tensor) -> Tensor:
+    """C^-1 Phi', (*b, M, N)."""
+    return torch.linalg.solve_triangular(cholesky, root.mT, upper=False)
+
+
+def _log_determinant(cholesky: Tensor) -> Tensor:
+    return 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def _matvec(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,59 @@
+"""A learned periodic mean."""
+
+import math
+
+import torch
+from gpytorch.means import Mean
+from torch import Tensor
+
+from fgp_gpytorch.errors import DataError
+
+
+class FourierMean(Mean):
+    r"""m(x) = constant + sum_k a_k cos(2 pi k x / period) + b_k sin(2 pi k x / period), k = 1 ... harmonics.
+
+    A stationary kernel with mean zero, the paper's, does not know where on the circle it is: a draw of the prior is as
+    likely as the same draw turned, so there is no upright. The mean says what all groups share at each angle.
+
+    Args:
+        harmonics: Number of harmonics.
+        period: Period of x, in its units (2 pi for radians).
+        batch_shape: [] for one mean for all channels of a block, [J] for one each.
+        feature: Which of the D features is x.
+
+    Attributes:
+        constant: (*batch_shape,), 0 at the start.
+        coefficients: a and b, (*batch_shape, 2, harmonics), 0 at the start.
+
+    Raises:
+        DataError: If `harmonics` is not a positive integer or `period` not a positive finite number.
+
+    Example:
+        >>> mean = FourierMean(2, batch_shape=torch.Size([8]))
+        >>> block = LocalChannels(8, gpytorch.kernels.PeriodicKernel(), mean)
+    """
+
+    def __init__(
+        self,
+        harmonics: int = 1,
+        period: float = 2 * math.pi,
+        batch_shape: torch.Size = torch.Size(),  # noqa: B008  # GPyTorch's own way
+        feature: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(harmonics, int) or harmonics < 1:
+            raise DataError(f"harmonics: expected an integer >= 1, got {harmonics!r}. Try 1, or ConstantMean().")
+        if not 0 < period < math.inf:
+            raise DataError(f"period: expected a positive finite number, got {period}. Try 2 * math.pi for radians.")
+        self.harmonics, self.period, self.feature = harmonics, period, feature
+        self.batch_shape = torch.Size(batch_shape)
+        self.constant = torch.nn.Parameter(torch.zeros(self.batch_shape))
+        self.coefficients = torch.nn.Parameter(torch.zeros(*self.batch_shape, 2, harmonics))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean at x (*b, N, D), (*b, N); batch dimensions broadcast against `batch_shape`."""
+        order = torch.arange(1, self.harmonics + 1, dtype=x.dtype, device=x.device)
+        phase = (2 * math.pi / self.period) * x[..., self.feature, None] * order  # (*b, N, harmonics)
+        waves = torch.cat([phase.cos(), phase.sin()], dim=-1)
+        weights = self.coefficients.to(x.dtype).flatten(-2)  # (*batch_shape, 2 harmonics)
+        return self.constant.to(x.dtype).unsqueeze(-1) + (waves * weights.unsqueeze(-2)).sum(-1)

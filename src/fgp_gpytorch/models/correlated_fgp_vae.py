@@ -1,0 +1,181 @@
+"""The FGP-VAE with correlated object priors."""
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.likelihoods import Likelihood
+from fgp_gpytorch.models.fgp_vae import _as_batch, _features, _grouped, _standard_normal
+from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
+from fgp_gpytorch.models.member_dropout import drop_members
+from fgp_gpytorch.models.terms import Terms
+from fgp_gpytorch.prior import ChannelBlock, CorrelatedGPPrior, CorrelatedPosterior, ObjectRoot
+
+
+class CorrelatedFGPVAE(KnownGroupsVAE):
+    r"""An FGP-VAE whose global channels have a linear kernel over object vectors (`CorrelatedGPPrior`).
+
+    Generative process, for P groups with object vectors D and members q with auxiliary features x_q:
+
+        Z_p^local ~ FactorizedGPPrior(X_p),   z_p^global = D_p u,  u ~ N(0, I)
+        y_q ~ likelihood(decoder(z_q))
+
+    with the exact posterior of the encoder's pseudo-observations, as in `FGPVAE`; that of the global channels couples
+    the groups and costs O(N m^2). Object vectors are fixed after a PCA (`initialize_objects`) or learned (GP-LVM,
+    paper, Appendix C). Since q itself of a group depends on all others, a minibatch of groups has another bound, whose
+    gradient is not unbiased for this one's: training refuses it, `fit(model, data, batch_size=len(data))` is exact.
+
+    Args:
+        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
+        decoder: Module from (*batch, L) to (*batch, *y_shape).
+        local: Blocks of local channels.
+        num_global_channels: L - J; they come after the local ones.
+        num_groups: P, groups of the training data.
+        num_factors: m, the length of an object vector.
+        learn_objects: Whether object vectors are learned.
+        likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
+        member_dropout: As in `FGPVAE`.
+        normalize: Whether object vectors have unit length.
+
+    Raises:
+        ShapeError: If an argument is not a module of its kind, or there is no local block or no global channel.
+        DataError: If a number is out of range.
+
+    Example:
+        >>> model = CorrelatedFGPVAE(PaperEncoder(16), PaperDecoder(16), [LocalChannels(8, kernel)], 8, len(data))
+        >>> model.initialize_objects(data)
+        >>> fit(model, data, batch_size=len(data))
+    """
+
+    prior: CorrelatedGPPrior
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        local: Sequence[ChannelBlock],
+        num_global_channels: int,
+        num_groups: int,
+        num_factors: int = 8,
+        learn_objects: bool = True,
+        likelihood: Likelihood | None = None,
+        member_dropout: float = 0.0,
+        normalize: bool = True,
+    ) -> None:
+        objects = ObjectRoot(num_groups, num_factors, normalize)
+        objects.vectors.requires_grad_(learn_objects)
+        prior = CorrelatedGPPrior(local, num_global_channels, objects)
+        super().__init__(encoder, decoder, prior, likelihood, member_dropout)
+
+    @pyro_method
+    def model(self, batch: GroupedBatch, observe: bool = True) -> Tensor:
+        """The generative model as a Pyro program, of the whole data set: it has no subsampled plate.
+
+        Sites "u_0", ... are the local blocks' whitened variables (see `FGPVAE`), "u_objects" the weights u of the
+        global channels, "z" the latents.
+
+        Args:
+            batch: All groups of the training data.
+            observe: False draws the site "y" instead of conditioning on `batch.y`.
+
+        Returns:
+            y, observed or drawn, (G, Q, *y_shape).
+
+        Raises:
+            GroupError: If the batch is not the whole data set.
+        """
+        self._check_groups(batch, whole=True)
+        x = _features(batch).to(self.prior.dtype)
+        if next(self.prior.local.named_priors(), None) is not None:
+            pyro.factor("log_hyperprior", self.prior.log_hyperprior())
+        objects = self.prior.objects.forward(batch.group_index)
+        with pyro.plate("global_channels", self.prior.num_global_channels, dim=-1):
+            zero = torch.zeros(objects.shape[-1], dtype=objects.dtype, device=objects.device)
+            u = pyro.sample("u_objects", dist.Normal(zero, torch.ones_like(zero), validate_args=False).to_event(1))
+        shared = (u @ objects.mT).mT.unsqueeze(-2)  # shape: (*s, G, 1, L - J)
+        with pyro.plate("groups", batch.num_groups, dim=-1):
+            parts = []
+            for index, block in enumerate(self._blocks()):
+                root = block.covariance_root(x)
+                v = pyro.sample(f"u_{index}", _standard_normal(block, root))
+                parts.append((block.prior_mean(x) + (root @ v.unsqueeze(-1)).squeeze(-1)).mT)
+            front = torch.broadcast_shapes(parts[0].shape[:-1], (*shared.shape[:-2], x.shape[-2]))
+            parts = [part.expand(*front, -1) for part in (*parts, shared)]
+            z = pyro.deterministic("z", torch.cat(parts, dim=-1), event_dim=2)
+            output = self._output(z, batch.x, batch.y.shape[2:])
+            target = batch.y if observe else None
+            elements = self.likelihood.distribution(output, target, batch.observed)
+            elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
+            return pyro.sample("y", elements, obs=target)
+
+    @pyro_method
+    def guide(self, batch: GroupedBatch, observe: bool = True) -> None:
+        """The exact posterior of the pseudo-observations as a Pyro program.
+
+        Args:
+            batch: The same as the model's.
+            observe: As the model's; it changes nothing here.
+
+        Raises:
+            GroupError: If the batch is not the whole data set.
+        """
+        self._check_groups(batch, whole=True)
+        posterior = self._infer(batch)
+        shared = posterior.shared
+        with pyro.plate("global_channels", self.prior.num_global_channels, dim=-1):
+            precision = shared.cholesky @ shared.cholesky.mT
+            normal = dist.MultivariateNormal(shared.weights, precision_matrix=precision, validate_args=False)
+            pyro.sample("u_objects", normal)
+        with pyro.plate("groups", batch.num_groups, dim=-1):
+            for index, distribution in enumerate(posterior.local.whitened_distributions()):
+                pyro.sample(f"u_{index}", distribution)
+
+    def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
+        """The parts of the ELBO. The KL of the global channels is of all groups at once and shared out equally.
+
+        Args:
+            batch: All groups of the training data.
+            num_particles: Draws of z for the expectation.
+
+        Returns:
+            Sums per group, (G,).
+
+        Raises:
+            GroupError: If the batch is not the whole data set.
+        """
+        self._check_groups(_grouped(batch, "batch"), whole=True)
+        return super().terms(batch, num_particles)
+
+    def infer(self, batch: GroupedBatch | GroupedDataset) -> CorrelatedPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """q(Z) of the batch's groups, conditioned on this batch alone.
+
+        Args:
+            batch: Groups of the training data.
+
+        Returns:
+            The posterior over (G, Q, L).
+
+        Raises:
+            GroupError: If the batch is not of the data set of P groups.
+            ShapeError: If the encoder's output is not two tensors of L channels.
+            DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
+        """
+        known = self._check_groups(_as_batch(batch, "batch"))
+        return self.prior.condition(known.group_index, *self._pseudo_observations(known))
+
+    def _infer(self, batch: GroupedBatch) -> CorrelatedPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, mean, variance, mask = self._pseudo_observations(batch)
+        if self.training and self.member_dropout > 0:
+            mask = drop_members(batch.mask if mask is None else mask, self.member_dropout)
+        return self.prior.condition(batch.group_index, x, mean, variance, mask)
+
+    def _blocks(self) -> list[ChannelBlock]:
+        return list(self.prior.local.blocks)  # pyright: ignore[reportReturnType]
+
+    def _split_kl(self, posterior: CorrelatedPosterior) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return posterior.kl_local, posterior.kl_global

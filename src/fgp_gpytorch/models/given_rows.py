@@ -1,0 +1,93 @@
+"""A model conditioned on more rows than the context shows."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import GroupError
+from fgp_gpytorch.models.fgp_vae import FGPVAE, _as_batch
+
+
+class Prediction(Protocol):
+    """A posterior at new members."""
+
+    mean: Tensor
+
+    def rsample(self, sample_shape: Sequence[int] = (), marginals: bool = False) -> Tensor:
+        """Joint draws."""
+        ...
+
+
+class KnowsGroups(Protocol):
+    """A posterior of all groups, such as `MeanFieldPosterior`."""
+
+    def predict_groups(self, group_index: Tensor, x_new: Tensor) -> Prediction:
+        """Predict at new members x_new (G, Q*, D) of the groups at positions (G,)."""
+        ...
+
+
+class GivenRows(nn.Module):
+    """A model conditioned on the rows of a data set, made by its `given`: the context only names groups.
+
+    Args:
+        model: The model, whose decoder and likelihood are used.
+        posterior: q(Z) of all rows to condition on.
+        num_groups: P.
+    """
+
+    def __init__(self, model: FGPVAE, posterior: KnowsGroups, num_groups: int) -> None:
+        super().__init__()
+        self.model, self.posterior, self.num_groups = model, posterior, num_groups
+
+    @torch.no_grad()
+    def generate(
+        self,
+        x_new: Tensor,
+        context: GroupedBatch | GroupedDataset,
+        sample_shape: Sequence[int] | None = None,
+    ) -> Tensor:
+        """As the model's `generate`, conditioned on the rows of `given` and on none of the context's.
+
+        Args:
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            context: Groups of the training data; only their `group_index` is read.
+            sample_shape: None decodes the mean of z; a shape decodes joint draws of z.
+
+        Returns:
+            E[y | z], (*sample_shape, G, Q*, *y_shape).
+
+        Raises:
+            GroupError: If the context is not of the data set of P groups, or x_new has not one row for each group.
+        """
+        batch = _as_batch(context, "context")
+        check_known_groups(batch, self.num_groups)
+        if x_new.dim() != 3 or len(x_new) != batch.num_groups:
+            raise GroupError(
+                f"x_new: expected (G, Q*, D) with G = {batch.num_groups}, got {tuple(x_new.shape)}. "
+                "Try one row of members for each group of the context."
+            )
+        prediction = self.posterior.predict_groups(batch.group_index, x_new)
+        z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
+        return self.model._mean_of(z, x_new, batch.y.shape[2:])
+
+
+def check_known_groups(batch: GroupedBatch, num_groups: int) -> None:
+    """Require a batch of the data set whose groups have object vectors.
+
+    Raises:
+        GroupError: If it counts other groups.
+    """
+    if batch.num_dataset_groups != num_groups:
+        raise GroupError(
+            f"batch: expected groups of the data set of {num_groups} groups whose object vectors the model has, got a "
+            f"batch of a data set of {batch.num_dataset_groups}. If these are some of them, try "
+            "AlignedDataset(context, train); new groups need another model, such as FGPVAE."
+        )
+    if not 0 <= int(batch.group_index.min()) <= int(batch.group_index.max()) < num_groups:
+        raise GroupError(
+            f"group_index: expected positions from 0 to {num_groups - 1}, got {int(batch.group_index.min())} to "
+            f"{int(batch.group_index.max())}. Try the positions of the groups in the training data."
+        )

@@ -1,0 +1,230 @@
+"""The Gaussian-process-prior variational autoencoder of Casale et al. (2018), on grouped data."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.likelihoods import Likelihood
+from fgp_gpytorch.models.fgp_vae import _as_batch, _grouped
+from fgp_gpytorch.models.kl_summary import KLSummary, summarize_kl
+from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
+from fgp_gpytorch.models.terms import Terms
+from fgp_gpytorch.prior import MeanFieldPosterior, ObjectViewPrior
+from fgp_gpytorch.prior.object_view_prior import object_view_prior
+
+
+class GPVAE(KnownGroupsVAE):
+    r"""A VAE with one Gaussian process over all images of all groups (Casale et al. 2018; paper, Section 2).
+
+    Generative process, for the rows i of all groups at once:
+
+        z^l ~ N(0, K + alpha I),  K_ij = (D D')_{d_i d_j} k(w_i, w_j)      in each of the L channels
+        y_i ~ likelihood(decoder(z_i))
+
+    The posterior is mean field, q(Z) = prod_i N(z_i | encoder(y_i)), and the bound is exact by Woodbury's identity in
+    O(N M^2) for M = m M_view features, where Casale et al. took a Taylor step:
+
+        ELBO = sum_i E_q[log p(y_i | z_i)] - KL(q(Z) || N(0, K + alpha I))
+
+    | symbol | meaning | where |
+    | --- | --- | --- |
+    | D | object vectors, one per training group, learned | `prior.root.objects.vectors` (P, m) |
+    | k(w, w') | kernel of the view, learned | `prior.root.view.kernel` |
+    | alpha | variance that the kernel does not explain | `prior.noise` |
+    | mu, sigma^2 | mean-field posterior | `encoder(y)`: mean and variance, (*batch, L) |
+
+    The prior couples all groups, so a minibatch of groups gives no unbiased gradient, and no plate of Pyro's can scale
+    it: train with `fit(model, data, batch_size=len(data))`, or see `summarize`. It knows a group by its object vector:
+    `batch.group_index` must be the position in the training data (`AlignedDataset` sees to that),
+    and a group that was never trained on is refused.
+
+    Args:
+        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
+        decoder: Module from (*batch, L) to (*batch, *y_shape).
+        num_channels: L.
+        num_groups: P, groups of the training data.
+        num_factors: m, the length of an object vector.
+        view_root: Root of the view's kernel, (*b, N, D) to (*b, N, M_view), made float64 in place; None for
+            `FourierRoot` of the paper's periodic kernel of an angle in radians, its lengthscale learned.
+        likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
+        noise: alpha at the start.
+        learn_noise: Whether alpha is learned.
+        normalize: Whether object vectors have unit length (Casale et al. normalise them).
+
+    Attributes:
+        summary: None, or what `summarize` gave: minibatches then use its linear form of the KL.
+
+    Raises:
+        ShapeError: If an argument is not a module of its kind, or `num_channels` is below 1.
+        DataError: If a number is out of range.
+
+    Example:
+        >>> model = GPVAE(PaperEncoder(16), PaperDecoder(16), 16, num_groups=len(data.train))
+        >>> model.initialize_objects(data.train)
+        >>> fit(model, data.train, batch_size=len(data.train), epochs=1000)
+        >>> images = model.given(data.train).generate(x_new, AlignedDataset(data.test.context, data.train))
+    """
+
+    prior: ObjectViewPrior
+    _minibatch_hint = ", or model.summary = model.summarize(data)"
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        num_channels: int,
+        num_groups: int,
+        num_factors: int = 8,
+        view_root: nn.Module | None = None,
+        likelihood: Likelihood | None = None,
+        noise: float = 0.1,
+        learn_noise: bool = True,
+        normalize: bool = True,
+    ) -> None:
+        prior = object_view_prior(num_channels, num_groups, num_factors, view_root, noise, learn_noise, normalize)
+        super().__init__(encoder, decoder, prior, likelihood)
+        self.summary: KLSummary | None = None
+
+    # Pyro
+
+    @pyro_method
+    def model(self, batch: GroupedBatch, observe: bool = True) -> Tensor:
+        """The generative model as a Pyro program, of the whole data set: it has no subsampled plate.
+
+        Site "z_rows" holds the rows that are there, one N-dimensional normal of low rank per channel, "z" the same
+        laid out (G, Q, L), 0 in the padding.
+
+        Args:
+            batch: All groups of the training data.
+            observe: False draws the site "y" instead of conditioning on `batch.y`.
+
+        Returns:
+            y, observed or drawn, (G, Q, *y_shape).
+
+        Raises:
+            GroupError: If the batch is not the whole data set.
+        """
+        self._check_groups(batch, whole=True)
+        rows = _rows(batch)
+        groups = batch.group_index.unsqueeze(-1).expand(rows.shape)[rows]
+        root, noise = self.prior.features(groups, batch.x[rows]), self.prior.noise
+        if next(self.prior.named_priors(), None) is not None:
+            pyro.factor("log_hyperprior", self.prior.log_hyperprior())
+        with pyro.plate("channels", self.prior.num_channels, dim=-1):
+            zero = torch.zeros(len(root), dtype=root.dtype, device=root.device)
+            joint = dist.LowRankMultivariateNormal(zero, root, noise.expand(len(root)), validate_args=False)
+            z_rows = pyro.sample("z_rows", joint)
+        z = z_rows.new_zeros(*z_rows.shape[:-2], *rows.shape, self.prior.num_channels)
+        z = z.masked_scatter(rows.unsqueeze(-1).expand(z.shape), z_rows.mT)
+        with pyro.plate("groups", batch.num_groups, dim=-1):
+            z = pyro.deterministic("z", z, event_dim=2)
+            output = self._output(z, batch.x, batch.y.shape[2:])
+            target = batch.y if observe else None
+            elements = self.likelihood.distribution(output, target, batch.observed)
+            elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
+            return pyro.sample("y", elements, obs=target)
+
+    @pyro_method
+    def guide(self, batch: GroupedBatch, observe: bool = True) -> None:
+        """The mean-field posterior as a Pyro program.
+
+        Args:
+            batch: The same as the model's.
+            observe: As the model's; it changes nothing here.
+
+        Raises:
+            GroupError: If the batch is not the whole data set.
+        """
+        self._check_groups(batch, whole=True)
+        mean, variance = self._infer(batch).at_observed()
+        with pyro.plate("channels", self.prior.num_channels, dim=-1):
+            pyro.sample("z_rows", dist.Normal(mean, variance.sqrt(), validate_args=False).to_event(1))
+
+    # objectives
+
+    def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
+        """The parts of the ELBO. The KL is of all groups at once and shared out to them equally.
+
+        Args:
+            batch: All groups of the training data; some of them only if there is a `summary`.
+            num_particles: Draws of z for the expectation.
+
+        Returns:
+            Sums per group, (G,).
+
+        Raises:
+            GroupError: If the batch is not the whole data set and there is no summary.
+        """
+        self._check_groups(_grouped(batch, "batch"), whole=self.summary is None)
+        return super().terms(batch, num_particles)
+
+    def summarize(self, dataset: GroupedDataset, batch_size: int = 64) -> KLSummary:
+        """The KL of the whole data set and its gradient, for minibatches with exact gradients (Casale et al. 2018).
+
+        The KL couples all rows only through (mu, sigma^2) and the hyperparameters. Its first-order form around their
+        present values is a sum over rows; at these values its gradient, summed over the minibatches of an epoch, is
+        the KL's own. So the images need not be in memory at once with their activations:
+
+            model.summary = model.summarize(data)
+            for batch in loader:  # gradients accumulate; terms(batch) uses the linear form
+                loss = objective.differentiable_loss(model, model, batch)  # an estimate for the whole data set
+                (loss * batch.num_groups / len(data)).backward()
+            optimizer.step()
+            model.summary = None
+
+        A step within the epoch makes what follows a first-order approximation, the better the smaller the steps;
+        minimizing a linear form for long has no bottom, so summarize anew often.
+
+        Args:
+            dataset: The training data.
+            batch_size: Groups to encode at a time.
+
+        Returns:
+            The summary; set `model.summary` to it.
+
+        Raises:
+            GroupError: If the data set has not P groups.
+        """
+        parts = []
+        for start in range(0, len(dataset), batch_size):
+            batch = self._check_groups(dataset[start : start + batch_size])
+            with torch.no_grad():
+                parts.append(self._infer(batch))
+        return summarize_kl(self.prior, parts)
+
+    # what users ask
+
+    def infer(self, batch: GroupedBatch | GroupedDataset) -> MeanFieldPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """q(Z) of the batch's groups, and predictions conditioned on this batch alone.
+
+        Args:
+            batch: Groups of the training data.
+
+        Returns:
+            The posterior over (G, Q, L).
+
+        Raises:
+            GroupError: If the batch is not of the data set of P groups.
+            ShapeError: If the encoder's output is not two tensors of L channels.
+            DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
+        """
+        known = self._check_groups(_as_batch(batch, "batch"))
+        return self.prior.condition(known.group_index, *self._pseudo_observations(known))
+
+    # inside
+
+    def _infer(self, batch: GroupedBatch) -> MeanFieldPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, mean, variance, mask = self._pseudo_observations(batch)
+        return self.prior.condition(batch.group_index, x, mean, variance, mask, predict_unobserved=False)
+
+    def _split_kl(self, posterior: MeanFieldPosterior) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        kl = posterior.kl if self.summary is None else self.summary.linear_kl(posterior, self.prior)
+        return kl, torch.zeros_like(kl)
+
+
+def _rows(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
+    """Members of whom something was observed."""
+    return batch.mask if batch.y_mask is None else batch.mask & batch.y_mask.reshape(*batch.mask.shape, -1).any(-1)

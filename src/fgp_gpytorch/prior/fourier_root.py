@@ -1,0 +1,146 @@
+"""A periodic kernel as a Fourier series: K = Phi Phi' with a few columns, whatever the number of rows."""
+
+import math
+
+import gpytorch
+import torch
+from gpytorch.kernels import Kernel, PeriodicKernel
+from torch import Tensor
+
+from fgp_gpytorch._config import Configurable
+from fgp_gpytorch._shapes import check_shape
+from fgp_gpytorch.errors import DataError
+
+
+class FourierRoot(Configurable, gpytorch.Module):
+    r"""Features Phi(x) with Phi(x) Phi(x')' = k(x - x') for a stationary periodic kernel on one feature.
+
+        k(t) = sum_{n=0}^H c_n cos(2 pi n t / period),   c_n >= 0
+        Phi(x) = [ sqrt(c_0), sqrt(c_n) cos(2 pi n x / period), sqrt(c_n) sin(2 pi n x / period) for n = 1 ... H ]
+
+    The coefficients come from the kernel's values on a grid by FFT, in every call anew and with gradients, so the
+    kernel's hyperparameters can be learned. They are exact to the harmonics left out, which for the paper's kernel
+    fall faster than exponentially (c_n = 2 exp(-1/r) I_n(1/r), r GPyTorch's lengthscale): 12 harmonics reach 1e-10 for
+    lengthscales above 0.5, 1e-7 at 0.25. `missing_variance` says what is left out now; the truncated kernel is a
+    kernel all the same.
+
+    Args:
+        kernel: A stationary GPyTorch kernel on one feature with this period, such as `PeriodicKernel` (scaled or
+            not), or a sum or product of such. `batch_shape` gives Phi the same leading dimensions.
+        period: Of the kernel, in units of x. Keep the kernel's own period fixed (`raw_period_length` without
+            gradient): this one does not follow it.
+        harmonics: H. Phi has 1 + 2 H columns.
+
+    Attributes:
+        num_features: M = 1 + 2 H.
+
+    Raises:
+        DataError: If `kernel` is no kernel or a number is out of range; in use, if the kernel does not repeat after
+            `period`.
+
+    Example:
+        >>> kernel = gpytorch.kernels.PeriodicKernel()
+        >>> kernel.period_length = 2 * math.pi
+        >>> FourierRoot(kernel)(torch.rand(5, 1)).shape
+        torch.Size([5, 25])
+    """
+
+    def __init__(self, kernel: Kernel, period: float = 2 * math.pi, harmonics: int = 12) -> None:
+        super().__init__()
+        if not isinstance(kernel, Kernel):
+            raise DataError(
+                f"kernel: expected a gpytorch.kernels.Kernel, got {type(kernel).__name__}. "
+                "Try gpytorch.kernels.PeriodicKernel()."
+            )
+        if not 0 < period < math.inf:
+            raise DataError(f"period: expected a positive finite number, got {period}. Try 2 * math.pi.")
+        if not isinstance(harmonics, int) or harmonics < 1:
+            raise DataError(f"harmonics: expected an integer >= 1, got {harmonics!r}. Try 12.")
+        self.kernel, self.period, self.harmonics = kernel, period, harmonics
+
+    @property
+    def num_features(self) -> int:
+        """M, the columns of Phi."""
+        return 1 + 2 * self.harmonics
+
+    def coefficients(self) -> Tensor:
+        """c_0 ... c_H, (*k, H + 1) for a kernel of batch shape k; at least 0, in units of the kernel.
+
+        Raises:
+            DataError: If the kernel does not repeat after `period`.
+        """
+        self._check_period()
+        # what the grid folds onto harmonic n starts at (points - H): as far beyond the truncation as it is long
+        points = max(64, 4 * self.harmonics)
+        steps = torch.fft.fftfreq(points, dtype=self._dtype, device=self._device)  # in [-1/2, 1/2)
+        spectrum = torch.fft.rfft(self._at(steps * self._exact_period())).real[..., : self.harmonics + 1] / points
+        weights = torch.full_like(spectrum[..., :1].detach(), 2.0).expand(spectrum.shape).clone()
+        weights[..., 0] = 1.0
+        return (weights * spectrum).clamp_min(0.0)
+
+    def missing_variance(self) -> Tensor:
+        """k(0) - sum_n c_n, (*k,): the largest error that leaving out the higher harmonics makes anywhere."""
+        return self._at(torch.zeros(1, dtype=self._dtype, device=self._device)).squeeze(-1) - self.coefficients().sum(
+            -1
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Phi at x.
+
+        Args:
+            x: One feature, (*b, N, 1).
+
+        Returns:
+            (*b, N, M), or (*b, *k, N, M) for a kernel of batch shape k.
+
+        Raises:
+            ShapeError: If x has another number of features.
+            DataError: If the kernel does not repeat after `period`.
+        """
+        check_shape(x, "x", ("...", "N", 1), "A Fourier root is of one feature; multiply two for two.")
+        coefficients = self.coefficients()
+        # the square root of what rounding leaves of a vanished harmonic would have an unbounded gradient
+        noise = torch.finfo(coefficients.dtype).eps * coefficients.detach().amax(-1, keepdim=True)
+        kept = coefficients > noise
+        roots = torch.where(kept, torch.where(kept, coefficients, 1.0).sqrt(), 0.0).unsqueeze(-2)  # (*k, 1, H + 1)
+        order = torch.arange(self.harmonics + 1, dtype=roots.dtype, device=roots.device)
+        for _ in range(roots.dim() - 2):
+            x = x.unsqueeze(-3)
+        angle = (2 * math.pi / self._exact_period()) * x.to(roots.dtype) * order
+        return torch.cat([roots * angle.cos(), roots[..., 1:] * angle[..., 1:].sin()], dim=-1)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        parameter = next(self.kernel.parameters(), None)
+        return torch.float64 if parameter is None else parameter.dtype
+
+    @property
+    def _device(self) -> torch.device | None:
+        parameter = next(self.kernel.parameters(), None)
+        return None if parameter is None else parameter.device
+
+    def _at(self, distance: Tensor) -> Tensor:
+        """k(distance) for distances (T,): (*k, T)."""
+        with gpytorch.settings.lazily_evaluate_kernels(False):
+            return self.kernel(distance.unsqueeze(-1), torch.zeros_like(distance[:1, None])).to_dense().squeeze(-1)
+
+    def _exact_period(self) -> float:
+        """The kernel's own rounding of the period: GPyTorch's setters make numbers float32, 1e-7 beside the number."""
+        for part in self.kernel.modules():
+            if isinstance(part, PeriodicKernel):
+                own = float(part.period_length.detach().double().mean())
+                if abs(own / self.period - 1) < 1e-6:
+                    return own
+        return self.period
+
+    @torch.no_grad()
+    def _check_period(self) -> None:
+        shifts = torch.tensor([0.0, 0.3, 1.0, 1.3, -0.3], dtype=self._dtype, device=self._device) * self.period
+        zero, part, one, beyond, mirrored = self._at(shifts).unbind(-1)
+        error = torch.stack([one - zero, beyond - part, mirrored - part]).abs().amax()
+        if float(error) > 1e-4 * float(zero.abs().amax()):
+            raise DataError(
+                f"kernel: expected k(t) = k(-t) = k(t + period) for period = {self.period:.6g}, got values that differ "
+                f"by {float(error):.2g}. Try kernel.period_length = period before (GPyTorch starts it at 0.69), or "
+                "period= the kernel's own."
+            )
