@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models.fgp_vae import _as_batch, _features, _grouped, _standard_normal
+from fgp_gpytorch.models._batches import checked_batch, features_of, standard_normal, whole_batch
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
 from fgp_gpytorch.models.member_dropout import drop_members
 from fgp_gpytorch.models.terms import Terms
@@ -90,7 +90,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
             GroupError: If the batch is not the whole data set.
         """
         self._check_groups(batch, whole=True)
-        x = _features(batch).to(self.prior.dtype)
+        x = features_of(batch).to(self.prior.dtype)
         if next(self.prior.local.named_priors(), None) is not None:
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
         objects = self.prior.objects.forward(batch.group_index)
@@ -102,7 +102,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
             parts = []
             for index, block in enumerate(self._blocks()):
                 root = block.covariance_root(x)
-                v = pyro.sample(f"u_{index}", _standard_normal(block, root))
+                v = pyro.sample(f"u_{index}", standard_normal(block, root))
                 parts.append((block.prior_mean(x) + (root @ v.unsqueeze(-1)).squeeze(-1)).mT)
             front = torch.broadcast_shapes(parts[0].shape[:-1], (*shared.shape[:-2], x.shape[-2]))
             parts = [part.expand(*front, -1) for part in (*parts, shared)]
@@ -148,7 +148,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
         Raises:
             GroupError: If the batch is not the whole data set.
         """
-        self._check_groups(_grouped(batch, "batch"), whole=True)
+        self._check_groups(whole_batch(batch, "batch"), whole=True)
         return super().terms(batch, num_particles)
 
     def infer(self, batch: GroupedBatch | GroupedDataset) -> CorrelatedPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -165,7 +165,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
             ShapeError: If the encoder's output is not two tensors of L channels.
             DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
         """
-        known = self._check_groups(_as_batch(batch, "batch"))
+        known = self._check_groups(checked_batch(batch, "batch"))
         return self.prior.condition(known.group_index, *self._pseudo_observations(known))
 
     def _infer(self, batch: GroupedBatch) -> CorrelatedPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models.fgp_vae import FGPVAE, cast_for
+from fgp_gpytorch.models._batches import cast_for
+from fgp_gpytorch.models.fgp_vae import FGPVAE
 from fgp_gpytorch.prior import FactorizedGPPrior
 
 

@@ -7,16 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from fgp_gpytorch._config import Configurable
-from fgp_gpytorch._shapes import check_finite, check_floating, check_shape
+from fgp_gpytorch._shapes import check_floating, check_shape
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood
+from fgp_gpytorch.models._batches import (
+    cast_for,
+    checked_batch,
+    features_of,
+    is_full,
+    scatter,
+    standard_normal,
+    whole_batch,
+)
 from fgp_gpytorch.models.member_dropout import drop_members
 from fgp_gpytorch.models.saving import load_model, save_model
 from fgp_gpytorch.models.terms import Terms
@@ -129,14 +137,14 @@ class FGPVAE(Configurable, PyroModule):
         Returns:
             y, observed or drawn, (G, Q, *y_shape).
         """
-        x = _features(batch).to(self.prior.dtype)
+        x = features_of(batch).to(self.prior.dtype)
         if next(self.prior.named_priors(), None) is not None:
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
         with self._plate(batch):
             parts = []
             for index, block in enumerate(self._blocks()):
                 root = block.covariance_root(x)
-                u = pyro.sample(f"u_{index}", _standard_normal(block, root))  # shape: (*s, G, J, M)
+                u = pyro.sample(f"u_{index}", standard_normal(block, root))  # shape: (*s, G, J, M)
                 part = block.prior_mean(x) + (root @ u.unsqueeze(-1)).squeeze(-1)
                 parts.append(part)
             z = pyro.deterministic("z", torch.cat(parts, dim=-2).mT, event_dim=2)
@@ -185,11 +193,11 @@ class FGPVAE(Configurable, PyroModule):
             ShapeError: If the encoder's or the decoder's output has the wrong shape.
             DataError: If the encoder's variance is not positive, or the likelihood cannot have made y.
         """
-        batch = _grouped(batch, "batch")
+        batch = whole_batch(batch, "batch")
         posterior = self._infer(batch)
         z = posterior.rsample((num_particles,) if num_particles > 1 else (), marginals=True)
         output = self._output(z, batch.x, batch.y.shape[2:])
-        observed = None if batch.y_mask is None and _is_full(batch) else batch.observed
+        observed = None if batch.y_mask is None and is_full(batch) else batch.observed
         squared_error = (self.likelihood.mean(output) - batch.y).square()
         if observed is not None:
             squared_error = torch.where(observed, squared_error, 0.0)
@@ -230,7 +238,7 @@ class FGPVAE(Configurable, PyroModule):
             ShapeError: If the encoder's output is not two tensors of L channels.
             DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
         """
-        batch = _as_batch(batch, "batch")
+        batch = checked_batch(batch, "batch")
         return self.prior.posterior(*self._pseudo_observations(batch))
 
     @torch.no_grad()
@@ -247,7 +255,7 @@ class FGPVAE(Configurable, PyroModule):
             ShapeError: If the encoder's output is not two tensors of L channels.
             DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
         """
-        batch = _as_batch(batch, "batch")
+        batch = checked_batch(batch, "batch")
         return self._mean_of(self.infer(batch).mean, batch.x, batch.y.shape[2:])
 
     @torch.no_grad()
@@ -277,7 +285,7 @@ class FGPVAE(Configurable, PyroModule):
             check_floating(x_new, "x_new")
             check_shape(x_new, "x_new", ("G", "Q*", "D"), "One group is x_new.unsqueeze(0).")
             return self._mean_of(self.prior.sample(x_new, sample_shape or ()), x_new, None)
-        context = _as_batch(context, "context")
+        context = checked_batch(context, "context")
         check_floating(x_new, "x_new")
         if x_new.dim() != 3 or len(x_new) != context.num_groups:
             raise GroupError(
@@ -335,7 +343,7 @@ class FGPVAE(Configurable, PyroModule):
         return self.prior.condition(x, mean, variance, mask)
 
     def _pseudo_observations(self, batch: GroupedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        full = _is_full(batch)
+        full = is_full(batch)
         # only members that are there: padding would cost time, and enter the statistics of a batch norm
         rows, features = (v.flatten(0, 1) if full else v[batch.mask] for v in (batch.y, batch.x))
         encoded = self._encode(rows, features)
@@ -359,8 +367,8 @@ class FGPVAE(Configurable, PyroModule):
         if full:
             mean, variance = (part.unflatten(0, batch.mask.shape) for part in (mean, variance))
         else:
-            mean, variance = _scatter(mean, batch.mask, 0.0), _scatter(variance, batch.mask, 1.0)
-        return _features(batch), mean, variance, mask
+            mean, variance = scatter(mean, batch.mask, 0.0), scatter(variance, batch.mask, 1.0)
+        return features_of(batch), mean, variance, mask
 
     def _encode(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pseudo-observations of rows y (N, *y_shape); this model's encoder does not look at x (N, D)."""
@@ -393,55 +401,3 @@ class FGPVAE(Configurable, PyroModule):
             else:
                 local = local + kl
         return local, shared
-
-
-def cast_for(network: nn.Module, value: Tensor) -> Tensor:
-    """The value in the dtype of the network's parameters."""
-    parameter = next(network.parameters(), None)
-    return value if parameter is None else value.to(parameter.dtype)
-
-
-def _is_full(batch: GroupedBatch) -> bool:
-    return bool(batch.mask.all())
-
-
-def _features(batch: GroupedBatch) -> Tensor:  # shape: (G, Q, D)
-    """x with the first member's in the padding.
-
-    Kernels centre x before they take distances: among members at 1.7e9 (seconds since 1970) a padding of 0 would
-    leave no digit of them.
-    """
-    if _is_full(batch):
-        return batch.x
-    first = batch.mask.int().argmax(-1)
-    first = batch.x[torch.arange(batch.num_groups, device=first.device), first]
-    return torch.where(batch.mask.unsqueeze(-1), batch.x, first.unsqueeze(1))
-
-
-def _scatter(rows: Tensor, mask: Tensor, padding: float) -> Tensor:
-    padded = rows.new_full((*mask.shape, rows.shape[-1]), padding)
-    return padded.masked_scatter(mask.unsqueeze(-1), rows)
-
-
-def _standard_normal(block: ChannelBlock, root: Tensor) -> dist.TorchDistribution:
-    shape = (*root.shape[:-3], block.num_channels, root.shape[-1])
-    mean = torch.zeros(shape, dtype=root.dtype, device=root.device)
-    identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
-    return dist.MultivariateNormal(mean, scale_tril=identity, validate_args=False).to_event(1)
-
-
-def _as_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch:
-    batch = _grouped(value, name)
-    check_finite(batch.y, f"{name}.y", batch.observed)
-    return batch
-
-
-def _grouped(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch:
-    if isinstance(value, GroupedDataset):
-        value = value[:]
-    if not isinstance(value, GroupedBatch):
-        raise DataError(
-            f"{name}: expected a GroupedBatch or a GroupedDataset, got {type(value).__name__}. "
-            "Try GroupedDataset(y, x, group)[[0, 1]], or GroupedBatch.from_tensors(y, x)."
-        )
-    return value

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import GroupError
-from fgp_gpytorch.models.fgp_vae import FGPVAE, _as_batch
+from fgp_gpytorch.models._batches import checked_batch
+from fgp_gpytorch.models.fgp_vae import FGPVAE
 
 
 class Prediction(Protocol):
@@ -62,7 +63,7 @@ class GivenRows(nn.Module):
         Raises:
             GroupError: If the context is not of the data set of P groups, or x_new has not one row for each group.
         """
-        batch = _as_batch(context, "context")
+        batch = checked_batch(context, "context")
         check_known_groups(batch, self.num_groups)
         if x_new.dim() != 3 or len(x_new) != batch.num_groups:
             raise GroupError(

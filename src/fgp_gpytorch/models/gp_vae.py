@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models.fgp_vae import _as_batch, _grouped
+from fgp_gpytorch.models._batches import checked_batch, whole_batch
 from fgp_gpytorch.models.kl_summary import KLSummary, summarize_kl
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
 from fgp_gpytorch.models.terms import Terms
@@ -158,7 +158,7 @@ class GPVAE(KnownGroupsVAE):
         Raises:
             GroupError: If the batch is not the whole data set and there is no summary.
         """
-        self._check_groups(_grouped(batch, "batch"), whole=self.summary is None)
+        self._check_groups(whole_batch(batch, "batch"), whole=self.summary is None)
         return super().terms(batch, num_particles)
 
     def summarize(self, dataset: GroupedDataset, batch_size: int = 64) -> KLSummary:
@@ -211,7 +211,7 @@ class GPVAE(KnownGroupsVAE):
             ShapeError: If the encoder's output is not two tensors of L channels.
             DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
         """
-        known = self._check_groups(_as_batch(batch, "batch"))
+        known = self._check_groups(checked_batch(batch, "batch"))
         return self.prior.condition(known.group_index, *self._pseudo_observations(known))
 
     # inside

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models.fgp_vae import FGPVAE, _as_batch
+from fgp_gpytorch.models._batches import checked_batch
+from fgp_gpytorch.models.fgp_vae import FGPVAE
 from fgp_gpytorch.models.given_rows import GivenRows, check_known_groups
 from fgp_gpytorch.prior import FactorizedGPPrior, IndependentChannels, ObjectRoot
 
@@ -136,7 +137,7 @@ class KnownGroupsVAE(FGPVAE):
         """
         training = self.training
         self.eval()
-        posterior = self.infer(_as_batch(dataset, "dataset"))
+        posterior = self.infer(checked_batch(dataset, "dataset"))
         self.train(training)
         return GivenRows(self, posterior, self.num_groups)  # pyright: ignore[reportArgumentType]
 

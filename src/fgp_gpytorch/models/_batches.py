@@ -1,0 +1,75 @@
+"""What models do with batches before and after their networks."""
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from fgp_gpytorch._shapes import check_finite
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.prior import ChannelBlock
+
+
+def cast_for(network: nn.Module, value: Tensor) -> Tensor:
+    """The value in the dtype of the network's parameters."""
+    parameter = next(network.parameters(), None)
+    return value if parameter is None else value.to(parameter.dtype)
+
+
+def is_full(batch: GroupedBatch) -> bool:
+    """Whether every member is there."""
+    return bool(batch.mask.all())
+
+
+def features_of(batch: GroupedBatch) -> Tensor:  # shape: (G, Q, D)
+    """x with the first member's in the padding.
+
+    Kernels centre x before they take distances: among members at 1.7e9 (seconds since 1970) a padding of 0 would
+    leave no digit of them.
+    """
+    if is_full(batch):
+        return batch.x
+    first = batch.mask.int().argmax(-1)
+    first = batch.x[torch.arange(batch.num_groups, device=first.device), first]
+    return torch.where(batch.mask.unsqueeze(-1), batch.x, first.unsqueeze(1))
+
+
+def scatter(rows: Tensor, mask: Tensor, padding: float) -> Tensor:
+    """Rows (N, L) of the members that are there, laid out (G, Q, L) with `padding` elsewhere."""
+    padded = rows.new_full((*mask.shape, rows.shape[-1]), padding)
+    return padded.masked_scatter(mask.unsqueeze(-1), rows)
+
+
+def standard_normal(block: ChannelBlock, root: Tensor) -> dist.TorchDistribution:
+    """p(u) of a block's whitened variables: batch (*b, G), event (J, M)."""
+    shape = (*root.shape[:-3], block.num_channels, root.shape[-1])
+    mean = torch.zeros(shape, dtype=root.dtype, device=root.device)
+    identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    return dist.MultivariateNormal(mean, scale_tril=identity, validate_args=False).to_event(1)
+
+
+def checked_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch:
+    """A batch of finite numbers, or a whole data set as one.
+
+    Raises:
+        DataError: If it is neither, or an observed value is not finite.
+    """
+    batch = whole_batch(value, name)
+    check_finite(batch.y, f"{name}.y", batch.observed)
+    return batch
+
+
+def whole_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch:
+    """A batch as it is, or a whole data set as one.
+
+    Raises:
+        DataError: If it is neither.
+    """
+    if isinstance(value, GroupedDataset):
+        value = value[:]
+    if not isinstance(value, GroupedBatch):
+        raise DataError(
+            f"{name}: expected a GroupedBatch or a GroupedDataset, got {type(value).__name__}. "
+            "Try GroupedDataset(y, x, group)[[0, 1]], or GroupedBatch.from_tensors(y, x)."
+        )
+    return value
