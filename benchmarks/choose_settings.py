@@ -37,6 +37,8 @@ CANDIDATES: dict[str, dict[str, float]] = {
     "beta 1": {"beta": 1.0},
     "beta 0.15": {"beta": 0.15},
     "fixed kernel": {"learn_lengthscale": False},
+    "learned prior": {"learn_prior": True},
+    "learned prior, beta 1": {"learn_prior": True, "beta": 1.0},
 }
 
 
