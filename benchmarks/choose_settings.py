@@ -52,6 +52,8 @@ def judge(preset: Preset, angle: int, seed: int) -> dict[str, float]:
         learning_rate=preset.learning_rate, lr_schedule=preset.lr_schedule,
         seed=seed, folder=None, progress=False, accelerator="cpu",
     )  # fmt: skip
+    if result.interrupted:
+        raise KeyboardInterrupt
     return {
         "unseen_angle_mse": held_out_mse(model, split.test),
         "unseen_digit_mse": held_out_mse(model, split.extrapolation),

@@ -370,6 +370,22 @@ def test_ctrl_c_leaves_the_signal_and_the_model_usable(tmp_path):
     assert model.reconstruct(make_data()).isfinite().all()
 
 
+def test_a_terminated_run_ends_its_process(tmp_path):
+    here = Path(__file__).parent
+    program = f"""
+import os, signal, sys
+sys.path[:0] = [{str(here.parent)!r}, {str(here)!r}]
+from test_fit import At, train
+train(callbacks=[At(6, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+print("went on")
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 143, run.stderr
+    assert "went on" not in run.stdout
+
+
 KILLED = """
 import os, random, signal, sys
 import lightning, torch

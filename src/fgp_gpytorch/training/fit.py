@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import math
 import secrets
+import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -275,7 +276,11 @@ def _stopped_early(content: dict[str, Any]) -> bool:
 def _fit_or_interrupt(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | None) -> None:
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:  # how Lightning ends on ctrl-C
+    except SystemExit as end:  # how Lightning ends on ctrl-C
+        if (
+            trainer.received_sigterm
+        ):  # whoever sends it wants the whole process to end, and to see that it did not finish
+            raise SystemExit(128 + signal.SIGTERM) from end
         if not trainer.interrupted:
             raise
 
