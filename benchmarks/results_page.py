@@ -8,6 +8,7 @@ what `benchmarks/step_time.py` and `benchmarks/posterior.py` printed.
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def main() -> int:
     options = parser.parse_args()
     stale = False
     page = {"results": results_table(), "runs": runs_table(), "settings": settings_table(), "speed": speed()}
+    page |= {"reference rows": reference_table(), "table 1": table1()}
     for name, sections in {"README.md": {"results": results_table()}, "docs/results.md": page}.items():
         path = ROOT / name
         before = path.read_text()
@@ -97,6 +99,53 @@ def settings_table() -> str:
             f"| {c['unseen_angle_mse']:.4f} | {c['unseen_digit_mse']:.4f} |"
         )
     return "\n".join(lines)
+
+
+def reference_table() -> str:
+    """Predictions that need no learning, as `benchmarks/reference_rows.py --json` wrote them."""
+    record = json.loads((RECORDS / "reference_rows.json").read_text())
+    names = {
+        "mean_image": "mean training image, all angles",
+        "mean_image_at_nearest_angles": "mean training image at the nearest angles",
+        "nearest_view": "nearest view of the same digit",
+        "neighbouring_views": "average of the two neighbouring views",
+        "rotated_nearest_view": "oracle: nearest view, rotated",
+    }
+    lines = ["| no learning | test MSE | extrapolation MSE |", "| --- | --- | --- |"]
+    lines += [
+        f"| {label} | {record['test'][key]:.4f} | {record['extrapolation'][key]:.4f} |" for key, label in names.items()
+    ]
+    return "\n".join(lines)
+
+
+def table1() -> str:
+    """Every system of `benchmarks/table1.py`, means and standard deviations over the seeds that there are."""
+    runs: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for path in sorted((RECORDS / "table1").glob("*.json")):
+        run = json.loads(path.read_text())
+        runs.setdefault((run["protocol"], run["block"], run["system"]), []).append(run)
+    lines = [
+        "| system | settings | views | seeds | test MSE | best epoch* | extrapolation MSE | s per epoch | memory, GB |",
+        "| " + "--- | " * 9,
+    ]
+    for (protocol, block, system), group in sorted(runs.items()):
+        columns = [
+            spread([run.get(name) for run in group], digits)
+            for name, digits in (
+                ("test_mse", 4), ("best_epoch_test_mse", 4), ("extrapolation_mse", 4), ("seconds_per_epoch", 2),
+                ("peak_memory_gb", 2),
+            )
+        ]  # fmt: skip
+        lines.append(f"| {system} | {block} | {protocol} | {len(group)} | {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "n/a"
+    deviation = f" +- {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.{digits}f}{deviation}"
 
 
 def speed() -> str:

@@ -277,9 +277,7 @@ def _fit_or_interrupt(trainer: lightning.Trainer, module: TrainingModule, checkp
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as end:  # how Lightning ends on ctrl-C
-        if (
-            trainer.received_sigterm
-        ):  # whoever sends it wants the whole process to end, and to see that it did not finish
+        if trainer.received_sigterm:  # whoever sends it wants the process to end, and to say that it is not done
             raise SystemExit(128 + signal.SIGTERM) from end
         if not trainer.interrupted:
             raise
