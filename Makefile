@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help install rotated-mnist test lint types bench ci clean
+.PHONY: help install rotated-mnist test lint types bench paper ci clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -31,6 +31,9 @@ types: install  ## pyright on src
 bench: install  ## step time and posterior time, side by side with their rivals
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/posterior.py
+
+paper: install  ## the paper's evaluation: every system, what is missing of its records (hours; ARGS=--quick for a look)
+	$(BIN)/python -W ignore benchmarks/table1.py $(ARGS)
 
 ci: lint types test  ## what .ci/run does in an environment that exists
 	$(BIN)/python examples/rotated_mnist.py --epochs 20 --no-progress --out runs/ci --assert-test-mse-below 0.042
