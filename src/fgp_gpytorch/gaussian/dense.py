@@ -46,14 +46,15 @@ class _DenseMarginals(torch.autograd.Function):
         scaled = inverse * root.unsqueeze(-2)  # C^-1 R
         weights = _matvec(scaled.mT, _matvec(scaled, residual))  # w
         mean = _matvec(covariance, weights)
-        posterior, reduced = _posterior_covariance(covariance, precision, root, inverse, scaled)
+        precise = precision * covariance.diagonal(dim1=-2, dim2=-1) > 1
+        posterior = _posterior_covariance(covariance, precise, root, inverse, scaled)
+        reduced = precision.unsqueeze(-1) * posterior  # D S
         variance = posterior.diagonal(dim1=-2, dim2=-1)
         # the diagonal of C is >= 1: a sum of log c^2 + c^-2 - 1 >= 0, and of squares below the diagonal
         bracket = log_plus_inverse(cholesky.diagonal(dim1=-2, dim2=-1).log().mul_(2)).sum(-1)
         bracket += inverse.square().tril_(-1).sum((-2, -1))
         kl = 0.5 * (bracket + (weights * mean).sum(-1))
         # r - m = D^-1 w: the difference would cancel at a precise member
-        precise = precision * covariance.diagonal(dim1=-2, dim2=-1) > 1
         misfit = torch.where(precise, weights / torch.where(precise, precision, 1.0), residual - mean)
         ctx.save_for_backward(precision, misfit, weights, posterior, reduced, scaled)
         return mean, variance.clone(), kl
@@ -84,30 +85,26 @@ class _DenseMarginals(torch.autograd.Function):
 
 
 def _posterior_covariance(
-    covariance: Tensor, precision: Tensor, root: Tensor, inverse: Tensor, scaled: Tensor
-) -> tuple[Tensor, Tensor]:
-    """S and D S, entry by entry by that expression of one number that does not cancel.
+    covariance: Tensor, precise: Tensor, root: Tensor, inverse: Tensor, scaled: Tensor
+) -> Tensor:
+    """S, entry by entry by that expression of one number that does not cancel.
 
     A member is precise if R^2 k > 1. Between precise members S = (I - B^-1) / (R R'); between a precise one and
-    another D S = P K, P = R B^-1 R; between others S = K - (C^-1 R K)'(C^-1 R K).
+    another S = D^-1 P K, P = R B^-1 R; between others S = K - (C^-1 R K)'(C^-1 R K). Products with the rows and columns
+    that are not of a kind made 0 pick them: several times faster than torch.where.
     """
+    others = (~precise).to(covariance.dtype)
+    divided = torch.where(precise, root, 1.0).reciprocal_().sub_(others)  # 1 / R of the precise, else 0
     explained = scaled @ covariance
-    reduced = scaled.mT @ explained  # P K
-    posterior = torch.baddbmm(
-        covariance.flatten(0, -3), explained.mT.flatten(0, -3), explained.flatten(0, -3), alpha=-1
-    ).view_as(covariance)
-    precise = precision * covariance.diagonal(dim1=-2, dim2=-1) > 1
-    rows, columns = precise.unsqueeze(-1), precise.unsqueeze(-2)
-    divisor = torch.where(precise, root, 1.0)
+    mixed = scaled.mT @ explained  # P K
+    mixed.mul_((divided * divided).unsqueeze(-1)).mul_(others.unsqueeze(-2))
     by_precision = inverse.mT @ inverse
     by_precision.neg_().diagonal(dim1=-2, dim2=-1).add_(1)
-    by_precision.div_(divisor.unsqueeze(-1)).div_(divisor.unsqueeze(-2))
-    between = reduced / divisor.square().unsqueeze(-1)
-    posterior = torch.where(columns, between.mT, posterior)
-    posterior = torch.where(rows, torch.where(columns, by_precision, between), posterior)
+    by_precision.mul_(divided.unsqueeze(-1)).mul_(divided.unsqueeze(-2))
+    posterior = covariance - explained.mT @ explained
+    posterior.mul_(others.unsqueeze(-1)).mul_(others.unsqueeze(-2)).add_(by_precision).add_(mixed).add_(mixed.mT)
     posterior.diagonal(dim1=-2, dim2=-1).clamp_(min=torch.finfo(posterior.dtype).tiny)
-    reduced = torch.where(rows & ~columns, reduced, precision.unsqueeze(-1) * posterior)
-    return posterior, reduced
+    return posterior
 
 
 def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor) -> DenseMarginals:
