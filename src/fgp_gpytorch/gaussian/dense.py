@@ -55,7 +55,7 @@ class _DenseMarginals(torch.autograd.Function):
         bracket += inverse.square().tril_(-1).sum((-2, -1))
         kl = 0.5 * (bracket + (weights * mean).sum(-1))
         # r - m = D^-1 w: the difference would cancel at a precise member
-        misfit = torch.where(precise, weights / torch.where(precise, precision, 1.0), residual - mean)
+        misfit = torch.where(precise, weights / precision, residual - mean)
         ctx.save_for_backward(precision, misfit, weights, posterior, reduced, scaled)
         return mean, variance.clone(), kl
 

@@ -39,6 +39,7 @@ class BlockPrior(Protocol):
     """What a posterior asks of the block of channels it belongs to; see `ChannelBlock`."""
 
     num_channels: int
+    has_zero_mean: bool
 
     def prior_mean(self, x: Tensor) -> Tensor:
         """Prior mean at x (*b, G, Q, D): broadcastable to (*b, G, J, Q)."""
@@ -93,7 +94,11 @@ class BlockPosterior(ABC):
         factor = self.whitened(x_new)
         x = self.x if x_new is None else torch.cat([self.x, x_new], dim=-2)
         noise = torch.randn(*sample_shape, *factor.mean.shape, dtype=factor.mean.dtype, device=factor.mean.device)
-        return self.block.prior_mean(x) + factor.rsample(noise)
+        return self._with_mean(factor.rsample(noise), x)
+
+    def _with_mean(self, values: Tensor, x: Tensor) -> Tensor:
+        """Values (*b, G, J, Q) about the prior mean at x (*b, G, Q, D)."""
+        return values if self.block.has_zero_mean else self.block.prior_mean(x) + values
 
     def whitened_distribution(self) -> dist.TorchDistribution:
         """q(u) as a Pyro distribution: batch (*b, G), event (J, M)."""
@@ -121,7 +126,7 @@ class DenseBlockPosterior(BlockPosterior):
 
     def marginals(self) -> tuple[Tensor, Tensor]:
         """Mean and variance at the members, each (*b, G, J, Q)."""
-        return self.block.prior_mean(self.x) + self._members.mean, self._members.variance
+        return self._with_mean(self._members.mean, self.x), self._members.variance
 
     def predict(self, x_new: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance at x_new (*b, G, Q*, D), each (*b, G, J, Q*)."""
@@ -129,7 +134,7 @@ class DenseBlockPosterior(BlockPosterior):
         # the diagonal alone: a new member is its own group of one
         prior_variance = self.block.covariance(x_new.unsqueeze(-2), x_new.unsqueeze(-2))  # (*b, G, Q*, J or 1, 1, 1)
         prior_variance = prior_variance.squeeze(-1).squeeze(-1).mT
-        mean = self.block.prior_mean(x_new) + self._factor.predict_mean(cross)
+        mean = self._with_mean(self._factor.predict_mean(cross), x_new)
         return mean, self._factor.predict_variance(cross, prior_variance)
 
     def kl(self) -> Tensor:
@@ -156,9 +161,10 @@ class RankOneBlockPosterior(BlockPosterior):
 
     def predict(self, x_new: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance at x_new (*b, G, Q*, D), each (*b, G, J, Q*): the same at every member."""
-        mean = self.block.prior_mean(x_new) + self.factor.mean().unsqueeze(-1)
+        mean = self._with_mean(self.factor.mean().unsqueeze(-1), x_new)
         variance = self.factor.variance().unsqueeze(-1)
-        return mean, variance.expand(*variance.shape[:-1], x_new.shape[-2])
+        shape = (*variance.shape[:-1], x_new.shape[-2])
+        return mean.expand(shape), variance.expand(shape)
 
     def kl(self) -> Tensor:
         """KL(q || p), nats, (*b, G, J)."""

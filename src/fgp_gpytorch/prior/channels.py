@@ -26,10 +26,12 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
         num_channels: J, the channels of this block.
         factorizes_over_groups: Whether groups are independent under the block's prior, which is what makes a
             minibatch of groups an unbiased sample of the objective.
+        has_zero_mean: Whether `prior_mean` is zero everywhere, so that nobody need compute it.
     """
 
     num_channels: int
     factorizes_over_groups: bool = True
+    has_zero_mean: bool = False
 
     @abstractmethod
     def prior_mean(self, x: Tensor) -> Tensor:
@@ -95,6 +97,7 @@ class LocalChannels(ChannelBlock):
         self.num_channels = num_channels
         self.kernel = kernel
         self.mean_module = mean if mean is not None else ZeroMean()
+        self.has_zero_mean = isinstance(self.mean_module, ZeroMean)
         _check_mean(self.mean_module, num_channels)
 
     def prior_mean(self, x: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ class LocalChannels(ChannelBlock):
 
     def condition(self, x: Tensor, mean: Tensor, precision: Tensor) -> BlockPosterior:
         """Exact GP regression per group and channel (paper, Appendix B)."""
-        residual = mean - self.prior_mean(x)
+        residual = mean if self.has_zero_mean else mean - self.prior_mean(x)
         return DenseBlockPosterior(self, x, precision, residual)
 
     def kernel_on_rows(self) -> Kernel:
@@ -158,6 +161,7 @@ class GlobalChannels(ChannelBlock):
             raise DataError(f"variance: expected positive values, got {value.tolist()}. Try variance=1.0.")
         self.num_channels = num_channels
         self.mean_module = mean if mean is not None else ZeroMean()
+        self.has_zero_mean = isinstance(self.mean_module, ZeroMean)
         _check_mean(self.mean_module, num_channels)
         if not isinstance(self.mean_module, (ConstantMean, ZeroMean)):
             raise ShapeError(
@@ -203,7 +207,7 @@ class GlobalChannels(ChannelBlock):
 
     def condition(self, x: Tensor, mean: Tensor, precision: Tensor) -> BlockPosterior:
         """Pool the members (paper, Appendix B: N(mu-bar, sigma-bar^2))."""
-        residual = mean - self.prior_mean(x)
+        residual = mean if self.has_zero_mean else mean - self.prior_mean(x)
         return RankOneBlockPosterior(self, x, precision, residual, self.variance.to(x.dtype))
 
     def kernel_on_rows(self) -> Kernel:

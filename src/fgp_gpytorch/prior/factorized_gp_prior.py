@@ -102,8 +102,8 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
     def condition(self, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None = None) -> LatentPosterior:
         """`posterior` without its checks, for training loops that look at the loss instead."""
         x = self._converted(x)
-        mean = mean.to(self.dtype).mT  # shape: (*b, G, L, Q)
-        variance = variance.to(self.dtype).mT
+        mean = mean.to(self.dtype).mT.contiguous()  # shape: (*b, G, L, Q)
+        variance = variance.to(self.dtype).mT.contiguous()
         channel_mask = None
         if mask is not None:
             channel_mask = mask.unsqueeze(-2)

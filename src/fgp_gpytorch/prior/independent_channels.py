@@ -23,6 +23,8 @@ class IndependentChannels(ChannelBlock):
         ShapeError: If `num_channels` is below 1.
     """
 
+    has_zero_mean = True
+
     def __init__(self, num_channels: int) -> None:
         super().__init__()
         check_num_channels(num_channels)
