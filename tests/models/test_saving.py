@@ -2,6 +2,8 @@
 
 import math
 import pickletools
+import subprocess
+import sys
 import warnings
 import zipfile
 
@@ -24,6 +26,7 @@ from fgp_gpytorch import (
     fit,
 )
 from fgp_gpytorch.errors import CheckpointError, MissingFileError
+from fgp_gpytorch.means import FourierMean
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, PaperDecoder, PaperEncoder
 
 J = torch.Size([2])
@@ -188,6 +191,17 @@ def test_model_comes_back_whole_and_ready_for_use(name, tmp_path):
     torch.manual_seed(4)
     for mine, theirs in zip(loaded.terms(data[:]), before, strict=True):
         assert torch.equal(torch.as_tensor(mine), torch.as_tensor(theirs))
+
+
+def test_a_model_comes_back_where_only_the_package_was_imported(tmp_path):
+    mean = FourierMean(2, batch_shape=torch.Size([2]))
+    prior = FactorizedGPPrior([LocalChannels(2, kernels.PeriodicKernel(), mean), GlobalChannels(1)])
+    FGPVAE(PaperEncoder(3), PaperDecoder(3), prior).save(tmp_path / "model.pt")
+    program = f"from fgp_gpytorch import FGPVAE; print(FGPVAE.load({str(tmp_path / 'model.pt')!r}).prior.num_channels)"
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.stdout.strip() == "3", run.stderr
 
 
 def test_papers_networks_come_back(tmp_path):

@@ -84,9 +84,7 @@ class _DenseMarginals(torch.autograd.Function):
         return grad_covariance, grad_precision, grad_residual
 
 
-def _posterior_covariance(
-    covariance: Tensor, precise: Tensor, root: Tensor, inverse: Tensor, scaled: Tensor
-) -> Tensor:
+def _posterior_covariance(covariance: Tensor, precise: Tensor, root: Tensor, inverse: Tensor, scaled: Tensor) -> Tensor:
     """S, entry by entry by that expression of one number that does not cancel.
 
     A member is precise if R^2 k > 1. Between precise members S = (I - B^-1) / (R R'); between a precise one and

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-import fgp_gpytorch.nets  # noqa: F401  # whose classes a description may name
+import fgp_gpytorch.means  # a description may name classes of these two
+import fgp_gpytorch.nets  # noqa: F401
 from fgp_gpytorch._description import describe, rebuild
 from fgp_gpytorch.errors import CheckpointError, MissingFileError
 
