@@ -14,16 +14,16 @@ class RankOneFactor(NamedTuple):
     Attributes:
         prior_variance: s, (*b,).
         precision: R^2, (*b, Q).
+        residual: r, (*b, Q).
         total: P = sum_q R_q^2, (*b,).
         pooled: The precision-weighted mean of the residuals (0 where nothing is observed), (*b,).
-        scatter: sum_q R_q^2 (r_q - pooled)^2, (*b,).
     """
 
     prior_variance: Tensor
     precision: Tensor
+    residual: Tensor
     total: Tensor
     pooled: Tensor
-    scatter: Tensor
 
     def mean(self) -> Tensor:
         """Posterior mean less the prior mean, mu-bar of Appendix B: s P pooled / (1 + s P), (*b,)."""
@@ -36,10 +36,12 @@ class RankOneFactor(NamedTuple):
     def log_evidence(self) -> Tensor:
         """log Z of Appendix B's second integral, per group (the authors' program sums one term over the batch).
 
-        -1/2 ( scatter + P pooled^2 / (1 + s P) + log(1 + s P) + sum_observed log 2 pi sigma^2 ), nats, (*b,).
+        -1/2 ( scatter + P pooled^2 / (1 + s P) + log(1 + s P) + sum_observed log 2 pi sigma^2 ), nats, (*b,), with
+        scatter = sum_q R_q^2 (r_q - pooled)^2.
         """
         scaled = self.prior_variance * self.total
-        quadratic = self.scatter + self.total * self.pooled.square() / (1 + scaled)
+        scatter = (self.precision * (self.residual - self.pooled.unsqueeze(-1)).square()).sum(-1)
+        quadratic = scatter + self.total * self.pooled.square() / (1 + scaled)
         return -0.5 * (quadratic + torch.log1p(scaled) + log_normalizer(self.precision))
 
     def kl(self) -> Tensor:
@@ -64,5 +66,4 @@ def rank_one_factor(prior_variance: Tensor, precision: Tensor, residual: Tensor)
     """
     total = precision.sum(-1)
     pooled = (precision * residual).sum(-1) / torch.where(total > 0, total, 1.0)
-    scatter = (precision * (residual - pooled.unsqueeze(-1)).square()).sum(-1)
-    return RankOneFactor(prior_variance, precision, total, pooled, scatter)
+    return RankOneFactor(prior_variance, precision, residual, total, pooled)
