@@ -25,6 +25,7 @@ def main() -> int:
     options = parser.parse_args()
     stale = False
     page = {"results": results_table(), "runs": runs_table(), "settings": settings_table(), "speed": speed()}
+    page |= {"evaluation": evaluation_table()}
     page |= {"reference rows": reference_table(), "table 1": table1()}
     for name, sections in {"README.md": {"results": results_table()}, "docs/results.md": page}.items():
         path = ROOT / name
@@ -98,6 +99,18 @@ def settings_table() -> str:
             f"| {c['batch_size']} | {c['epochs']} | {angle} "
             f"| {c['unseen_angle_mse']:.4f} | {c['unseen_digit_mse']:.4f} |"
         )
+    return "\n".join(lines)
+
+
+def evaluation_table() -> str:
+    """What `benchmarks/evaluate.py` found of the models of each preset."""
+    records = {preset: json.loads((RECORDS / f"evaluation_{preset}.json").read_text()) for preset in PRESETS}
+    lines = ["| | " + " | ".join(PRESETS) + " |", "| --- |" + " --- |" * len(PRESETS)]
+    lines.append("| seeds | " + " | ".join(str(len(record["runs"])) for record in records.values()) + " |")
+    for name in records["short"]["runs"][0]:
+        digits = 4 if "MSE" in name or "swap" in name else 3
+        cells = (spread([run[name] for run in record["runs"]], digits) for record in records.values())
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,61 @@
+"""What a squared error does not show: calibration, contexts of few images, and what the channels know.
+
+    python benchmarks/evaluate.py runs/rotated_mnist/best [--json docs/results/evaluation_best.json]
+
+Takes the models that `examples/rotated_mnist.py` left in its folder, one for each seed, and trains nothing.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import harness
+from fgp_gpytorch import FGPVAE
+from fgp_gpytorch.datasets import RotatedMNIST, rotated_mnist
+from fgp_gpytorch.metrics import disentanglement, held_out_calibration, mse_by_context_size, swap_errors
+
+SIZES = (1, 2, 4, 8, 11, 15)
+
+
+def evaluate(model: FGPVAE, data: RotatedMNIST, all_views: RotatedMNIST) -> dict[str, float | None]:
+    """All figures of one model."""
+    figures: dict[str, float | None] = {}
+    for part in ("test", "extrapolation"):
+        calibration = held_out_calibration(model, getattr(data, part))
+        figures |= {f"{part} {name}": value for name, value in calibration._asdict().items()}
+        sizes = mse_by_context_size(model, getattr(all_views, part), SIZES)
+        figures |= {f"{part} MSE from {size} views": value for size, value in sizes.items()}
+    read = disentanglement(model, data.train, period=2 * math.pi)
+    figures |= {f"disentanglement {name}": value for name, value in read._asdict().items()}
+    figures |= {f"swap {name}": value for name, value in swap_errors(model, data.test)._asdict().items()}
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the example's --out")
+    parser.add_argument("--json", type=Path, help="write the figures of every model to this file as well")
+    options = parser.parse_args()
+    paths = sorted(options.folder.glob("seed_*/model.pt"))
+    if not paths:
+        parser.error(f"no seed_*/model.pt in {options.folder}: run examples/rotated_mnist.py first")
+    data, all_views = rotated_mnist(), rotated_mnist(views=15)
+    harness.header(f"evaluation of {len(paths)} models of rotated digits")
+    runs: list[dict[str, Any]] = []
+    for path in paths:
+        runs.append(evaluate(FGPVAE.load(path), data, all_views))
+        print(f"{path.parent.name} done", flush=True)
+    for name in runs[0]:
+        values = [run[name] for run in runs if run[name] is not None]
+        deviation = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        print(f"{name:40} {statistics.mean(values):9.4f}{deviation}" if values else f"{name:40} {'n/a':>9}")
+    if options.json is not None:
+        record = {"models": [path.parent.name for path in paths], "commit": harness.commit(), "runs": runs}
+        options.json.write_text(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
