@@ -1,0 +1,65 @@
+"""The sets of the scaling benchmark: nothing that is tested is trained on."""
+
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from fgp_gpytorch.data import LazyDataset
+from fgp_gpytorch.datasets import rotated_mnist
+from fgp_gpytorch.datasets.rotated_mnist import rotate_images
+
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def scaling() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_scaling", BENCHMARKS / "scaling.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))  # for the harness beside it
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def small_mnist(scaling, monkeypatch):
+    """Fifty threes in place of the complete MNIST, nine of which are tested."""
+    images = rotated_mnist(views=1).images[:50]
+    monkeypatch.setattr(scaling, "complete_mnist", lambda root: (images, torch.full((50,), 3)))
+    monkeypatch.setattr(scaling, "TESTED", 9)
+    return images
+
+
+def test_held_out_angle_of_the_complete_set_is_never_trained_on(scaling, small_mnist) -> None:
+    train, test = scaling.load("mnist", Path(), seed=0)
+    assert isinstance(train, LazyDataset)
+    assert train.group_sizes.tolist() == [11] * 50
+    angle = math.radians(157.5)
+    assert (train.rows.flat().x - angle).abs().min() > 0.1
+    assert torch.equal(test.x_new, torch.full((9, 1, 1), angle, dtype=torch.float64))
+    truth = rotate_images(small_mnist[test.instance].numpy() / 255.0, 157.5)
+    np.testing.assert_allclose(test.y_new[:, 0, 0].numpy(), truth, rtol=0, atol=1e-5)
+    assert test.context.labels.tolist() == test.instance.tolist()
+    for position, instance in enumerate(test.instance.tolist()):
+        assert torch.equal(test.context[position].y, train[instance].y)
+
+
+def test_all_sixteen_views_leave_none_to_test(scaling, small_mnist) -> None:
+    train, test = scaling.load("mnist-all", Path(), seed=0)
+    assert train.num_members == 50 * 16
+    assert test is None
+
+
+def test_a_part_of_the_tests_keeps_rows_together(scaling) -> None:
+    _, test = scaling.load("1", None, seed=0)
+    part = scaling.first_groups(test, 30)
+    assert part.context.labels.tolist() == part.instance.tolist()
+    assert len(part.instance) == len(part.x_new) == len(part.y_new) == 30
+    assert torch.equal(part.y_new[1], test.y_new[9])
