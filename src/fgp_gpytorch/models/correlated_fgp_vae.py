@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import checked_batch, features_of, standard_normal, whole_batch
-from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
+from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for
 from fgp_gpytorch.models.member_dropout import drop_members
 from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import ChannelBlock, CorrelatedGPPrior, CorrelatedPosterior, ObjectRoot
+from fgp_gpytorch.prior.given_correlated_objects import CorrelatedGPPriorAt, join_correlated_groups
 
 
 class CorrelatedFGPVAE(KnownGroupsVAE):
@@ -30,21 +31,26 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
     paper, Appendix C). Since q itself of a group depends on all others, a minibatch of groups has another bound, whose
     gradient is not unbiased for this one's: training refuses it, `fit(model, data, batch_size=len(data))` is exact.
 
+    With `representation=` a network gives the object vectors of a batch's groups from their own images, of groups
+    never trained on too; `GPVAE` says which call conditions on what, and what then becomes of the bound.
+
     Args:
         encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
         decoder: Module from (*batch, L) to (*batch, *y_shape).
         local: Blocks of local channels.
         num_global_channels: L - J; they come after the local ones.
-        num_groups: P, groups of the training data.
+        num_groups: P, groups of the training data; None with a representation, which takes any number.
         num_factors: m, the length of an object vector.
-        learn_objects: Whether object vectors are learned.
+        learn_objects: Whether object vectors are learned; of no account with a representation.
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
         member_dropout: As in `FGPVAE`.
         normalize: Whether object vectors have unit length.
+        representation: As in `GPVAE`; None has one vector per training group.
 
     Raises:
         ShapeError: If an argument is not a module of its kind, or there is no local block or no global channel.
         DataError: If a number is out of range.
+        GroupError: If there are both a number of groups and a representation, or neither.
 
     Example:
         >>> model = CorrelatedFGPVAE(PaperEncoder(16), PaperDecoder(16), [LocalChannels(8, kernel)], 8, len(data))
@@ -60,17 +66,19 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
         decoder: nn.Module,
         local: Sequence[ChannelBlock],
         num_global_channels: int,
-        num_groups: int,
+        num_groups: int | None = None,
         num_factors: int = 8,
         learn_objects: bool = True,
         likelihood: Likelihood | None = None,
         member_dropout: float = 0.0,
         normalize: bool = True,
+        representation: nn.Module | None = None,
     ) -> None:
-        objects = ObjectRoot(num_groups, num_factors, normalize)
-        objects.vectors.requires_grad_(learn_objects)
-        prior = CorrelatedGPPrior(local, num_global_channels, objects)
-        super().__init__(encoder, decoder, prior, likelihood, member_dropout)
+        objects = objects_for(num_groups, num_factors, normalize, representation)
+        if isinstance(objects, ObjectRoot):
+            objects.vectors.requires_grad_(learn_objects)
+        prior = CorrelatedGPPrior(local, num_global_channels, objects)  # pyright: ignore[reportArgumentType]
+        super().__init__(encoder, decoder, prior, likelihood, member_dropout, representation)
 
     @pyro_method
     def model(self, batch: GroupedBatch, observe: bool = True) -> Tensor:
@@ -93,7 +101,8 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
         x = features_of(batch).to(self.prior.dtype)
         if next(self.prior.local.named_priors(), None) is not None:
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
-        objects = self.prior.objects.forward(batch.group_index)
+        prior, positions = self._locate(batch)
+        objects = prior.objects.forward(positions)
         with pyro.plate("global_channels", self.prior.num_global_channels, dim=-1):
             zero = torch.zeros(objects.shape[-1], dtype=objects.dtype, device=objects.device)
             u = pyro.sample("u_objects", dist.Normal(zero, torch.ones_like(zero), validate_args=False).to_event(1))
@@ -166,13 +175,21 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
             DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
         """
         known = self._check_groups(checked_batch(batch, "batch"))
-        return self.prior.condition(known.group_index, *self._pseudo_observations(known))
+        prior, positions = self._locate(known)
+        return prior.condition(positions, *self._pseudo_observations(known))
 
     def _infer(self, batch: GroupedBatch) -> CorrelatedPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, mean, variance, mask = self._pseudo_observations(batch)
         if self.training and self.member_dropout > 0:
             mask = drop_members(batch.mask if mask is None else mask, self.member_dropout)
-        return self.prior.condition(batch.group_index, x, mean, variance, mask)
+        prior, positions = self._locate(batch)
+        return prior.condition(positions, x, mean, variance, mask)
+
+    def _prior_at(self, vectors: Tensor, batch: GroupedBatch) -> CorrelatedGPPriorAt:
+        return CorrelatedGPPriorAt(self.prior, vectors)
+
+    def _join(self, first: CorrelatedPosterior, second: CorrelatedPosterior) -> CorrelatedPosterior:
+        return join_correlated_groups(first, second)
 
     def _blocks(self) -> list[ChannelBlock]:
         return list(self.prior.local.blocks)  # pyright: ignore[reportReturnType]

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import checked_batch, whole_batch
+from fgp_gpytorch.models.amortized_kl_summary import AmortizedKLSummary, summarize_amortized_kl
 from fgp_gpytorch.models.kl_summary import KLSummary, summarize_kl
-from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
+from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for, observed_members
 from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import MeanFieldPosterior, ObjectViewPrior
+from fgp_gpytorch.prior.given_objects import ObjectViewPriorAt, join_groups
 from fgp_gpytorch.prior.object_view_prior import object_view_prior
 
 
@@ -41,11 +43,25 @@ class GPVAE(KnownGroupsVAE):
     `batch.group_index` must be the position in the training data (`AlignedDataset` sees to that),
     and a group that was never trained on is refused.
 
+    **Amortized objects** (paper, Appendix C). With `representation=` there are no object vectors to learn: a group's
+    is d_p = representation(its observed images), learned jointly, and a group never trained on has one too. What each
+    call conditions on, vectors always being of the images named:
+
+    | call | vectors of | z* given the rows of |
+    | --- | --- | --- |
+    | `terms`, `model`, `guide`, `infer(batch)` | the batch | the batch |
+    | `generate(x_new, context)` | the context | the context, all its groups jointly |
+    | `given(train).generate(x_new, context)` | train, context | train and the context, as groups of their own |
+    | `given(train, context="seen").generate(...)` | train | train; the context names its groups |
+
+    A context of groups that train has would count twice in the third: take the fourth. Since the vectors look at y,
+    the ELBO is a bound of log p(Y | D) at D = d(Y), with D taken as if it had been given; it is none of log p(Y).
+
     Args:
         encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
         decoder: Module from (*batch, L) to (*batch, *y_shape).
         num_channels: L.
-        num_groups: P, groups of the training data.
+        num_groups: P, groups of the training data; None with a representation, which takes any number.
         num_factors: m, the length of an object vector.
         view_root: Root of the view's kernel, (*b, N, D) to (*b, N, M_view), made float64 in place; None for
             `FourierRoot` of the paper's periodic kernel of an angle in radians, its lengthscale learned.
@@ -53,6 +69,8 @@ class GPVAE(KnownGroupsVAE):
         noise: alpha at the start.
         learn_noise: Whether alpha is learned.
         normalize: Whether object vectors have unit length (Casale et al. normalise them).
+        representation: Module from y (G, Q, *y_shape) and a mask (G, Q) to object vectors (G, m), such as
+            `nets.RepresentationNetwork`; None learns one vector per training group.
 
     Attributes:
         summary: None, or what `summarize` gave: minibatches then use its linear form of the KL.
@@ -60,12 +78,17 @@ class GPVAE(KnownGroupsVAE):
     Raises:
         ShapeError: If an argument is not a module of its kind, or `num_channels` is below 1.
         DataError: If a number is out of range.
+        GroupError: If there are both a number of groups and a representation, or neither.
 
     Example:
         >>> model = GPVAE(PaperEncoder(16), PaperDecoder(16), 16, num_groups=len(data.train))
         >>> model.initialize_objects(data.train)
         >>> fit(model, data.train, batch_size=len(data.train), epochs=1000)
         >>> images = model.given(data.train).generate(x_new, AlignedDataset(data.test.context, data.train))
+        >>> network = RepresentationNetwork(PaperFeatures(16), MLPFeatures([16], 8), "mean")
+        >>> model = GPVAE(PaperEncoder(16), PaperDecoder(16), 16, representation=network)
+        >>> fit(model, data.train, batch_size=len(data.train), epochs=1000)
+        >>> images = model.given(data.train).generate(x_new, data.extrapolation.context)  # digits never trained on
     """
 
     prior: ObjectViewPrior
@@ -76,17 +99,19 @@ class GPVAE(KnownGroupsVAE):
         encoder: nn.Module,
         decoder: nn.Module,
         num_channels: int,
-        num_groups: int,
+        num_groups: int | None = None,
         num_factors: int = 8,
         view_root: nn.Module | None = None,
         likelihood: Likelihood | None = None,
         noise: float = 0.1,
         learn_noise: bool = True,
         normalize: bool = True,
+        representation: nn.Module | None = None,
     ) -> None:
-        prior = object_view_prior(num_channels, num_groups, num_factors, view_root, noise, learn_noise, normalize)
-        super().__init__(encoder, decoder, prior, likelihood)
-        self.summary: KLSummary | None = None
+        objects = objects_for(num_groups, num_factors, normalize, representation)
+        prior = object_view_prior(num_channels, objects, view_root, noise, learn_noise)  # pyright: ignore[reportArgumentType]
+        super().__init__(encoder, decoder, prior, likelihood, representation=representation)
+        self.summary: KLSummary | AmortizedKLSummary | None = None
 
     # Pyro
 
@@ -108,9 +133,10 @@ class GPVAE(KnownGroupsVAE):
             GroupError: If the batch is not the whole data set.
         """
         self._check_groups(batch, whole=True)
-        rows = _rows(batch)
-        groups = batch.group_index.unsqueeze(-1).expand(rows.shape)[rows]
-        root, noise = self.prior.features(groups, batch.x[rows]), self.prior.noise
+        rows = observed_members(batch)
+        prior, positions = self._locate(batch)
+        groups = positions.unsqueeze(-1).expand(rows.shape)[rows]
+        root, noise = prior.features(groups, batch.x[rows]), prior.noise
         if next(self.prior.named_priors(), None) is not None:
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
         with pyro.plate("channels", self.prior.num_channels, dim=-1):
@@ -161,7 +187,7 @@ class GPVAE(KnownGroupsVAE):
         self._check_groups(whole_batch(batch, "batch"), whole=self.summary is None)
         return super().terms(batch, num_particles)
 
-    def summarize(self, dataset: GroupedDataset, batch_size: int = 64) -> KLSummary:
+    def summarize(self, dataset: GroupedDataset, batch_size: int = 64) -> KLSummary | AmortizedKLSummary:
         """The KL of the whole data set and its gradient, for minibatches with exact gradients (Casale et al. 2018).
 
         The KL couples all rows only through (mu, sigma^2) and the hyperparameters. Its first-order form around their
@@ -193,6 +219,8 @@ class GPVAE(KnownGroupsVAE):
             batch = self._check_groups(dataset[start : start + batch_size])
             with torch.no_grad():
                 parts.append(self._infer(batch))
+        if self.representation is not None:
+            return summarize_amortized_kl(self.prior, parts)
         return summarize_kl(self.prior, parts)
 
     # what users ask
@@ -212,19 +240,22 @@ class GPVAE(KnownGroupsVAE):
             DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
         """
         known = self._check_groups(checked_batch(batch, "batch"))
-        return self.prior.condition(known.group_index, *self._pseudo_observations(known))
+        prior, positions = self._locate(known)
+        return prior.condition(positions, *self._pseudo_observations(known))
 
     # inside
 
     def _infer(self, batch: GroupedBatch) -> MeanFieldPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
+        prior, positions = self._locate(batch)
         x, mean, variance, mask = self._pseudo_observations(batch)
-        return self.prior.condition(batch.group_index, x, mean, variance, mask, predict_unobserved=False)
+        return prior.condition(positions, x, mean, variance, mask, predict_unobserved=False)
+
+    def _prior_at(self, vectors: Tensor, batch: GroupedBatch) -> ObjectViewPriorAt:
+        return ObjectViewPriorAt(self.prior, vectors, batch.group_index, batch.num_dataset_groups)
+
+    def _join(self, first: MeanFieldPosterior, second: MeanFieldPosterior) -> MeanFieldPosterior:
+        return join_groups(first, second)
 
     def _split_kl(self, posterior: MeanFieldPosterior) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         kl = posterior.kl if self.summary is None else self.summary.linear_kl(posterior, self.prior)
         return kl, torch.zeros_like(kl)
-
-
-def _rows(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
-    """Members of whom something was observed."""
-    return batch.mask if batch.y_mask is None else batch.mask & batch.y_mask.reshape(*batch.mask.shape, -1).any(-1)

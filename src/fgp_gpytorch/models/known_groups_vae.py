@@ -1,18 +1,21 @@
 """What the models share that know a group by its object vector."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
+from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import checked_batch
+from fgp_gpytorch.models._batches import cast_for, checked_batch
 from fgp_gpytorch.models.fgp_vae import FGPVAE
+from fgp_gpytorch.models.given_amortized_rows import GivenAmortizedRows
 from fgp_gpytorch.models.given_rows import GivenRows, check_known_groups
 from fgp_gpytorch.prior import FactorizedGPPrior, IndependentChannels, ObjectRoot
+from fgp_gpytorch.prior.given_objects import GivenObjects
 
 
 class CoupledPrior(Protocol):
@@ -38,6 +41,8 @@ class KnownGroupsVAE(FGPVAE):
         prior: The prior.
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
         member_dropout: As in `FGPVAE`.
+        representation: Module that gives the object vectors of a batch's groups from their own images, (G, Q, *y_shape)
+            and a mask (G, Q) to (G, m); None for one learned vector per training group.
 
     Raises:
         ShapeError: If an argument is not a module of its kind.
@@ -51,17 +56,44 @@ class KnownGroupsVAE(FGPVAE):
         prior: CoupledPrior,
         likelihood: Likelihood | None = None,
         member_dropout: float = 0.0,
+        representation: nn.Module | None = None,
     ) -> None:
         # the base checks and names the parts; its prior only stands in until the coupled one is there
         factorized = FactorizedGPPrior([IndependentChannels(prior.num_channels)])
         super().__init__(encoder, decoder, factorized, likelihood, member_dropout)
         self.prior = prior  # pyright: ignore[reportIncompatibleVariableOverride, reportAttributeAccessIssue]
         self.num_groups = prior.objects.num_groups
+        self.representation = representation
+
+    @pyro_method
+    def register_parameters(self) -> None:
+        """As `FGPVAE`'s, with those of the representation network."""
+        super().register_parameters()
+        getattr(self, "representation")  # noqa: B009 - looking is what announces them
 
     @property
     def objects(self) -> ObjectRoot:
         """The object vectors, one per training group."""
         return self.prior.objects  # pyright: ignore[reportReturnType]
+
+    def object_vectors(self, batch: GroupedBatch | GroupedDataset) -> Tensor:
+        """The object vectors of a batch's groups, before they are normalised: learned, or of the batch's own images.
+
+        Args:
+            batch: Groups of the training data; any groups with a representation.
+
+        Returns:
+            (G, m), float64.
+
+        Raises:
+            GroupError: If a group has no object vector.
+            ShapeError: If the representation gives another shape.
+            DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
+        """
+        known = self._check_groups(checked_batch(batch, "batch"))
+        if self.representation is None:
+            return self.objects.vectors[known.group_index]
+        return self._locate(known)[0].vectors
 
     def initialize_objects(self, dataset: GroupedDataset, center: bool = True) -> None:
         """Start the object vectors from a PCA of the groups' mean observations (Casale et al. 2018).
@@ -71,9 +103,14 @@ class KnownGroupsVAE(FGPVAE):
             center: Whether to subtract the mean over groups before; without it the first factor is what all share.
 
         Raises:
-            GroupError: If the data set has not P groups.
+            GroupError: If the data set has not P groups, or a representation network gives the vectors.
             DataError: If it has too few groups or elements for m components.
         """
+        if self.representation is not None:
+            raise GroupError(
+                "initialize_objects: expected a model with one object vector per group, got one whose representation "
+                "network gives them. Try to train it as it is."
+            )
         batch = self._check_groups(dataset[:], whole=True)
         observed = batch.observed.to(batch.y.dtype)
         total, count = (batch.y * observed).sum(1), observed.sum(1)
@@ -97,24 +134,29 @@ class KnownGroupsVAE(FGPVAE):
         context: GroupedBatch | GroupedDataset | None = None,
         sample_shape: Sequence[int] | None = None,
     ) -> Tensor:
-        """Generate observations at new views of known groups, conditioned on the context's rows alone.
+        """Generate observations at new views, conditioned on the context's rows alone, all its groups jointly.
 
         `given(data)` conditions on more groups than those asked for.
 
         Args:
             x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
-            context: Groups of the training data.
+            context: Groups of the training data; with a representation any groups.
             sample_shape: None decodes the mean of z; a shape decodes joint draws of z.
 
         Returns:
             E[y | z], (*sample_shape, G, Q*, *y_shape).
 
         Raises:
-            GroupError: If there is no context (a new group has no object vector), the context is not of the data set
-                of P groups, or x_new has not one row of members for each of its groups.
+            GroupError: If there is no context (a new group has no object vector), x_new has not one row of members
+                for each of its groups, or, without a representation, it is not of the data set of P groups.
             ShapeError: If x_new or the encoder's output has the wrong shape.
             DataError: If a value is not finite or a dtype is not floating.
         """
+        if context is None and self.representation is not None:
+            raise GroupError(
+                "context: expected groups whose images give their object vectors, got none. Try at least one image of "
+                "each group, or FGPVAE, whose generate(x_new) draws new groups."
+            )
         if context is None:
             raise GroupError(
                 "context: expected groups of the training data, got none. A new group has no object vector under this "
@@ -123,31 +165,96 @@ class KnownGroupsVAE(FGPVAE):
         return super().generate(x_new, context, sample_shape)
 
     @torch.no_grad()
-    def given(self, dataset: GroupedDataset) -> GivenRows:
+    def given(
+        self, dataset: GroupedDataset, context: Literal["new", "seen"] | None = None
+    ) -> GivenRows | GivenAmortizedRows:
         """The model conditioned on all rows of a data set, whatever context `generate` is then asked for.
 
         Args:
-            dataset: Groups of the training data, usually all of them.
+            dataset: Groups of the training data, usually all of them; with a representation any groups.
+            context: What `generate` takes its context for. "seen": groups of `dataset`, known by `group_index`; no row
+                of the context is read. "new": other groups, whose vectors and rows are added to those of `dataset`,
+                which needs a representation. None for "new" with a representation, "seen" without.
 
         Returns:
             An object with `generate`, for the parameters as they are now; `metrics.held_out_mse` takes it.
 
         Raises:
-            GroupError: If the data set is not of P groups.
+            GroupError: If the data set is not of P groups, or new groups are asked of a model without representation.
+            DataError: If `context` is neither "new" nor "seen".
         """
+        if context not in (None, "new", "seen"):
+            raise DataError(f"context: expected 'new', 'seen' or None, got {context!r}. Try 'new' for unseen groups.")
+        if self.representation is None and context == "new":
+            raise GroupError(
+                "context: expected 'seen' for a model with one object vector per training group, got 'new'. "
+                "Try GPVAE(..., representation=RepresentationNetwork(...)), or FGPVAE."
+            )
         training = self.training
         self.eval()
-        posterior = self.infer(checked_batch(dataset, "dataset"))
+        batch = checked_batch(dataset, "dataset")
+        posterior: Any = self.infer(batch)
         self.train(training)
-        return GivenRows(self, posterior, self.num_groups)  # pyright: ignore[reportArgumentType]
+        if self.representation is None:
+            return GivenRows(self, posterior, self.num_groups)
+        return GivenAmortizedRows(self, batch, posterior, new_groups=context != "seen")
 
     def _check_groups(self, batch: GroupedBatch, whole: bool = False) -> GroupedBatch:
-        check_known_groups(batch, self.num_groups)
-        if whole and not (batch.num_groups == len(batch.group_index.unique()) == self.num_groups):
+        if self.representation is None:
+            check_known_groups(batch, self.num_groups)
+        groups = batch.num_dataset_groups
+        if whole and not (batch.num_groups == len(batch.group_index.unique()) == groups):
             raise GroupError(
-                f"batch: expected all {self.num_groups} groups once, got {batch.num_groups}: this prior couples all "
+                f"batch: expected all {groups} groups once, got {batch.num_groups}: this prior couples all "
                 f"groups. Try batch_size=len(data){self._minibatch_hint}."
             )
         return batch
 
+    def _locate(self, batch: GroupedBatch) -> tuple[Any, Tensor]:
+        """A prior that knows the batch's groups, and their positions (G,) in it."""
+        if self.representation is None:
+            return self.prior, batch.group_index
+        vectors = self.representation(cast_for(self.representation, batch.y), observed_members(batch))
+        if not isinstance(vectors, Tensor) or vectors.shape[:1] != batch.group_index.shape:
+            got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+            raise ShapeError(
+                f"representation: expected (G, m) = {(batch.num_groups, self.objects.num_factors)}, got {got}. "
+                "Try RepresentationNetwork(r, f)."
+            )
+        return self._prior_at(vectors, batch), torch.arange(batch.num_groups, device=vectors.device)
+
+    def _prior_at(self, vectors: Tensor, batch: GroupedBatch) -> Any:
+        """The prior at the given object vectors of a batch's groups."""
+        raise NotImplementedError
+
+    def _join(self, first: Any, second: Any) -> Any:
+        """The posterior of the groups of two posteriors together, those of the second counted on."""
+        raise NotImplementedError
+
     _minibatch_hint = ""
+
+
+def objects_for(
+    num_groups: int | None, num_factors: int, normalize: bool, representation: nn.Module | None
+) -> ObjectRoot | GivenObjects:
+    """Where object vectors come from."""
+    if representation is None:
+        if num_groups is None:
+            raise GroupError("num_groups: expected the groups of the training data, got None. Try len(data).")
+        return ObjectRoot(num_groups, num_factors, normalize)
+    if not isinstance(representation, nn.Module):
+        raise ShapeError(
+            f"representation: expected a torch Module, got {type(representation).__name__}. "
+            "Try nets.RepresentationNetwork(r, f)."
+        )
+    if num_groups is not None:
+        raise GroupError(
+            f"num_groups: expected None with a representation, which gives every group its vector, got {num_groups}. "
+            "Try GPVAE(encoder, decoder, num_channels, representation=...)."
+        )
+    return GivenObjects(num_factors, normalize)
+
+
+def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
+    """Members of whom something was observed."""
+    return batch.mask if batch.y_mask is None else batch.mask & batch.y_mask.reshape(*batch.mask.shape, -1).any(-1)

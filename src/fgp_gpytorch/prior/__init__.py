@@ -6,6 +6,8 @@ from fgp_gpytorch.prior.exact_gp import BlockExactGP, exact_gp
 from fgp_gpytorch.prior.factorized_gp_prior import FactorizedGPPrior
 from fgp_gpytorch.prior.fourier_root import FourierRoot
 from fgp_gpytorch.prior.independent_channels import IndependentChannels
+from fgp_gpytorch.prior.inducing_posterior import InducingPosterior, InducingPrediction
+from fgp_gpytorch.prior.inducing_prior import InducingPrior
 from fgp_gpytorch.prior.latent_posterior import LatentPaths, LatentPosterior, LatentPrediction
 from fgp_gpytorch.prior.mean_field_posterior import MeanFieldPosterior, MeanFieldPrediction
 from fgp_gpytorch.prior.object_root import ObjectRoot, ProductRoot
@@ -21,6 +23,9 @@ __all__ = [
     "FourierRoot",
     "GlobalChannels",
     "IndependentChannels",
+    "InducingPosterior",
+    "InducingPrediction",
+    "InducingPrior",
     "LatentPaths",
     "LatentPosterior",
     "LatentPrediction",

@@ -79,10 +79,7 @@ class ObjectRoot(Configurable, gpytorch.Module):
                 "try FGPVAE, which generalizes to it."
             )
         vectors = self.vectors[group_index]
-        if not self.normalize:
-            return vectors
-        # not torch.nn.functional.normalize, whose 1e-12 would let a short vector keep its length
-        return vectors / vectors.square().sum(-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny).sqrt()
+        return unit_length(vectors) if self.normalize else vectors
 
 
 class ProductRoot(Configurable, gpytorch.Module):
@@ -125,3 +122,9 @@ class ProductRoot(Configurable, gpytorch.Module):
         view: Tensor = self.view(x)
         objects = self.objects.forward(group_index)
         return (objects.unsqueeze(-1) * view.unsqueeze(-2)).flatten(-2)
+
+
+def unit_length(vectors: Tensor) -> Tensor:
+    """Vectors (*b, m) divided by their lengths."""
+    # not torch.nn.functional.normalize, whose 1e-12 would let a short vector keep its length
+    return vectors / vectors.square().sum(-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny).sqrt()

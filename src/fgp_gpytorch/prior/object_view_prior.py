@@ -116,24 +116,20 @@ class ObjectViewPrior(Configurable, gpytorch.Module):
 
 def object_view_prior(
     num_channels: int,
-    num_groups: int,
-    num_factors: int = 8,
+    objects: ObjectRoot,
     view_root: nn.Module | None = None,
     noise: float = 0.1,
     learn_noise: bool = True,
-    normalize: bool = True,
 ) -> ObjectViewPrior:
     """The prior of Casale et al. (2018) for rotated objects.
 
     Args:
         num_channels: L.
-        num_groups: P, groups of the training data.
-        num_factors: m, the length of an object vector.
+        objects: The object vectors.
         view_root: Root of the view's kernel; None for the paper's periodic kernel of an angle in radians with r = 1,
             learned, its period of 2 pi fixed.
         noise: alpha at the start.
         learn_noise: Whether alpha is learned.
-        normalize: Whether object vectors have unit length.
 
     Returns:
         The prior, in float64.
@@ -151,5 +147,4 @@ def object_view_prior(
         )
         kernel.raw_period_length.requires_grad_(False)
         view_root = FourierRoot(kernel)
-    root = ProductRoot(ObjectRoot(num_groups, num_factors, normalize), view_root)
-    return ObjectViewPrior(num_channels, root, noise, learn_noise)
+    return ObjectViewPrior(num_channels, ProductRoot(objects, view_root), noise, learn_noise)

@@ -1,0 +1,95 @@
+"""A `GPVAE` or `CorrelatedFGPVAE` with a representation network, conditioned on more rows than the context shows."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fgp_gpytorch._shapes import check_finite, check_floating
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import GroupError
+from fgp_gpytorch.models._batches import checked_batch
+from fgp_gpytorch.models.given_rows import Prediction
+
+
+class AmortizedPosterior(Protocol):
+    """q(Z) of groups at object vectors of their own, such as `MeanFieldPosterior`."""
+
+    group_index: Tensor
+
+    def predict_groups(self, group_index: Tensor, x_new: Tensor) -> Prediction:
+        """Predict at new members x_new (G, Q*, D) of the groups at positions (G,)."""
+        ...
+
+
+class GivenAmortizedRows(nn.Module):
+    """A model conditioned on the rows of a data set, made by its `given`.
+
+    Args:
+        model: The model.
+        rows: The groups conditioned on.
+        posterior: Their q(Z), as the model's `infer` gives it.
+        new_groups: True takes a context for other groups and adds its rows; False for groups of `rows`, known by
+            their `group_index`.
+    """
+
+    def __init__(self, model: Any, rows: GroupedBatch, posterior: AmortizedPosterior, new_groups: bool) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.posterior, self.new_groups = posterior, new_groups
+        self.num_groups = rows.num_dataset_groups
+        self.group_index = rows.group_index
+
+    @torch.no_grad()
+    def generate(
+        self,
+        x_new: Tensor,
+        context: GroupedBatch | GroupedDataset,
+        sample_shape: Sequence[int] | None = None,
+    ) -> Tensor:
+        """As the model's `generate`, conditioned on the rows of `given` and, of new groups, on those of the context.
+
+        With new groups z* ~ p(z* | rows of `given`, rows of all groups of this context), jointly: two groups asked for
+        together know of each other.
+
+        Args:
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            context: New groups, whose images give their object vectors; or groups of `given`, only whose `group_index`
+                is read.
+            sample_shape: None decodes the mean of z; a shape decodes joint draws of z.
+
+        Returns:
+            E[y | z], (*sample_shape, G, Q*, *y_shape).
+
+        Raises:
+            GroupError: If x_new has not one row for each group, or a context of seen groups has others.
+            DataError: If a value is not finite or a dtype is not floating.
+        """
+        batch = checked_batch(context, "context")
+        check_floating(x_new, "x_new")
+        if x_new.dim() != 3 or len(x_new) != batch.num_groups or x_new.shape[-1] != batch.x.shape[-1]:
+            raise GroupError(
+                f"x_new: expected (G, Q*, D) with G = {batch.num_groups} and D = {batch.x.shape[-1]}, got "
+                f"{tuple(x_new.shape)}. Try one row of members for each group of the context."
+            )
+        check_finite(x_new, "x_new")
+        if self.new_groups:
+            posterior = self.model._join(self.posterior, self.model.infer(batch))
+            positions = torch.arange(batch.num_groups, device=x_new.device) + len(self.posterior.group_index)
+        else:
+            posterior, positions = self.posterior, self._positions(batch)
+        prediction = posterior.predict_groups(positions, x_new)
+        z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
+        return self.model._mean_of(z, x_new, batch.y.shape[2:])
+
+    def _positions(self, batch: GroupedBatch) -> Tensor:  # shape: (G,)
+        same = batch.group_index.unsqueeze(-1) == self.group_index
+        if batch.num_dataset_groups != self.num_groups or not bool(same.any(-1).all()):
+            raise GroupError(
+                f"context: expected some of the {len(self.group_index)} groups that were given, of a data set of "
+                f"{self.num_groups}, got groups {batch.group_index.tolist()[:5]} of a data set of "
+                f"{batch.num_dataset_groups}. Try AlignedDataset(context, train) for rows of these groups, and "
+                "given(train, context='new') for groups never trained on."
+            )
+        return same.int().argmax(-1)

@@ -1,0 +1,216 @@
+"""The sparse Gaussian-process VAE of Jazbec et al. (2021), on grouped data."""
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from gpytorch.kernels import Kernel, PeriodicKernel
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.likelihoods import Likelihood
+from fgp_gpytorch.models._batches import checked_batch, features_of, whole_batch
+from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
+from fgp_gpytorch.models.terms import Terms
+from fgp_gpytorch.prior import InducingPosterior, InducingPrior, ObjectRoot
+
+
+class SVGPVAE(KnownGroupsVAE):
+    r"""A VAE with one sparse Gaussian process over all images of all groups (Jazbec, Pearce and Fortuin 2021).
+
+    Generative process, with the product kernel of object vectors and views (paper, Section 2):
+
+        f^l ~ GP(0, (D D')_{dd'} k(w, w')),   z_i^l = f^l(d_i, w_i),   y_i ~ likelihood(decoder(z_i))
+
+    The posterior is q(z, u) = p(z | u) q(u) for M inducing variables u, with q(u) the one that is best for the
+    encoder's pseudo-observations (Titsias 2009), and the bound
+
+        ELBO = sum_i E_q[log p(y_i | z_i)] - KL(q(u) || p(u))
+
+    which equals theirs: the log of the pseudo-observations cancels between their two terms. In a minibatch of G of the
+    P groups q(u) is estimated by counting every row P/G times, as they do, so the bound holds for each batch,
+    and costs O(rows M^2); it is not an unbiased estimate of the bound of all rows, which has a better q(u).
+
+    Groups are known by their object vectors, as in `GPVAE`: a group never trained on is refused.
+
+    Args:
+        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
+        decoder: Module from (*batch, L) to (*batch, *y_shape).
+        num_channels: L.
+        num_groups: P, groups of the training data.
+        num_factors: m, the length of an object vector.
+        num_inducing: M.
+        view_kernel: The kernel of the view, made float64; None for the paper's periodic kernel of an angle in radians
+            with r = 1, learned, its period of 2 pi fixed.
+        num_features: Auxiliary features of a row.
+        likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
+        normalize: Whether object vectors have unit length.
+
+    Raises:
+        ShapeError: If an argument is not a module of its kind, or `num_channels` is below 1.
+        DataError: If a number is out of range.
+
+    Example:
+        >>> model = SVGPVAE(PaperEncoder(16), PaperDecoder(16), 16, num_groups=len(data.train))
+        >>> model.initialize_objects(data.train)
+        >>> fit(model, data.train, epochs=1000)
+        >>> images = model.given(data.train).generate(x_new, AlignedDataset(data.test.context, data.train))
+    """
+
+    prior: InducingPrior
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        num_channels: int,
+        num_groups: int,
+        num_factors: int = 8,
+        num_inducing: int = 64,
+        view_kernel: Kernel | None = None,
+        num_features: int = 1,
+        likelihood: Likelihood | None = None,
+        normalize: bool = True,
+    ) -> None:
+        objects = ObjectRoot(num_groups, num_factors, normalize)
+        kernel = _periodic() if view_kernel is None else view_kernel
+        prior = InducingPrior(num_channels, objects, kernel, num_inducing, num_features)
+        super().__init__(encoder, decoder, prior, likelihood)
+
+    def initialize_objects(self, dataset: GroupedDataset, center: bool = True) -> None:
+        """Start the object vectors from a PCA of the groups' mean observations, the inducing points from random rows.
+
+        Args:
+            dataset: The training data.
+            center: As in `KnownGroupsVAE.initialize_objects`.
+
+        Raises:
+            GroupError: If the data set has not P groups.
+            DataError: If it has too few groups or elements for m components, or fewer rows than inducing points.
+        """
+        super().initialize_objects(dataset, center)
+        rows = dataset.flat()
+        chosen = torch.randint(len(rows.x), (len(self.prior.inducing_x),), device=rows.x.device)
+        with torch.no_grad():
+            self.prior.set_inducing(self.objects.forward(rows.group[chosen]), rows.x[chosen].to(self.prior.dtype))
+
+    # Pyro
+
+    @pyro_method
+    def model(self, batch: GroupedBatch, observe: bool = True) -> Tensor:
+        """The generative model as a Pyro program.
+
+        Site "u" holds the whitened inducing variables, (L, M), of the whole data set; "e" what they leave of z, (G, Q,
+        L), the same in the guide; "z" is deterministic.
+
+        Args:
+            batch: Groups of the training data.
+            observe: False draws the site "y" instead of conditioning on `batch.y`.
+
+        Returns:
+            y, observed or drawn, (G, Q, *y_shape).
+
+        Raises:
+            GroupError: If the batch is not of the data set of P groups.
+        """
+        self._check_groups(batch)
+        x = features_of(batch).to(self.prior.dtype)
+        rows = batch.group_index.unsqueeze(-1).expand(x.shape[:-1]).flatten()
+        root, residual = self.prior.features(rows, x.flatten(0, 1))
+        if next(self.prior.named_priors(), None) is not None:
+            pyro.factor("log_hyperprior", self.prior.log_hyperprior())
+        zero = root.new_zeros(self.prior.num_channels, root.shape[-1])
+        u = pyro.sample("u", dist.Normal(zero, 1.0, validate_args=False).to_event(2))
+        with self._plate(batch):
+            e = pyro.sample("e", self._rest(x))
+            paths = root.unflatten(0, x.shape[:-1]) @ u.mT  # shape: (*s, G, Q, L)
+            z = pyro.deterministic("z", paths + residual.reshape(*x.shape[:-1], 1).sqrt() * e, event_dim=2)
+            output = self._output(z, batch.x, batch.y.shape[2:])
+            target = batch.y if observe else None
+            elements = self.likelihood.distribution(output, target, batch.observed)
+            elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
+            return pyro.sample("y", elements, obs=target)
+
+    @pyro_method
+    def guide(self, batch: GroupedBatch, observe: bool = True) -> None:
+        """q(u) p(z | u) as a Pyro program.
+
+        Args:
+            batch: The same as the model's.
+            observe: As the model's; it changes nothing here.
+
+        Raises:
+            GroupError: If the batch is not of the data set of P groups.
+        """
+        posterior = self._infer(batch)
+        cholesky = posterior.factor.cholesky
+        joint = dist.MultivariateNormal(
+            posterior.factor.weights, precision_matrix=cholesky @ cholesky.mT, validate_args=False
+        )
+        pyro.sample("u", joint.to_event(1))
+        with self._plate(batch):
+            pyro.sample("e", self._rest(posterior.x))
+
+    # objectives
+
+    def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
+        """The parts of the ELBO; the KL is of the whole data set and shared out to its groups equally.
+
+        Args:
+            batch: Groups of the training data.
+            num_particles: Draws of z for the expectation.
+
+        Returns:
+            Sums per group, (G,).
+
+        Raises:
+            GroupError: If the batch is not of the data set of P groups.
+        """
+        self._check_groups(whole_batch(batch, "batch"))
+        return super().terms(batch, num_particles)
+
+    def infer(self, batch: GroupedBatch | GroupedDataset) -> InducingPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """q(z, u) of the batch's rows alone, each counted once.
+
+        Args:
+            batch: Groups of the training data.
+
+        Returns:
+            The posterior over (G, Q, L).
+
+        Raises:
+            GroupError: If the batch is not of the data set of P groups.
+            ShapeError: If the encoder's output is not two tensors of L channels.
+            DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
+        """
+        known = self._check_groups(checked_batch(batch, "batch"))
+        return self.prior.condition(known.group_index, *self._pseudo_observations(known))
+
+    # inside
+
+    def _infer(self, batch: GroupedBatch) -> InducingPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._check_groups(batch)
+        scale = batch.num_dataset_groups / batch.num_groups
+        return self.prior.condition(batch.group_index, *self._pseudo_observations(batch), scale)
+
+    def _split_kl(self, posterior: InducingPosterior) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        groups = len(posterior.group_index)
+        kl = (posterior.kl_channels.sum() / self.num_groups).expand(groups)
+        return kl, torch.zeros_like(kl)
+
+    def _rest(self, x: Tensor) -> Any:
+        zero = x.new_zeros(*x.shape[:-1], self.prior.num_channels)
+        return dist.Normal(zero, 1.0, validate_args=False).to_event(2)
+
+
+def _periodic() -> PeriodicKernel:
+    kernel = PeriodicKernel().double()
+    # as tensors: GPyTorch makes numbers float32
+    kernel.initialize(
+        period_length=torch.tensor(2 * math.pi, dtype=torch.float64), lengthscale=torch.tensor(1.0, dtype=torch.float64)
+    )
+    kernel.raw_period_length.requires_grad_(False)
+    return kernel

@@ -1,0 +1,151 @@
+"""The sparse posterior of the SVGP-VAE."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device, check_shape
+from fgp_gpytorch.gaussian.low_rank import LowRankFactor, low_rank_factor
+from fgp_gpytorch.gaussian.precision import masked_precision
+
+
+class HasFeatures(Protocol):
+    """What a posterior asks of the prior it belongs to; see `InducingPrior`."""
+
+    def features(self, group_index: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Phi (N, M) and the residual variance (N,)."""
+        ...
+
+
+class InducingPosterior:
+    r"""q(z, u) = p(z | u) q(u), q(u) = N(B^-1 s Phi' R^2 mu, B^-1), B = I + s Phi' R^2 Phi (Jazbec et al. 2021).
+
+    A snapshot, made by `InducingPrior.condition`: after a parameter changes, make a new one.
+
+    Attributes:
+        x: Auxiliary features of the members, (G, Q, D).
+        factor: q(u), L channels of M variables.
+    """
+
+    def __init__(
+        self, prior: HasFeatures, group_index: Tensor, x: Tensor, mean: Tensor, variance: Tensor, observed: Tensor,
+        scale: float,
+    ) -> None:  # fmt: skip
+        self.x, self.group_index = x, group_index
+        self._prior = prior
+        self.root, self.residual = prior.features(_rows(group_index, x), x.flatten(0, 1))
+        where = observed.flatten().unsqueeze(-1)
+        precision = scale * masked_precision(variance.flatten(0, 1), where).mT  # shape: (L, N)
+        targets = torch.where(where, mean.flatten(0, 1), 0.0).mT
+        self.factor: LowRankFactor = low_rank_factor(self.root, precision.contiguous(), targets.contiguous())
+
+    @property
+    def mean(self) -> Tensor:
+        """Marginal means of z, (G, Q, L)."""
+        return self._members_first(self.factor.predict_mean(self.root))
+
+    @property
+    def variance(self) -> Tensor:
+        """Marginal variances of z, (G, Q, L)."""
+        return self._members_first(self.factor.predict_variance(self.root) + self.residual)
+
+    @property
+    def kl_channels(self) -> Tensor:
+        """KL(q(u) || p(u)) of every channel, nats, (L,): that of the whole data set, not of a group."""
+        return self.factor.kl()
+
+    def predict(self, x_new: Tensor) -> "InducingPrediction":
+        """The posterior at other members of the same groups.
+
+        Args:
+            x_new: Auxiliary features, (G, Q*, D).
+
+        Returns:
+            An object with `mean` and `variance` (G, Q*, L) and `rsample`.
+
+        Raises:
+            ShapeError: If the groups or the number of features differ from those of x.
+            DataError: If x_new is not floating, not finite, or on another device.
+        """
+        check_floating(x_new, "x_new")
+        check_shape(x_new, "x_new", (len(self.group_index), "Q*", self.x.shape[-1]), "One row for each group.")
+        check_same_device(x_new=x_new, x=self.x)
+        check_finite(x_new, "x_new")
+        return self.predict_groups(self.group_index, x_new)
+
+    def predict_groups(self, group_index: Tensor, x_new: Tensor) -> "InducingPrediction":
+        """As `predict`, at members of any groups that have object vectors.
+
+        Args:
+            group_index: (G*,), int64.
+            x_new: (G*, Q*, D).
+
+        Returns:
+            An object with `mean` and `variance` (G*, Q*, L) and `rsample`.
+
+        Raises:
+            GroupError: If a group has no object vector.
+        """
+        x_new = x_new.to(self.x.dtype)
+        root, residual = self._prior.features(_rows(group_index, x_new), x_new.flatten(0, 1))
+        return InducingPrediction(self.factor, root, residual, x_new)
+
+    def rsample(self, sample_shape: Sequence[int] = (), marginals: bool = False) -> Tensor:
+        """Draw z at x, with gradients.
+
+        Args:
+            sample_shape: Leading shape s of the draws.
+            marginals: False draws joint, coherent paths (over groups as well); True draws every member by itself.
+
+        Returns:
+            (*s, G, Q, L).
+        """
+        return InducingPrediction(self.factor, self.root, self.residual, self.x).rsample(sample_shape, marginals)
+
+    def _members_first(self, rows: Tensor) -> Tensor:
+        """(L, G Q) to (G, Q, L)."""
+        return rows.mT.unflatten(0, self.x.shape[:-1])
+
+
+class InducingPrediction:
+    """The posterior at new members, made by `InducingPosterior.predict`.
+
+    Attributes:
+        x: The members' features, (G, Q*, D).
+    """
+
+    def __init__(self, factor: LowRankFactor, root: Tensor, residual: Tensor, x: Tensor) -> None:
+        self.x, self._factor, self._root, self._residual = x, factor, root, residual
+
+    @property
+    def mean(self) -> Tensor:
+        """Marginal means, (G, Q*, L)."""
+        return self._members_first(self._factor.predict_mean(self._root))
+
+    @property
+    def variance(self) -> Tensor:
+        """Marginal variances, (G, Q*, L)."""
+        return self._members_first(self._factor.predict_variance(self._root) + self._residual)
+
+    def rsample(self, sample_shape: Sequence[int] = (), marginals: bool = False) -> Tensor:
+        """Draw z, with gradients; see `InducingPosterior.rsample`."""
+        shape = (*sample_shape, *self.x.shape[:-1], self._factor.weights.shape[0])
+        noise = torch.randn(shape, dtype=self.x.dtype, device=self.x.device)
+        if marginals:
+            return self.mean + self.variance.sqrt() * noise
+        weights = self._factor.weights
+        step = torch.randn(*sample_shape, *weights.shape, 1, dtype=weights.dtype, device=weights.device)
+        step = torch.linalg.solve_triangular(self._factor.cholesky.mT, step, upper=True)
+        u = weights + step.squeeze(-1)  # shape: (*s, L, M)
+        paths = self._members_first((self._root @ u.unsqueeze(-1)).squeeze(-1))
+        return paths + self._residual.reshape(*self.x.shape[:-1], 1).sqrt() * noise
+
+    def _members_first(self, rows: Tensor) -> Tensor:
+        """(*s, L, G Q*) to (*s, G, Q*, L)."""
+        return rows.mT.unflatten(-2, self.x.shape[:-1])
+
+
+def _rows(group_index: Tensor, x: Tensor) -> Tensor:
+    return group_index.unsqueeze(-1).expand(x.shape[:-1]).flatten()
