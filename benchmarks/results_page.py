@@ -141,6 +141,11 @@ def table1() -> str:
         "| system | settings | views | seeds | test MSE | best epoch* | extrapolation MSE | s per epoch | memory, GB |",
         "| " + "--- | " * 9,
     ]
+    for preset, block in (("best", "best"), ("paper", "published")):
+        r = record(preset)
+        columns = [cell(r, "test_mse"), "n/a", cell(r, "extrapolation_mse"), cell(r, "seconds_per_epoch", 2)]
+        columns.append(f"{r['peak_memory_gb']:.2f}")
+        lines.append(f"| FGP-VAE (`--preset {preset}`) | {block} | equal | {len(r['seeds'])} | {' | '.join(columns)} |")
     for (protocol, block, system), group in sorted(runs.items()):
         columns = [
             spread([run.get(name) for run in group], digits)
