@@ -84,3 +84,16 @@ def check_same_device(**tensors: Tensor) -> None:
     if len(set(devices.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise DataError(f"expected tensors on one device, got {listed}. Try batch.to(device) and prior.to(device).")
+
+
+def check_new_members(x_new: Tensor, x: Tensor) -> None:
+    """Require finite features (G, Q*, D) of new members of the groups of `x` (G, Q, D).
+
+    Raises:
+        ShapeError: If the groups or the number of features differ.
+        DataError: If `x_new` is not floating, not finite, or on another device.
+    """
+    check_floating(x_new, "x_new")
+    check_shape(x_new, "x_new", (x.shape[0], "Q*", x.shape[-1]), "One row for each group.")
+    check_same_device(x_new=x_new, x=x)
+    check_finite(x_new, "x_new")

@@ -57,6 +57,18 @@ class LowRankFactor(NamedTuple):
         """
         return _whiten(self.cholesky, root).square().sum(-2)
 
+    def rsample_weights(self, sample_shape: torch.Size) -> Tensor:
+        """Draw u = mean + C^-T e of q(u).
+
+        Args:
+            sample_shape: Leading shape s.
+
+        Returns:
+            (*s, *b, M); Phi* u are joint draws at new rows.
+        """
+        noise = torch.randn(*sample_shape, *self.weights.shape, 1, dtype=self.weights.dtype, device=self.weights.device)
+        return self.weights + torch.linalg.solve_triangular(self.cholesky.mT, noise, upper=True).squeeze(-1)
+
     def log_evidence(self) -> Tensor:
         """log Z = -1/2 ( || R (r - Phi u) ||^2 + u'u + log|B| + sum_observed log 2 pi sigma^2 ), nats, (*b,)."""
         misfit = self.residual - _matvec(self.root, self.weights)

@@ -115,12 +115,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
                 parts.append((block.prior_mean(x) + (root @ v.unsqueeze(-1)).squeeze(-1)).mT)
             front = torch.broadcast_shapes(parts[0].shape[:-1], (*shared.shape[:-2], x.shape[-2]))
             parts = [part.expand(*front, -1) for part in (*parts, shared)]
-            z = pyro.deterministic("z", torch.cat(parts, dim=-1), event_dim=2)
-            output = self._output(z, batch.x, batch.y.shape[2:])
-            target = batch.y if observe else None
-            elements = self.likelihood.distribution(output, target, batch.observed)
-            elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
-            return pyro.sample("y", elements, obs=target)
+            return self._observe(torch.cat(parts, dim=-1), batch, observe)
 
     @pyro_method
     def guide(self, batch: GroupedBatch, observe: bool = True) -> None:

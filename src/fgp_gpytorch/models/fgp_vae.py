@@ -147,12 +147,7 @@ class FGPVAE(Configurable, PyroModule):
                 u = pyro.sample(f"u_{index}", standard_normal(block, root))  # shape: (*s, G, J, M)
                 part = block.prior_mean(x) + (root @ u.unsqueeze(-1)).squeeze(-1)
                 parts.append(part)
-            z = pyro.deterministic("z", torch.cat(parts, dim=-2).mT, event_dim=2)
-            output = self._output(z, batch.x, batch.y.shape[2:])
-            target = batch.y if observe else None
-            elements = self.likelihood.distribution(output, target, batch.observed)
-            elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
-            return pyro.sample("y", elements, obs=target)
+            return self._observe(torch.cat(parts, dim=-2).mT, batch, observe)
 
     @pyro_method
     def guide(self, batch: GroupedBatch, observe: bool = True) -> None:
@@ -335,6 +330,15 @@ class FGPVAE(Configurable, PyroModule):
 
     def _plate(self, batch: GroupedBatch) -> pyro.plate:
         return pyro.plate("groups", batch.num_dataset_groups, subsample=batch.group_index, dim=-1)
+
+    def _observe(self, z: Tensor, batch: GroupedBatch, observe: bool) -> Tensor:
+        """The sites "z" (*s, G, Q, L), deterministic, and "y" of a Pyro program, inside the plate of its groups."""
+        z = pyro.deterministic("z", z, event_dim=2)
+        output = self._output(z, batch.x, batch.y.shape[2:])
+        target = batch.y if observe else None
+        elements = self.likelihood.distribution(output, target, batch.observed)
+        elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
+        return pyro.sample("y", elements, obs=target)
 
     def _infer(self, batch: GroupedBatch) -> LatentPosterior:
         x, mean, variance, mask = self._pseudo_observations(batch)

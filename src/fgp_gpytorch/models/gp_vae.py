@@ -146,12 +146,7 @@ class GPVAE(KnownGroupsVAE):
         z = z_rows.new_zeros(*z_rows.shape[:-2], *rows.shape, self.prior.num_channels)
         z = z.masked_scatter(rows.unsqueeze(-1).expand(z.shape), z_rows.mT)
         with pyro.plate("groups", batch.num_groups, dim=-1):
-            z = pyro.deterministic("z", z, event_dim=2)
-            output = self._output(z, batch.x, batch.y.shape[2:])
-            target = batch.y if observe else None
-            elements = self.likelihood.distribution(output, target, batch.observed)
-            elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
-            return pyro.sample("y", elements, obs=target)
+            return self._observe(z, batch, observe)
 
     @pyro_method
     def guide(self, batch: GroupedBatch, observe: bool = True) -> None:

@@ -127,12 +127,7 @@ class SVGPVAE(KnownGroupsVAE):
         with self._plate(batch):
             e = pyro.sample("e", self._rest(x))
             paths = root.unflatten(0, x.shape[:-1]) @ u.mT  # shape: (*s, G, Q, L)
-            z = pyro.deterministic("z", paths + residual.reshape(*x.shape[:-1], 1).sqrt() * e, event_dim=2)
-            output = self._output(z, batch.x, batch.y.shape[2:])
-            target = batch.y if observe else None
-            elements = self.likelihood.distribution(output, target, batch.observed)
-            elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
-            return pyro.sample("y", elements, obs=target)
+            return self._observe(paths + residual.reshape(*x.shape[:-1], 1).sqrt() * e, batch, observe)
 
     @pyro_method
     def guide(self, batch: GroupedBatch, observe: bool = True) -> None:

@@ -208,9 +208,7 @@ class CorrelatedPosterior:
             # with normalised vectors and an exact zero nowhere, but a fixed vector may be zero: no infinite gradient
             scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
             return mean + scale * torch.randn(*sample_shape, *mean.shape, dtype=mean.dtype, device=mean.device)
-        weights, cholesky = self.shared.weights, self.shared.cholesky  # u: (L - J, m)
-        noise = torch.randn(*sample_shape, *weights.shape, 1, dtype=weights.dtype, device=weights.device)
-        weights = weights + torch.linalg.solve_triangular(cholesky.mT, noise, upper=True).squeeze(-1)
+        weights = self.shared.rsample_weights(torch.Size(sample_shape))  # shape: (*s, L - J, m)
         values = (weights @ self._prior.objects.forward(group_index).mT).mT  # shape: (*s, G, L - J)
         return values.unsqueeze(-2).expand(*values.shape[:-1], x.shape[-2], -1)
 

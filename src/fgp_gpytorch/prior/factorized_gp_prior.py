@@ -13,6 +13,7 @@ from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.gaussian import masked_precision
 from fgp_gpytorch.prior.channels import ChannelBlock, GlobalChannels
+from fgp_gpytorch.prior.hyperprior import log_hyperprior
 from fgp_gpytorch.prior.latent_posterior import LatentPosterior
 
 _UNGROUPED = "The rows look ungrouped: GroupedDataset(y, x, group) pads them to (G, Q, ...)."
@@ -161,21 +162,11 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
 
         It belongs to the dataset, not to a batch: objectives add it once per dataset.
         """
-        total = torch.zeros((), dtype=self.dtype, device=next(self.parameters()).device if self._has_state() else None)
-        seen = set()
-        for _, module, prior, closure, _ in self.named_priors():
-            if (id(module), id(prior)) in seen:  # a kernel that two blocks share has one hyperprior
-                continue
-            seen.add((id(module), id(prior)))
-            total = total + prior.log_prob(closure(module)).sum()
-        return total
+        return log_hyperprior(self, self.dtype)
 
     def channel_blocks(self) -> list[ChannelBlock]:
         """The block of each of the L channels, in their order."""
         return [block for block in self._blocks() for _ in range(block.num_channels)]
-
-    def _has_state(self) -> bool:
-        return next(self.parameters(), None) is not None
 
     def _blocks(self) -> list[ChannelBlock]:
         return list(self.blocks)  # pyright: ignore[reportReturnType]

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device, check_shape
+from fgp_gpytorch._shapes import check_new_members
 from fgp_gpytorch.gaussian.low_rank import LowRankFactor, low_rank_factor
 from fgp_gpytorch.gaussian.precision import masked_precision
 
@@ -35,21 +35,22 @@ class InducingPosterior:
     ) -> None:  # fmt: skip
         self.x, self.group_index = x, group_index
         self._prior = prior
-        self.root, self.residual = prior.features(_rows(group_index, x), x.flatten(0, 1))
+        root, residual = prior.features(_rows(group_index, x), x.flatten(0, 1))
         where = observed.flatten().unsqueeze(-1)
         precision = scale * masked_precision(variance.flatten(0, 1), where).mT  # shape: (L, N)
         targets = torch.where(where, mean.flatten(0, 1), 0.0).mT
-        self.factor: LowRankFactor = low_rank_factor(self.root, precision.contiguous(), targets.contiguous())
+        self.factor: LowRankFactor = low_rank_factor(root, precision.contiguous(), targets.contiguous())
+        self._at_members = InducingPrediction(self.factor, root, residual, x)
 
     @property
     def mean(self) -> Tensor:
         """Marginal means of z, (G, Q, L)."""
-        return self._members_first(self.factor.predict_mean(self.root))
+        return self._at_members.mean
 
     @property
     def variance(self) -> Tensor:
         """Marginal variances of z, (G, Q, L)."""
-        return self._members_first(self.factor.predict_variance(self.root) + self.residual)
+        return self._at_members.variance
 
     @property
     def kl_channels(self) -> Tensor:
@@ -69,10 +70,7 @@ class InducingPosterior:
             ShapeError: If the groups or the number of features differ from those of x.
             DataError: If x_new is not floating, not finite, or on another device.
         """
-        check_floating(x_new, "x_new")
-        check_shape(x_new, "x_new", (len(self.group_index), "Q*", self.x.shape[-1]), "One row for each group.")
-        check_same_device(x_new=x_new, x=self.x)
-        check_finite(x_new, "x_new")
+        check_new_members(x_new, self.x)
         return self.predict_groups(self.group_index, x_new)
 
     def predict_groups(self, group_index: Tensor, x_new: Tensor) -> "InducingPrediction":
@@ -102,11 +100,7 @@ class InducingPosterior:
         Returns:
             (*s, G, Q, L).
         """
-        return InducingPrediction(self.factor, self.root, self.residual, self.x).rsample(sample_shape, marginals)
-
-    def _members_first(self, rows: Tensor) -> Tensor:
-        """(L, G Q) to (G, Q, L)."""
-        return rows.mT.unflatten(0, self.x.shape[:-1])
+        return self._at_members.rsample(sample_shape, marginals)
 
 
 class InducingPrediction:
@@ -135,10 +129,7 @@ class InducingPrediction:
         noise = torch.randn(shape, dtype=self.x.dtype, device=self.x.device)
         if marginals:
             return self.mean + self.variance.sqrt() * noise
-        weights = self._factor.weights
-        step = torch.randn(*sample_shape, *weights.shape, 1, dtype=weights.dtype, device=weights.device)
-        step = torch.linalg.solve_triangular(self._factor.cholesky.mT, step, upper=True)
-        u = weights + step.squeeze(-1)  # shape: (*s, L, M)
+        u = self._factor.rsample_weights(torch.Size(sample_shape))  # shape: (*s, L, M)
         paths = self._members_first((self._root @ u.unsqueeze(-1)).squeeze(-1))
         return paths + self._residual.reshape(*self.x.shape[:-1], 1).sqrt() * noise
 

@@ -9,6 +9,7 @@ from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_finite, check_shape
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.prior.channels import check_num_channels
+from fgp_gpytorch.prior.hyperprior import log_hyperprior
 from fgp_gpytorch.prior.inducing_posterior import InducingPosterior
 from fgp_gpytorch.prior.object_root import ObjectRoot
 
@@ -129,7 +130,4 @@ class InducingPrior(Configurable, gpytorch.Module):
 
     def log_hyperprior(self) -> Tensor:
         """Log density of the hyperparameters under the GPyTorch priors registered on them, nats, a scalar."""
-        total = torch.zeros((), dtype=self.dtype, device=self.inducing_x.device)
-        for _, module, prior, closure, _ in self.named_priors():
-            total = total + prior.log_prob(closure(module)).sum()
-        return total
+        return log_hyperprior(self, self.dtype)

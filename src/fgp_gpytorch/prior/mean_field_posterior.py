@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device, check_shape
+from fgp_gpytorch._shapes import check_new_members
 from fgp_gpytorch.gaussian import MeanFieldFactor, mean_field_factor
 
 
@@ -107,10 +107,7 @@ class MeanFieldPosterior:
             ShapeError: If the groups or the number of features differ from those of x.
             DataError: If x_new is not floating, not finite, or on another device.
         """
-        check_shape(x_new, "x_new", (len(self.group_index), "Q*", self.x.shape[-1]), "One row for each group.")
-        check_floating(x_new, "x_new")
-        check_same_device(x_new=x_new, x=self.x)
-        check_finite(x_new, "x_new")
+        check_new_members(x_new, self.x)
         return self.predict_groups(self.group_index, x_new)
 
     def predict_groups(self, group_index: Tensor, x_new: Tensor) -> "MeanFieldPrediction":

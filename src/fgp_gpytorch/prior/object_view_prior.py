@@ -12,6 +12,7 @@ from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.prior.channels import check_num_channels
 from fgp_gpytorch.prior.fourier_root import FourierRoot
+from fgp_gpytorch.prior.hyperprior import log_hyperprior
 from fgp_gpytorch.prior.mean_field_posterior import MeanFieldPosterior
 from fgp_gpytorch.prior.object_root import ObjectRoot, ProductRoot
 
@@ -108,10 +109,7 @@ class ObjectViewPrior(Configurable, gpytorch.Module):
 
     def log_hyperprior(self) -> Tensor:
         """Log density of the hyperparameters under the GPyTorch priors registered on them, nats, a scalar."""
-        total = torch.zeros((), dtype=self.dtype, device=self.raw_noise.device)
-        for _, module, prior, closure, _ in self.named_priors():
-            total = total + prior.log_prob(closure(module)).sum()
-        return total
+        return log_hyperprior(self, self.dtype)
 
 
 def object_view_prior(
