@@ -2,7 +2,8 @@
 
     python benchmarks/evaluate.py runs/rotated_mnist/best [--json docs/results/evaluation_best.json]
 
-Takes the models that `examples/rotated_mnist.py` left in its folder, one for each seed, and trains nothing.
+Takes the models that `examples/rotated_mnist.py` left in its folder, one for each seed, and trains nothing. The same
+figures of every other system are in the records of `benchmarks/table1.py`.
 """
 
 import argparse
@@ -16,22 +17,48 @@ import harness
 from fgp_gpytorch import FGPVAE
 from fgp_gpytorch.datasets import RotatedMNIST, rotated_mnist
 from fgp_gpytorch.metrics import disentanglement, held_out_calibration, mse_by_context_size, swap_errors
+from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
+from fgp_gpytorch.prior import FactorizedGPPrior, GlobalChannels, LocalChannels
+from systems import ask
 
 SIZES = (1, 2, 4, 8, 11, 15)
 
 
 def evaluate(model: FGPVAE, data: RotatedMNIST, all_views: RotatedMNIST) -> dict[str, float | None]:
-    """All figures of one model."""
+    """All figures of one model that are defined for it.
+
+    Args:
+        model: A trained system.
+        data: What it was trained on, and its held-out views.
+        all_views: The same digits with all 15 views of each as context.
+    """
     figures: dict[str, float | None] = {}
+    asked = ask(model, data.train, data.test, data.extrapolation)
+    larger = ask(model, data.train, None, all_views.extrapolation)
+    if not isinstance(model, KnownGroupsVAE):
+        # conditioned on all that was trained on, a context of few images is no such thing
+        larger = larger._replace(test=(model, all_views.test))
     for part in ("test", "extrapolation"):
-        calibration = held_out_calibration(model, getattr(data, part))
-        figures |= {f"{part} {name}": value for name, value in calibration._asdict().items()}
-        sizes = mse_by_context_size(model, getattr(all_views, part), SIZES)
-        figures |= {f"{part} MSE from {size} views": value for size, value in sizes.items()}
-    read = disentanglement(model, data.train, period=2 * math.pi)
-    figures |= {f"disentanglement {name}": value for name, value in read._asdict().items()}
-    figures |= {f"swap {name}": value for name, value in swap_errors(model, data.test)._asdict().items()}
+        if getattr(asked, part) is not None:
+            calibration = held_out_calibration(*getattr(asked, part))
+            figures |= {f"{part} {name}": value for name, value in calibration._asdict().items()}
+        if getattr(larger, part) is not None:
+            sizes = mse_by_context_size(*getattr(larger, part), SIZES)
+            figures |= {f"{part} MSE from {size} views": value for size, value in sizes.items()}
+    for name, alone in (("disentanglement", False), ("disentanglement alone", True)):
+        read = disentanglement(model, data.train, period=2 * math.pi, alone=alone)
+        figures |= {f"{name} {key}": value for key, value in read._asdict().items()}
+    if has_both_kinds(model) and asked.test is not None:
+        figures |= {f"swap {name}": value for name, value in swap_errors(*asked.test)._asdict().items()}
     return figures
+
+
+def has_both_kinds(model: FGPVAE) -> bool:
+    """Whether there are local and global latents to swap."""
+    if not isinstance(model.prior, FactorizedGPPrior):
+        return hasattr(model.prior, "num_global_channels")
+    kinds = {type(block) for block in model.prior.blocks}
+    return {LocalChannels, GlobalChannels} <= kinds
 
 
 def main() -> None:

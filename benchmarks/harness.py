@@ -1,15 +1,19 @@
-"""Timing side by side in one process, with everything a number needs to be believed."""
+"""Timing side by side in one process, and records of long runs, with everything a number needs to be believed."""
 
 import gc
+import json
+import os
 import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -85,3 +89,33 @@ def ratio(name: str, above: Sequence[float], below: Sequence[float], must: float
     verdict = "" if must is None else f", must be <= {must}: {'met' if middle <= must else 'MISSED'}"
     print(f"{name:58} {middle:9.3f}     (quartiles {low:.3f} to {high:.3f}, lower is better{verdict})")
     return middle
+
+
+def recorded(script: str, path: Path, words: Sequence[str], jobs: int) -> dict[str, Any]:
+    """The record of a run, which is made in a process of its own if there is none: nothing is run twice.
+
+    Args:
+        script: The file to run, with --one, the words and --out path.
+        path: The record, JSON.
+        words: Arguments that say which run it is.
+        jobs: Runs that share the processors; each gets its part of the threads.
+    """
+    if not path.exists():
+        command = [sys.executable, "-W", "ignore", script, *words, "--out", str(path)]
+        threads = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+        subprocess.run(command, check=True, env=os.environ | threads)
+    return json.loads(path.read_text())
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write a record whole or not at all: a run that is cut leaves none."""
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(record) + "\n")
+    unfinished.replace(path)
+
+
+def in_turn(task: Callable[[Any], object], items: Iterable[Any], jobs: int) -> None:
+    """Do a task for every item, so many at a time; the first error ends it."""
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in pool.map(task, items):
+            pass

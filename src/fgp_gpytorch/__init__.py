@@ -5,7 +5,7 @@ from importlib.metadata import version
 from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.data import AlignedDataset, GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import BernoulliLikelihood, GaussianLikelihood
-from fgp_gpytorch.models import CVAE, FGPVAE, GPVAE, SVGPVAE, VAE, CorrelatedFGPVAE
+from fgp_gpytorch.models import CVAE, FGPVAE, GPVAE, SVGPVAE, VAE, CorrelatedFGPVAE, LatentAngleFGPVAE
 from fgp_gpytorch.objectives import ELBO, GECO
 from fgp_gpytorch.prior import FactorizedGPPrior, GlobalChannels, IndependentChannels, LocalChannels
 from fgp_gpytorch.training import fit
@@ -30,6 +30,7 @@ __all__ = [
     "GroupedBatch",
     "GroupedDataset",
     "IndependentChannels",
+    "LatentAngleFGPVAE",
     "LocalChannels",
     "fit",
 ]

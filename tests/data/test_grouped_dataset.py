@@ -372,3 +372,40 @@ def test_selecting_wants_a_mask_over_members(data):
         data.select(torch.ones(6))
     with pytest.raises(DataError, match="at least one member, got none"):
         data.select(torch.zeros(6, dtype=torch.bool))
+
+
+def test_unknown_features_are_nan_in_every_batch_and_the_mask_says_where():
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    known = torch.tensor([[True, False], [True, True], [False, True]])
+    data = GroupedDataset(torch.rand(3, 2), x, [1, 0, 1], x_mask=known)
+    batch = data[:]
+    assert batch.x_mask.tolist() == [[[True, True], [True, True]], [[True, False], [False, True]]]
+    assert batch.x[1, 0].isnan().tolist() == [False, True]
+    assert batch.x[0].tolist() == [[3.0, 4.0], [0.0, 0.0]]
+    for part in (data.subset([1])[:], data.select(torch.tensor([False, True, True]))[:]):
+        assert int((~part.x_mask).sum()) == 2
+    assert not x.isnan().any()  # the caller's are left alone
+
+
+def test_unknown_features_of_one_column_and_of_tables():
+    data = GroupedDataset(
+        torch.rand(3, 2), torch.tensor([0.0, float("nan"), 2.0]), [0, 0, 1], x_mask=[True, False, True]
+    )
+    assert data[:].x_mask[..., 0].tolist() == [[True, False], [True, True]]
+    table = pd.DataFrame({"y": [1.0, 2.0], "angle": [0.5, None], "who": ["a", "a"]})
+    data = GroupedDataset.from_dataframe(table, "y", "angle", "who", missing_x=True)
+    assert data[:].x_mask[..., 0].tolist() == [[True, False]]
+    with pytest.raises(DataError, match=r"got 1 rows without, the first is row 1.*missing_x=True"):
+        GroupedDataset.from_dataframe(table, "y", "angle", "who")
+    with pytest.raises(ShapeError, match=r"x_mask: expected shape \(3, 1\), got \(2,\)"):
+        GroupedDataset(torch.rand(3, 2), torch.rand(3), [0, 0, 1], x_mask=[True, False])
+    with pytest.raises(DataError, match="x: expected finite values, got 1 NaN"):
+        GroupedDataset(torch.rand(2, 2), torch.tensor([0.0, float("nan")]), [0, 0], x_mask=[False, True])
+
+
+def test_unknown_features_of_padded_tensors():
+    x = torch.tensor([[[1.0], [float("nan")]], [[3.0], [float("nan")]]])
+    mask = torch.tensor([[True, True], [True, False]])
+    batch = GroupedBatch.from_tensors(torch.rand(2, 2, 3), x, mask, x_mask=torch.tensor([[True, False], [True, True]]))
+    assert batch.x_mask[..., 0].tolist() == [[True, False], [True, True]]
+    assert batch.x[1, 1].item() == 0

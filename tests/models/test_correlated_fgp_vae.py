@@ -9,7 +9,7 @@ import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
 from factories import SIZES, make_data, make_model, same_state, state_of
-from fgp_gpytorch import ELBO, GaussianLikelihood, LocalChannels, fit
+from fgp_gpytorch import ELBO, GaussianLikelihood, GroupedDataset, LocalChannels, fit
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.models import CorrelatedFGPVAE
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
@@ -82,11 +82,60 @@ def test_other_groups_teach_about_a_group():
     torch.testing.assert_close(together, by_all[[4, 1]])
 
 
-def test_some_groups_and_other_groups_are_refused():
-    model, data = make_correlated(), make_data()
+def times_over(model, batch, times):
+    """A model and a data set that has the batch's groups so many times over, each with its object vector."""
+    group = torch.arange(batch.num_groups).unsqueeze(-1).expand(batch.mask.shape)[batch.mask]
+    group = torch.cat([group + batch.num_groups * i for i in range(times)])
+    data = GroupedDataset(batch.y[batch.mask].repeat(times, 1), batch.x[batch.mask].repeat(times, 1), group)
+    larger = CorrelatedFGPVAE(
+        model.encoder, model.decoder, list(model.prior.local.blocks), 2, times * batch.num_groups, 2,
+        likelihood=model.likelihood,
+    )  # fmt: skip
+    larger.objects.set_vectors(model.objects.vectors.detach()[batch.group_index].repeat(times, 1))
+    return larger, data
+
+
+def test_minibatch_has_the_terms_of_a_data_set_that_has_it_times_over():
+    model, data = make_correlated(), make_data(sizes=(3, 1, 4, 2, 5, 2))
+    model = CorrelatedFGPVAE(
+        model.encoder, model.decoder, list(model.prior.local.blocks), 2, 6, 2, likelihood=model.likelihood
+    )
+    batch = data[[4, 1]]
+    larger, whole = times_over(model, batch, 3)
+    ours, theirs = model.terms(batch), larger.terms(whole[:])
+    for name in ("kl_local", "kl_global"):
+        mine, exact = getattr(ours, name).sum() * ours.scale, getattr(theirs, name).sum()
+        torch.testing.assert_close(mine, exact, rtol=1e-9, atol=0)
+    q, exact = model._infer(batch), larger.infer(whole[:])
+    for name in ("mean", "variance"):
+        torch.testing.assert_close(getattr(q, name)[batch.mask], getattr(exact, name)[:2][batch.mask])
+    # and what is inferred of the batch counts its rows once
+    assert (model.infer(batch).variance[..., 1:][batch.mask] > 1.01 * q.variance[..., 1:][batch.mask]).all()
+
+
+def test_pyros_elbo_of_a_minibatch_is_ours():
+    model, batch = make_correlated(), make_data()[[4, 0, 5]]
+    theirs = Trace_ELBO(num_particles=50, vectorize_particles=True, max_plate_nesting=1)
+    first = torch.tensor([theirs.loss(model.model, model.guide, batch) for _ in range(40)], dtype=torch.float64)
+    second = torch.tensor([ELBO(num_particles=50).loss(model, model, batch) for _ in range(40)], dtype=torch.float64)
+    error = math.hypot(first.std() / 40**0.5, second.std() / 40**0.5)
+    assert error < 0.02 * abs(second.mean())
+    assert abs(first.mean() - second.mean()) < 4.5 * error
+
+
+def test_fitted_in_minibatches():
+    model, data = make_correlated(GaussianLikelihood(), member_dropout=0.3), make_data()
+    model.initialize_objects(data)
+    before = ELBO(num_particles=100).loss(model, model, data[:])
+    fit(model, data, epochs=30, batch_size=3, learning_rate=0.02, folder=None, progress=False, seed=0)
+    assert ELBO(num_particles=100).loss(model, model, data[:]) < before - 20
+
+
+def test_other_groups_are_refused():
+    model = make_correlated()
     for call in (model.terms, model.model, model.guide):
-        with pytest.raises(GroupError, match=r"expected all 7 groups once, got 2: .* Try batch_size=len\(data\)\."):
-            call(data[[0, 1]])
+        with pytest.raises(GroupError, match="expected groups of the data set of 7 groups"):
+            call(make_data(sizes=(2, 3))[:])
     with pytest.raises(GroupError, match="expected groups of the data set of 7 groups"):
         model.infer(make_data(sizes=(2, 3)))
     with pytest.raises(GroupError, match="A new group has no object vector"):

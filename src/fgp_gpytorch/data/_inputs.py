@@ -7,10 +7,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._shapes import as_tensor
+from fgp_gpytorch._shapes import as_tensor, check_finite, check_same_device, check_shape
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 
-__all__ = ["as_features", "as_mask", "as_numbers", "encode_groups", "expand_mask"]
+__all__ = ["as_features", "as_mask", "as_numbers", "encode_groups", "expand_mask", "hide_unknown"]
 
 
 def as_numbers(value: Any, name: str) -> Tensor:
@@ -46,6 +46,29 @@ def as_features(x: Any, feature_dim: int) -> Tensor:
     if not x.is_floating_point():
         x = x.double()
     return x.unsqueeze(-1) if x.ndim == feature_dim else x
+
+
+def hide_unknown(x: Tensor, x_mask: Any, where: Tensor | None = None) -> Tensor:
+    """Features with NaN where they are not known.
+
+    Args:
+        x: Features, (..., D).
+        x_mask: True where one is known, the shape of `x`, or without D if it is 1; None = everywhere.
+        where: Where there is a member at all, broadcastable to `x`; None = everywhere.
+
+    Raises:
+        ShapeError: If the mask has another shape.
+        DataError: If it is not boolean, or a known feature is not finite.
+    """
+    if x_mask is None:
+        check_finite(x, "x", where)
+        return x
+    x_mask = as_mask(x_mask, "x_mask")
+    x_mask = x_mask.unsqueeze(-1) if x_mask.ndim == x.ndim - 1 and x.shape[-1] == 1 else x_mask
+    check_shape(x_mask, "x_mask", tuple(x.shape), "It has one entry for each feature of each member.")
+    check_same_device(x=x, x_mask=x_mask)
+    check_finite(x, "x", x_mask if where is None else x_mask & where)
+    return x.masked_fill(~x_mask, torch.nan)
 
 
 def _is_rectangular(rows: Any) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device, check_shape
-from fgp_gpytorch.data._inputs import as_features, as_mask, as_numbers, expand_mask
+from fgp_gpytorch.data._inputs import as_features, as_mask, as_numbers, expand_mask, hide_unknown
 from fgp_gpytorch.errors import DataError, ShapeError
 
 __all__ = ["GroupedBatch"]
@@ -30,7 +30,8 @@ class GroupedBatch:
 
     Attributes:
         y: Observations, shape (G, Q, *shape), floating.
-        x: Auxiliary features (angle, time, place, ...) in the caller's unit, shape (G, Q, D), floating.
+        x: Auxiliary features (angle, time, place, ...) in the caller's unit, shape (G, Q, D), floating; NaN where
+            one is not known (see `x_mask`).
         mask: True where a member is there, False where there is padding, shape (G, Q), bool.
         group_index: Position of each group in the data set, 0 to `num_dataset_groups` - 1, shape (G,), int64.
         y_mask: True where that element of `y` was observed, False in the padding, the shape of `y`, bool;
@@ -79,6 +80,7 @@ class GroupedBatch:
         x: Any,  # shape: (G, Q, D) or (G, Q)
         mask: Any = None,  # shape: (G, Q)
         y_mask: Any = None,  # shape: (G, Q, *shape)
+        x_mask: Any = None,  # shape: (G, Q, D) or (G, Q)
         *,
         group_index: Any = None,  # shape: (G,)
         num_dataset_groups: int | None = None,
@@ -91,6 +93,7 @@ class GroupedBatch:
             x: Auxiliary features, any real dtype; integers and lists become float64.
             mask: Boolean, True = a member is there (anywhere, not only in front); None = everywhere.
             y_mask: Boolean, True = that element of `y` was observed; None = all of them.
+            x_mask: Boolean, True = that feature is known; None = all of them. The others become NaN.
             group_index: Position of each group in the data set; None = 0 to G - 1.
             num_dataset_groups: Groups in the whole data set; None = these G are all there are.
             num_dataset_members: Members in the whole data set; None = those of this batch, times the groups of the
@@ -137,6 +140,8 @@ class GroupedBatch:
             num_dataset_groups = len(y)
         if num_dataset_members is None:
             num_dataset_members = round(int(mask.sum()) * num_dataset_groups / max(len(y), 1))
+        if mask.shape == x.shape[:2]:  # else the batch says what is wrong
+            x = hide_unknown(x, x_mask, mask.unsqueeze(-1))
         batch = cls(y, x, mask, group_index, y_mask, num_dataset_groups, num_dataset_members)
         if ((group_index < 0) | (group_index >= batch.num_dataset_groups)).any():
             raise DataError(
@@ -153,7 +158,6 @@ class GroupedBatch:
         if y_mask is not None:
             y_mask = observed = y_mask & observed
         check_finite(self.y, "y", observed)
-        check_finite(self.x, "x", self.mask.unsqueeze(-1))
         y = self.y.masked_fill(~observed, 0)
         return replace(self, y=y, x=self.x.masked_fill(~self.mask.unsqueeze(-1), 0), y_mask=y_mask)
 
@@ -212,6 +216,11 @@ class GroupedBatch:
     def observed(self) -> Tensor:  # shape: (G, Q, *shape)
         """True where an element of `y` was observed: `y_mask`, or `mask` expanded to the shape of `y`."""
         return expand_mask(self.mask, self.y) if self.y_mask is None else self.y_mask
+
+    @property
+    def x_mask(self) -> Tensor:  # shape: (G, Q, D)
+        """True where an auxiliary feature is known, and in the padding."""
+        return ~torch.isnan(self.x)
 
     def to(self, *args: Any, **kwargs: Any) -> "GroupedBatch":
         """Move the batch to a device, or cast its floating tensors, with the arguments of `torch.Tensor.to`.

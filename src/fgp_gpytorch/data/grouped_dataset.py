@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device, check_shape
-from fgp_gpytorch.data._inputs import as_features, as_mask, as_numbers, encode_groups, expand_mask
+from fgp_gpytorch.data._inputs import as_features, as_mask, as_numbers, encode_groups, expand_mask, hide_unknown
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 
@@ -55,6 +55,8 @@ class GroupedDataset(Dataset):
             categorical (ordered as its categories are), or any other labels that can be sorted.
         y_mask: True where that element of `y` was observed, the shape of `y`; None = all. What is False may
             be NaN.
+        x_mask: True where that feature is known, the shape of `x`; None = all. The others are NaN in every batch:
+            for models that infer them, such as `LatentAngleFGPVAE`; the rest say that they cannot.
 
     Attributes:
         labels: The label of each group, NumPy, shape (G,).
@@ -63,7 +65,7 @@ class GroupedDataset(Dataset):
     Raises:
         ShapeError: If the lengths or shapes do not fit together.
         DataError: If the data are empty, not finite where observed, or of a dtype that is not floating (`y`),
-            not real (`x`) or not boolean (`y_mask`).
+            not real (`x`) or not boolean (`y_mask`, `x_mask`).
         GroupError: If a label is missing or a float that is no exact integer.
 
     Example:
@@ -80,6 +82,7 @@ class GroupedDataset(Dataset):
         x: Any,  # shape: (N, D) or (N,)
         group: Any,  # shape: (N,)
         y_mask: Any = None,  # shape: (N, *shape)
+        x_mask: Any = None,  # shape: (N, D) or (N,)
     ) -> None:
         y = as_numbers(y, "y")
         check_floating(y, "y")
@@ -92,7 +95,7 @@ class GroupedDataset(Dataset):
             check_same_device(y=y, y_mask=y_mask)
         check_same_device(y=y, x=x)
         check_finite(y, "y", y_mask)
-        check_finite(x, "x")
+        x = hide_unknown(x, x_mask)
         if y_mask is not None:
             y = y.masked_fill(~y_mask, 0)
         order = torch.argsort(codes, stable=True).to(y.device)
@@ -117,6 +120,7 @@ class GroupedDataset(Dataset):
         x: Hashable | Sequence[Hashable],
         group: Hashable,
         dtype: torch.dtype | None = None,
+        missing_x: bool = False,
     ) -> "GroupedDataset":
         """Make a data set from the columns of a table, one row a member.
 
@@ -127,6 +131,7 @@ class GroupedDataset(Dataset):
             group: The column of labels.
             dtype: Floating dtype of `y`; None = the default dtype. `x` is float64, in which dates in seconds stay
                 apart.
+            missing_x: True takes missing values of `x` as unknown (`x_mask`), False refuses them.
 
         Returns:
             The data set, with observations of shape (number of columns,) and `y_mask` only if a value of `y`
@@ -156,15 +161,17 @@ class GroupedDataset(Dataset):
             raise DataError(f"df: expected columns for y, x and group, got {got}. Try some of {list(df.columns)}.")
         values, features = _numbers(df, y_columns), _numbers(df, x_columns)
         missing = np.isnan(features).any(axis=1)
-        if missing.any():
+        if missing.any() and not missing_x:
             raise DataError(
                 f"x: expected a value in every row of {x_columns}, got {int(missing.sum())} rows without, "
-                f"the first is row {int(missing.argmax())}. Try df.dropna(subset={x_columns})."
+                f"the first is row {int(missing.argmax())}. Try df.dropna(subset={x_columns}), or missing_x=True and "
+                "a model that infers them."
             )
+        x_mask = torch.from_numpy(~np.isnan(features)) if missing.any() else None
         dtype = torch.get_default_dtype() if dtype is None else dtype
         observed = torch.from_numpy(~np.isnan(values))
         y_mask = None if bool(observed.all()) else observed
-        return cls(torch.from_numpy(values).to(dtype), torch.from_numpy(features), df[group], y_mask)
+        return cls(torch.from_numpy(values).to(dtype), torch.from_numpy(features), df[group], y_mask, x_mask)
 
     @property
     def num_groups(self) -> int:

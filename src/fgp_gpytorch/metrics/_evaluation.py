@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import ShapeError
-from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.models import FGPVAE, GivenRows
 from fgp_gpytorch.prior import FactorizedGPPrior, GlobalChannels
 
 
@@ -41,7 +41,7 @@ class HeldOutBatch(NamedTuple):
 
 
 @contextmanager
-def evaluation(model: FGPVAE, seed: int | None = None) -> Iterator[torch.device]:
+def evaluation(model: FGPVAE | GivenRows, seed: int | None = None) -> Iterator[torch.device]:
     """Put a model in evaluation mode without gradients, and leave mode and random numbers as they were found.
 
     Args:
@@ -94,7 +94,7 @@ def check_held_out(held_out: HeldOut) -> None:
         )
 
 
-def global_channels(model: FGPVAE) -> Tensor:  # shape: (L,)
+def global_channels(model: FGPVAE | GivenRows) -> Tensor:  # shape: (L,)
     """Mark the channels with one value per group.
 
     They are those of the blocks of `GlobalChannels`; of another prior, the last `num_global_channels`, or none.

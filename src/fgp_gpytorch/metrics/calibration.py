@@ -7,7 +7,7 @@ import torch
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.metrics._evaluation import HeldOut, batches, evaluation
 from fgp_gpytorch.metrics.scores import _crps_of_sorted, _interval_of_sorted, log_mean_exp
-from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.models import FGPVAE, GivenRows
 
 _LEAST = 19  # draws for an interval of 90 %
 
@@ -30,7 +30,7 @@ class Calibration(NamedTuple):
 
 
 def held_out_calibration(
-    model: FGPVAE, held_out: HeldOut, num_samples: int = 199, seed: int = 0, batch_size: int = 16
+    model: FGPVAE | GivenRows, held_out: HeldOut, num_samples: int = 199, seed: int = 0, batch_size: int = 16
 ) -> Calibration:
     r"""Judge the predictive distribution of held-out members, which a squared error cannot.
 
@@ -45,7 +45,7 @@ def held_out_calibration(
     counts: a likelihood of fixed variance, such as the one that GECO is run with, is judged with that variance.
 
     Args:
-        model: A trained model; it is used in evaluation mode and left in the mode it was in.
+        model: A trained model, or what its `given` made; it is used in evaluation mode and left in the mode it was in.
         held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape).
         num_samples: S, at least 19.
         seed: Of the draws; the global random numbers are left alone.
@@ -63,7 +63,7 @@ def held_out_calibration(
     totals, elements = torch.zeros(4, dtype=torch.float64), 0
     with evaluation(model, seed) as device:
         for context, x_new, y_new in batches(held_out, batch_size, device):
-            z = model.infer(context).predict(x_new).rsample((num_samples,))
+            z = model.predict(x_new, context).rsample((num_samples,))
             output = model._decode(z, x_new)
             log_likelihood = log_mean_exp(model.likelihood.log_prob(output, y_new).double())
             ordered = model.likelihood.distribution(output).sample().sort(0).values

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics._evaluation import HeldOut, check_held_out, evaluation, global_channels
-from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.models import FGPVAE, GivenRows
 
 
 class SwapErrors(NamedTuple):
@@ -25,7 +25,7 @@ class SwapErrors(NamedTuple):
     unswapped: float
 
 
-def swap_errors(model: FGPVAE, held_out: HeldOut, seed: int = 0, batch_size: int = 64) -> SwapErrors:
+def swap_errors(model: FGPVAE | GivenRows, held_out: HeldOut, seed: int = 0, batch_size: int = 64) -> SwapErrors:
     r"""Decode the local latents of one group with the global latents of another, and compare with the truth.
 
         y = decoder(z_local of group a at x*, z_global of group b)     posterior means (paper, Section 3)
@@ -34,8 +34,8 @@ def swap_errors(model: FGPVAE, held_out: HeldOut, seed: int = 0, batch_size: int
     gives its global latents once and its local ones once, to another group at random.
 
     Args:
-        model: A trained model with local and global channels; it is used in evaluation mode and left in the mode it
-            was in.
+        model: A trained model with local and global channels, or what its `given` made; it is used in evaluation mode
+            and left in the mode it was in.
         held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape).
         seed: Of the pairs.
         batch_size: Groups at a time.
@@ -65,7 +65,7 @@ def swap_errors(model: FGPVAE, held_out: HeldOut, seed: int = 0, batch_size: int
 
         def mean_at(givers: Tensor, targets: Tensor) -> Tensor:
             """Posterior mean of the givers at the targets' x_new, (g, Q*, L)."""
-            return model.infer(held_out.context[givers].to(device)).predict(held_out.x_new[targets].to(device)).mean
+            return model.predict(held_out.x_new[targets].to(device), held_out.context[givers].to(device)).mean
 
         for b in torch.arange(groups).split(batch_size):
             a = local_from[b]

@@ -26,7 +26,15 @@ def features_of(batch: GroupedBatch) -> Tensor:  # shape: (G, Q, D)
 
     Kernels centre x before they take distances: among members at 1.7e9 (seconds since 1970) a padding of 0 would
     leave no digit of them.
+
+    Raises:
+        DataError: If a feature is not known.
     """
+    if bool(batch.x.isnan().any()):
+        raise DataError(
+            f"x: expected known auxiliary features, got {int(batch.x.isnan().sum())} unknown ones, which this model "
+            "does not infer. Try LatentAngleFGPVAE for angles, or data.select(rows) without them."
+        )
     if is_full(batch):
         return batch.x
     first = batch.mask.int().argmax(-1)

@@ -28,8 +28,12 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
 
     with the exact posterior of the encoder's pseudo-observations, as in `FGPVAE`; that of the global channels couples
     the groups and costs O(N m^2). Object vectors are fixed after a PCA (`initialize_objects`) or learned (GP-LVM,
-    paper, Appendix C). Since q itself of a group depends on all others, a minibatch of groups has another bound, whose
-    gradient is not unbiased for this one's: training refuses it, `fit(model, data, batch_size=len(data))` is exact.
+    paper, Appendix C).
+
+    **Minibatches.** q(u) takes all groups. In a training step on G of the P groups it is estimated from these, each row
+    counting P/G times, as in `SVGPVAE`: the step's objective is exactly that of a data set which has these groups P/G
+    times over. It is no unbiased estimate of the whole's, whose q(u) is another one: `fit(model, data,
+    batch_size=len(data))` is exact, and takes one step an epoch. What is inferred afterwards is exact either way.
 
     With `representation=` a network gives the object vectors of a batch's groups from their own images, of groups
     never trained on too; `GPVAE` says which call conditions on what, and what then becomes of the bound.
@@ -55,7 +59,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
     Example:
         >>> model = CorrelatedFGPVAE(PaperEncoder(16), PaperDecoder(16), [LocalChannels(8, kernel)], 8, len(data))
         >>> model.initialize_objects(data)
-        >>> fit(model, data, batch_size=len(data))
+        >>> fit(model, data)
     """
 
     prior: CorrelatedGPPrior
@@ -82,22 +86,22 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
 
     @pyro_method
     def model(self, batch: GroupedBatch, observe: bool = True) -> Tensor:
-        """The generative model as a Pyro program, of the whole data set: it has no subsampled plate.
+        """The generative model as a Pyro program.
 
         Sites "u_0", ... are the local blocks' whitened variables (see `FGPVAE`), "u_objects" the weights u of the
-        global channels, "z" the latents.
+        global channels, which all groups share, "z" the latents.
 
         Args:
-            batch: All groups of the training data.
+            batch: Groups of the training data.
             observe: False draws the site "y" instead of conditioning on `batch.y`.
 
         Returns:
             y, observed or drawn, (G, Q, *y_shape).
 
         Raises:
-            GroupError: If the batch is not the whole data set.
+            GroupError: If the batch is not of the data set of P groups.
         """
-        self._check_groups(batch, whole=True)
+        self._check_groups(batch)
         x = features_of(batch).to(self.prior.dtype)
         if next(self.prior.local.named_priors(), None) is not None:
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
@@ -107,7 +111,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
             zero = torch.zeros(objects.shape[-1], dtype=objects.dtype, device=objects.device)
             u = pyro.sample("u_objects", dist.Normal(zero, torch.ones_like(zero), validate_args=False).to_event(1))
         shared = (u @ objects.mT).mT.unsqueeze(-2)  # shape: (*s, G, 1, L - J)
-        with pyro.plate("groups", batch.num_groups, dim=-1):
+        with self._plate(batch):
             parts = []
             for index, block in enumerate(self._blocks()):
                 root = block.covariance_root(x)
@@ -119,40 +123,39 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
 
     @pyro_method
     def guide(self, batch: GroupedBatch, observe: bool = True) -> None:
-        """The exact posterior of the pseudo-observations as a Pyro program.
+        """The exact posterior of the pseudo-observations as a Pyro program; q(u) of a minibatch is an estimate.
 
         Args:
             batch: The same as the model's.
             observe: As the model's; it changes nothing here.
 
         Raises:
-            GroupError: If the batch is not the whole data set.
+            GroupError: If the batch is not of the data set of P groups.
         """
-        self._check_groups(batch, whole=True)
         posterior = self._infer(batch)
         shared = posterior.shared
         with pyro.plate("global_channels", self.prior.num_global_channels, dim=-1):
             precision = shared.cholesky @ shared.cholesky.mT
             normal = dist.MultivariateNormal(shared.weights, precision_matrix=precision, validate_args=False)
             pyro.sample("u_objects", normal)
-        with pyro.plate("groups", batch.num_groups, dim=-1):
+        with self._plate(batch):
             for index, distribution in enumerate(posterior.local.whitened_distributions()):
                 pyro.sample(f"u_{index}", distribution)
 
     def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
-        """The parts of the ELBO. The KL of the global channels is of all groups at once and shared out equally.
+        """The parts of the ELBO. The KL of the global channels is of the whole data set and shared out equally.
 
         Args:
-            batch: All groups of the training data.
+            batch: Groups of the training data; all of them for the exact bound.
             num_particles: Draws of z for the expectation.
 
         Returns:
             Sums per group, (G,).
 
         Raises:
-            GroupError: If the batch is not the whole data set.
+            GroupError: If the batch is not of the data set of P groups.
         """
-        self._check_groups(whole_batch(batch, "batch"), whole=True)
+        self._check_groups(whole_batch(batch, "batch"))
         return super().terms(batch, num_particles)
 
     def infer(self, batch: GroupedBatch | GroupedDataset) -> CorrelatedPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -174,11 +177,13 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
         return prior.condition(positions, *self._pseudo_observations(known))
 
     def _infer(self, batch: GroupedBatch) -> CorrelatedPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._check_groups(batch)
         x, mean, variance, mask = self._pseudo_observations(batch)
         if self.training and self.member_dropout > 0:
             mask = drop_members(batch.mask if mask is None else mask, self.member_dropout)
         prior, positions = self._locate(batch)
-        return prior.condition(positions, x, mean, variance, mask)
+        scale = batch.num_dataset_groups / batch.num_groups
+        return prior.condition(positions, x, mean, variance, mask, scale)
 
     def _prior_at(self, vectors: Tensor, batch: GroupedBatch) -> CorrelatedGPPriorAt:
         return CorrelatedGPPriorAt(self.prior, vectors)

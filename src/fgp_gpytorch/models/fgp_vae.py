@@ -26,6 +26,7 @@ from fgp_gpytorch.models._batches import (
     whole_batch,
 )
 from fgp_gpytorch.models.member_dropout import drop_members
+from fgp_gpytorch.models.prediction import Prediction
 from fgp_gpytorch.models.saving import load_model, save_model
 from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, GlobalChannels, LatentPosterior
@@ -137,10 +138,14 @@ class FGPVAE(Configurable, PyroModule):
         Returns:
             y, observed or drawn, (G, Q, *y_shape).
         """
+        return self._draw_model(batch, self._plate(batch), observe)
+
+    def _draw_model(self, batch: GroupedBatch, plate: pyro.plate, observe: bool) -> Tensor:
+        """The sites of `model` in a plate of the batch's groups."""
         x = features_of(batch).to(self.prior.dtype)
         if next(self.prior.named_priors(), None) is not None:
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
-        with self._plate(batch):
+        with plate:
             parts = []
             for index, block in enumerate(self._blocks()):
                 root = block.covariance_root(x)
@@ -157,8 +162,12 @@ class FGPVAE(Configurable, PyroModule):
             batch: The same as the model's.
             observe: As the model's; it changes nothing here.
         """
+        self._draw_guide(batch, self._plate(batch))
+
+    def _draw_guide(self, batch: GroupedBatch, plate: pyro.plate) -> None:
+        """The sites of `guide` in a plate of the batch's groups."""
         posterior = self._infer(batch)
-        with self._plate(batch):
+        with plate:
             for index, distribution in enumerate(posterior.whitened_distributions()):
                 pyro.sample(f"u_{index}", distribution)
 
@@ -236,6 +245,31 @@ class FGPVAE(Configurable, PyroModule):
         batch = checked_batch(batch, "batch")
         return self.prior.posterior(*self._pseudo_observations(batch))
 
+    def predict(self, x_new: Tensor, context: GroupedBatch | GroupedDataset) -> Prediction:
+        """The latents' posterior at new members of the context's groups: what `generate` decodes.
+
+        Args:
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            context: Groups to condition on, seen in training or not.
+
+        Returns:
+            An object with `mean` and `variance` (G, Q*, L) and `rsample`.
+
+        Raises:
+            GroupError: If x_new has not one row of members for each group of the context.
+            ShapeError: If x_new or the encoder's output has the wrong shape.
+            DataError: If a value is not finite or a dtype is not floating.
+        """
+        context = checked_batch(context, "context")
+        check_floating(x_new, "x_new")
+        if x_new.dim() != 3 or len(x_new) != context.num_groups:
+            raise GroupError(
+                f"x_new: expected (G, Q*, D) with G = {context.num_groups}, one row of members for each group of the "
+                f"context, got {tuple(x_new.shape)}. Try context=data[[...]] with the groups of x_new, or context=None "
+                "for new groups."
+            )
+        return self.infer(context).predict(x_new)
+
     @torch.no_grad()
     def reconstruct(self, batch: GroupedBatch | GroupedDataset) -> Tensor:
         """E[y | z] at the posterior mean of z: one decoded observation for each member.
@@ -280,16 +314,8 @@ class FGPVAE(Configurable, PyroModule):
             check_floating(x_new, "x_new")
             check_shape(x_new, "x_new", ("G", "Q*", "D"), "One group is x_new.unsqueeze(0).")
             return self._mean_of(self.prior.sample(x_new, sample_shape or ()), x_new, None)
-        context = checked_batch(context, "context")
-        check_floating(x_new, "x_new")
-        if x_new.dim() != 3 or len(x_new) != context.num_groups:
-            raise GroupError(
-                f"x_new: expected (G, Q*, D) with G = {context.num_groups}, one row of members for each group of the "
-                f"context, got {tuple(x_new.shape)}. Try context=data[[...]] with the groups of x_new, or context=None "
-                "for new groups."
-            )
-        posterior = self.infer(context)
-        prediction = posterior.predict(x_new)
+        context = whole_batch(context, "context")
+        prediction = self.predict(x_new, context)
         z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
         return self._mean_of(z, x_new, context.y.shape[2:])
 

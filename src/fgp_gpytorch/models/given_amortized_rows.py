@@ -1,16 +1,16 @@
 """A `GPVAE` or `CorrelatedFGPVAE` with a representation network, conditioned on more rows than the context shows."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fgp_gpytorch._shapes import check_finite, check_floating
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.models._batches import checked_batch
-from fgp_gpytorch.models.given_rows import Prediction
+from fgp_gpytorch.models.given_rows import GivenRows
+from fgp_gpytorch.models.prediction import Prediction
 
 
 class AmortizedPosterior(Protocol):
@@ -23,7 +23,7 @@ class AmortizedPosterior(Protocol):
         ...
 
 
-class GivenAmortizedRows(nn.Module):
+class GivenAmortizedRows(GivenRows):
     """A model conditioned on the rows of a data set, made by its `given`.
 
     Args:
@@ -35,20 +35,15 @@ class GivenAmortizedRows(nn.Module):
     """
 
     def __init__(self, model: Any, rows: GroupedBatch, posterior: AmortizedPosterior, new_groups: bool) -> None:
-        super().__init__()
+        super().__init__(model, posterior, rows.num_dataset_groups)
         self.model: Any = model
-        self.posterior, self.new_groups = posterior, new_groups
-        self.num_groups = rows.num_dataset_groups
+        self.posterior: AmortizedPosterior = posterior
+        self.new_groups = new_groups
         self.group_index = rows.group_index
 
     @torch.no_grad()
-    def generate(
-        self,
-        x_new: Tensor,
-        context: GroupedBatch | GroupedDataset,
-        sample_shape: Sequence[int] | None = None,
-    ) -> Tensor:
-        """As the model's `generate`, conditioned on the rows of `given` and, of new groups, on those of the context.
+    def predict(self, x_new: Tensor, context: GroupedBatch | GroupedDataset) -> Prediction:
+        """The latents at new members, conditioned on the rows of `given` and, of new groups, on those of the context.
 
         With new groups z* ~ p(z* | rows of `given`, rows of all groups of this context), jointly: two groups asked for
         together know of each other.
@@ -57,10 +52,9 @@ class GivenAmortizedRows(nn.Module):
             x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
             context: New groups, whose images give their object vectors; or groups of `given`, only whose `group_index`
                 is read.
-            sample_shape: None decodes the mean of z; a shape decodes joint draws of z.
 
         Returns:
-            E[y | z], (*sample_shape, G, Q*, *y_shape).
+            An object with `mean` and `variance` (G, Q*, L) and `rsample`.
 
         Raises:
             GroupError: If x_new has not one row for each group, or a context of seen groups has others.
@@ -79,9 +73,7 @@ class GivenAmortizedRows(nn.Module):
             positions = torch.arange(batch.num_groups, device=x_new.device) + len(self.posterior.group_index)
         else:
             posterior, positions = self.posterior, self._positions(batch)
-        prediction = posterior.predict_groups(positions, x_new)
-        z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
-        return self.model._mean_of(z, x_new, batch.y.shape[2:])
+        return posterior.predict_groups(positions, x_new)
 
     def _positions(self, batch: GroupedBatch) -> Tensor:  # shape: (G,)
         same = batch.group_index.unsqueeze(-1) == self.group_index

@@ -1,25 +1,17 @@
 """A model conditioned on more rows than the context shows."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import GroupError
-from fgp_gpytorch.models._batches import checked_batch
+from fgp_gpytorch.likelihoods import Likelihood
+from fgp_gpytorch.models._batches import checked_batch, whole_batch
 from fgp_gpytorch.models.fgp_vae import FGPVAE
-
-
-class Prediction(Protocol):
-    """A posterior at new members."""
-
-    mean: Tensor
-
-    def rsample(self, sample_shape: Sequence[int] = (), marginals: bool = False) -> Tensor:
-        """Joint draws."""
-        ...
+from fgp_gpytorch.models.prediction import Prediction
 
 
 class KnowsGroups(Protocol):
@@ -43,6 +35,16 @@ class GivenRows(nn.Module):
         super().__init__()
         self.model, self.posterior, self.num_groups = model, posterior, num_groups
 
+    @property
+    def likelihood(self) -> Likelihood:
+        """The model's."""
+        return self.model.likelihood
+
+    @property
+    def prior(self) -> Any:
+        """The model's."""
+        return self.model.prior
+
     @torch.no_grad()
     def generate(
         self,
@@ -50,18 +52,38 @@ class GivenRows(nn.Module):
         context: GroupedBatch | GroupedDataset,
         sample_shape: Sequence[int] | None = None,
     ) -> Tensor:
-        """As the model's `generate`, conditioned on the rows of `given` and on none of the context's.
+        """As the model's `generate`, conditioned on what `predict` conditions on.
 
         Args:
             x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
-            context: Groups of the training data; only their `group_index` is read.
+            context: As in `predict`.
             sample_shape: None decodes the mean of z; a shape decodes joint draws of z.
 
         Returns:
             E[y | z], (*sample_shape, G, Q*, *y_shape).
 
         Raises:
+            GroupError: If the context's groups are not known, or x_new has not one row for each group.
+            DataError: If a value is not finite or a dtype is not floating.
+        """
+        batch = whole_batch(context, "context")
+        prediction = self.predict(x_new, batch)
+        z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
+        return self.model._mean_of(z, x_new, batch.y.shape[2:])
+
+    def predict(self, x_new: Tensor, context: GroupedBatch | GroupedDataset) -> Prediction:
+        """The latents at new members, conditioned on the rows of `given` and on none of the context's.
+
+        Args:
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            context: Groups of the training data; only their `group_index` is read.
+
+        Returns:
+            An object with `mean` and `variance` (G, Q*, L) and `rsample`.
+
+        Raises:
             GroupError: If the context is not of the data set of P groups, or x_new has not one row for each group.
+            DataError: If a value is not finite or a dtype is not floating.
         """
         batch = checked_batch(context, "context")
         check_known_groups(batch, self.num_groups)
@@ -70,9 +92,10 @@ class GivenRows(nn.Module):
                 f"x_new: expected (G, Q*, D) with G = {batch.num_groups}, got {tuple(x_new.shape)}. "
                 "Try one row of members for each group of the context."
             )
-        prediction = self.posterior.predict_groups(batch.group_index, x_new)
-        z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
-        return self.model._mean_of(z, x_new, batch.y.shape[2:])
+        return self.posterior.predict_groups(batch.group_index, x_new)
+
+    def _decode(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.model._decode(z, x)
 
 
 def check_known_groups(batch: GroupedBatch, num_groups: int) -> None:

@@ -19,6 +19,9 @@ class Terms(NamedTuple):
             whole dataset.
         num_dataset_groups: Groups of the dataset that the batch is a sample of.
         num_dataset_members: Members of that dataset.
+        kl_features: KL(q || p) of auxiliary features that are not known, nats, (G,); None if the model infers none.
+        log_supervision: What a model adds to be maximized that is no part of the bound: log q of known features, nats,
+            (G,); None for nothing.
     """
 
     log_likelihood: Tensor
@@ -30,6 +33,14 @@ class Terms(NamedTuple):
     log_hyperprior: Tensor
     num_dataset_groups: int
     num_dataset_members: int
+    kl_features: Tensor | None = None
+    log_supervision: Tensor | None = None
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q || p) of everything that is not known, nats, (G,)."""
+        kl = self.kl_local + self.kl_global
+        return kl if self.kl_features is None else kl + self.kl_features
 
     @property
     def scale(self) -> float:

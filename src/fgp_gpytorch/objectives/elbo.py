@@ -32,7 +32,9 @@ class ELBO(Objective):
 
     def loss_of(self, terms: Terms) -> Tensor:
         """The negative ELBO of a batch, scaled to the dataset, nats."""
-        per_group = self.beta * (terms.kl_local + terms.kl_global) - terms.log_likelihood
+        per_group = self.beta * terms.kl - terms.log_likelihood
+        if terms.log_supervision is not None:
+            per_group = per_group - terms.log_supervision
         return terms.scale * per_group.sum() - terms.log_hyperprior
 
     def report(self, terms: Terms) -> dict[str, Tensor]:

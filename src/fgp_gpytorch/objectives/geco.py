@@ -102,7 +102,9 @@ class GECO(Objective):
     def loss_of(self, terms: Terms) -> Tensor:
         """(KL + lambda N (mse - kappa) - log p(hyperparameters)) / (1 + kappa lambda), scaled to the dataset."""
         multiplier = self._log_multiplier.to(terms.kl_local.device).exp()
-        kl = terms.scale * (terms.kl_local + terms.kl_global).sum()
+        kl = terms.scale * terms.kl.sum()
+        if terms.log_supervision is not None:
+            kl = kl - terms.scale * terms.log_supervision.sum()
         members = terms.scale * terms.num_members.sum()
         lagrangian = kl + multiplier * members * (terms.mse - self.kappa) - terms.log_hyperprior
         return lagrangian / (1 + self.kappa * multiplier)

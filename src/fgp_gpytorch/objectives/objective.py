@@ -108,11 +108,13 @@ class Objective(pyro.infer.ELBO):
 
 def mean_parts(terms: Terms) -> dict[str, Tensor]:
     """The parts that every objective reports: means over the groups of the batch, without gradients."""
+    optional = {"kl_features": terms.kl_features, "log_supervision": terms.log_supervision}
     return {
         "log_likelihood": terms.log_likelihood.detach().mean(),
         "kl_local": terms.kl_local.detach().mean(),
         "kl_global": terms.kl_global.detach().mean(),
         "mse": terms.mse.detach(),
+        **{name: value.detach().mean() for name, value in optional.items() if value is not None},
     }
 
 

@@ -49,7 +49,13 @@ class CorrelatedGPPrior(Configurable, gpytorch.Module):
         self.num_channels = self.local.num_channels + num_global_channels
 
     def condition(
-        self, group_index: Tensor, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None = None
+        self,
+        group_index: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        mask: Tensor | None = None,
+        scale: float = 1.0,
     ) -> "CorrelatedPosterior":
         """Condition on pseudo-observations of some groups: exact, for these groups together.
 
@@ -59,6 +65,8 @@ class CorrelatedGPPrior(Configurable, gpytorch.Module):
             mean: mu, (G, Q, L).
             variance: sigma^2, (G, Q, L), positive.
             mask: True where a member is observed, (G, Q); None observes all.
+            scale: How often each row counts for u, the weights that all groups share: P / G makes q(u) of G groups an
+                estimate of that of all P. Local channels are not concerned.
 
         Returns:
             The posterior.
@@ -66,7 +74,7 @@ class CorrelatedGPPrior(Configurable, gpytorch.Module):
         Raises:
             GroupError: If a group has no object vector.
         """
-        return CorrelatedPosterior(self, group_index, x, mean, variance, mask)
+        return CorrelatedPosterior(self, group_index, x, mean, variance, mask, scale)
 
     def log_hyperprior(self) -> Tensor:
         """Log density of the local kernels' hyperparameters under their priors, nats, a scalar."""
@@ -92,8 +100,9 @@ class CorrelatedPosterior:
         mean: Tensor,
         variance: Tensor,
         mask: Tensor | None,
+        scale: float = 1.0,
     ) -> None:
-        self.group_index, self._prior = group_index, prior
+        self.group_index, self._prior, self._scale = group_index, prior, scale
         self._given = (x, mean, variance, mask)
         split = [prior.local.num_channels, prior.num_global_channels]
         (local_mean, shared_mean), (local_variance, shared_variance) = (v.split(split, -1) for v in (mean, variance))
@@ -102,7 +111,7 @@ class CorrelatedPosterior:
         # every row of a group has the group's features: shape (G Q, m), and (L - J, G Q) for the rest
         rows = prior.objects.forward(group_index).unsqueeze(1).expand(*x.shape[:-1], -1).flatten(0, 1)
         flat_mask = None if mask is None else mask.flatten()
-        precision = masked_precision(shared_variance.to(prior.dtype).flatten(0, 1).mT, flat_mask)
+        precision = masked_precision(shared_variance.to(prior.dtype).flatten(0, 1).mT, flat_mask) * scale
         residual = shared_mean.to(prior.dtype).flatten(0, 1).mT
         if flat_mask is not None:
             residual = torch.where(flat_mask, residual, 0.0)
@@ -125,9 +134,12 @@ class CorrelatedPosterior:
 
     @property
     def kl_global(self) -> Tensor:
-        """KL(q || p) of the global channels, in equal shares for the groups (it does not factorize), nats, (G,)."""
+        """KL(q || p) of the global channels, in equal shares for the groups (it does not factorize), nats, (G,).
+
+        With a scale of P / G in shares for P groups.
+        """
         groups = len(self.group_index)
-        return (self.shared.kl().sum() / groups).expand(groups)
+        return (self.shared.kl().sum() / (groups * self._scale)).expand(groups)
 
     @property
     def kl(self) -> Tensor:
@@ -136,7 +148,8 @@ class CorrelatedPosterior:
 
     @property
     def log_evidence(self) -> Tensor:
-        """log Z of all groups together, summed over channels, nats, a scalar."""
+        """log Z of all groups together, summed over channels, nats, a scalar; the rows counted once."""
+        assert self._scale == 1, "made by the training of a minibatch"
         return self.local.log_evidence.sum() + self.shared.log_evidence().sum()
 
     def predict(self, x_new: Tensor) -> "CorrelatedPrediction":

@@ -25,10 +25,16 @@ class CorrelatedGPPriorAt:
         self.num_global_channels, self.num_channels = prior.num_global_channels, prior.num_channels
 
     def condition(
-        self, group_index: Tensor, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None = None
+        self,
+        group_index: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        mask: Tensor | None = None,
+        scale: float = 1.0,
     ) -> CorrelatedPosterior:
         """As `CorrelatedGPPrior.condition`, positions being those of the vectors."""
-        return CorrelatedPosterior(self, group_index, x, mean, variance, mask)  # pyright: ignore[reportArgumentType]
+        return CorrelatedPosterior(self, group_index, x, mean, variance, mask, scale)  # pyright: ignore[reportArgumentType]
 
 
 def join_correlated_groups(first: CorrelatedPosterior, second: CorrelatedPosterior) -> CorrelatedPosterior:
@@ -48,8 +54,10 @@ def join_correlated_groups(first: CorrelatedPosterior, second: CorrelatedPosteri
     both = CorrelatedGPPriorAt(one.prior, torch.cat([one.vectors, other.vectors]))
     members = max(first.x.shape[1], second.x.shape[1])
     parts = zip(_padded(first, members), _padded(second, members), strict=True)
-    index = torch.cat([first.group_index, second.group_index + len(one.vectors)])
-    return both.condition(index, *(torch.cat(pair) for pair in parts))
+    x, mean, variance, mask = (torch.cat(pair) for pair in parts)
+    return both.condition(
+        torch.cat([first.group_index, second.group_index + len(one.vectors)]), x, mean, variance, mask
+    )
 
 
 def _padded(posterior: CorrelatedPosterior, members: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -142,7 +142,7 @@ class TrainingModule(lightning.LightningModule):
             sums = {"val_mse": (error.square().sum().item(), error.numel())}
         else:
             terms = self.model.terms(batch)
-            elbo = (terms.log_likelihood - terms.kl_local - terms.kl_global).sum().item()
+            elbo = (terms.log_likelihood - terms.kl).sum().item()
             sums = {
                 "val_loss": (-elbo, terms.num_members.sum().item()),
                 "val_mse": (terms.squared_error.sum().item(), terms.num_elements.sum().item()),
@@ -226,7 +226,8 @@ def _first_non_finite(terms: Terms) -> str:
     for name in ("kl_local", "kl_global"):  # which know nothing of the decoder, so they come first
         if not bool(torch.isfinite(getattr(terms, name)).all()):
             return f"{name} (of the encoder's mean and variance, and the kernels)"
-    for name in ("log_likelihood", "log_hyperprior"):
-        if not bool(torch.isfinite(getattr(terms, name)).all()):
+    for name in ("kl_features", "log_supervision", "log_likelihood", "log_hyperprior"):
+        value = getattr(terms, name)
+        if value is not None and not bool(torch.isfinite(value).all()):
             return name
     return "loss"

@@ -1,0 +1,137 @@
+"""How the other systems' settings were chosen: thirteen trials each, as many as the FGP-VAE had, on training data.
+
+    python benchmarks/choose_rivals.py [--only "GP-VAE" ...] [--jobs 2]
+    python benchmarks/choose_rivals.py --quick      # two epochs of everything, into runs/choose_rivals_quick
+
+From the 360 training digits, 40 are held out whole, and one of the 15 angles is taken out of training altogether, as
+157.5 degrees is in the test (benchmarks/choose_settings.py does the same for the FGP-VAE). First a grid of nine
+learning rates and weights of the KL, then four changes that the system is given to, of the best of these. A system is
+judged by the error at the angle taken out, of the digits trained on: of the decoded mean of z or of the mean of 64
+decoded draws, whichever is lower. Every trial is a line of the records and is never run twice.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import harness
+from fgp_gpytorch.datasets import rotated_mnist
+from fgp_gpytorch.metrics import held_out_mse
+from systems import Recipe, ask, train_system
+
+RECORDS = Path(__file__).parent.parent / "docs" / "results" / "choose_rivals.jsonl"
+EPOCHS, ANGLE, SEED = 200, 3, 0
+GRID = [
+    {"learning_rate": rate, "beta": beta, "cosine": True} for rate in (1e-3, 3e-3, 1e-2) for beta in (0.15, 0.4, 1.0)
+]
+DROPOUT = 2 / 11
+# what each is changed by after the grid
+CHANGES: dict[str, list[dict[str, Any]]] = {
+    "VAE": [{"batch_size": 10}, {"batch_size": 40}, {"cosine": False}, {"learning_rate": 2e-2}],
+    "CVAE": [{"batch_size": 10}, {"batch_size": 40}, {"cosine": False}, {"learning_rate": 2e-2}],
+    "CVAE of the context": [
+        {"batch_size": 10}, {"member_dropout": DROPOUT}, {"member_dropout": 2 * DROPOUT}, {"learning_rate": 2e-2},
+    ],
+    "GP-VAE": [{"batch_size": 10}, {"num_factors": 4}, {"num_factors": 16}, {"num_factors": 32}],
+    "GP-VAE, representation network": [{"batch_size": 10}, {"num_factors": 4}, {"num_factors": 16}, {"cosine": False}],
+    "SVGP-VAE": [{"batch_size": 40}, {"num_factors": 16}, {"num_factors": 32}, {"num_inducing": 128}],
+    "FGP-VAE, correlated by PCA": [
+        {"num_factors": 16}, {"num_factors": 64}, {"member_dropout": 0.0}, {"learn_lengthscale": False},
+    ],
+    "FGP-VAE, correlated, learned": [
+        {"num_factors": 16}, {"num_factors": 64}, {"member_dropout": 0.0}, {"learn_lengthscale": False},
+    ],
+}  # fmt: skip
+# what the FGP-VAE's own choice is, where a system shares it
+START = {
+    name: {"num_local": 12, "learn_lengthscale": True, "member_dropout": DROPOUT}
+    for name in CHANGES
+    if name.startswith("FGP-VAE")
+}
+
+
+def judge(system: str, recipe: Recipe) -> dict[str, Any]:
+    split = rotated_mnist().validation(held_out_angle_index=ANGLE)
+    started = time.perf_counter()
+    model, training = train_system(system, recipe, split.train, SEED)
+    figures: dict[str, Any] = {"training_mse": float(training.history["mse"].iloc[-1])}
+    asked = ask(model, split.train, split.test, split.extrapolation)
+    for name, part in (("unseen_angle", asked.test), ("unseen_digit", asked.extrapolation)):
+        if part is not None:
+            torch.manual_seed(SEED)
+            figures[f"{name}_mse"] = held_out_mse(*part)
+            figures[f"{name}_mse_mean"] = held_out_mse(*part, sample=True, num_samples=64)
+    return figures | {"seconds": time.perf_counter() - started}
+
+
+def score(record: dict[str, Any]) -> float:
+    return min(record["unseen_angle_mse"], record["unseen_angle_mse_mean"])
+
+
+def recipe_of(system: str, changes: dict[str, Any], epochs: int) -> Recipe:
+    return Recipe(**{**START.get(system, {}), **changes, "epochs": epochs})
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def best_recipe(system: str, path: Path = RECORDS) -> dict[str, Any]:
+    """The recipe of the trial with the lowest error, as the fields of `Recipe`."""
+    return min((r for r in read(path) if r["system"] == system), key=score)["recipe"]
+
+
+def run_all(system: str, epochs: int, out: Path, jobs: int) -> None:
+    """The trials of one system that have no record."""
+    for changes in GRID:
+        run_one(system, recipe_of(system, changes, epochs), out, jobs)
+    grid = [dataclasses.asdict(recipe_of(system, changes, epochs)) for changes in GRID]
+    best = min((r for r in read(out) if r["system"] == system and r["recipe"] in grid), key=score)["recipe"]
+    for changes in CHANGES[system]:
+        run_one(system, Recipe(**{**best, **changes}), out, jobs)
+
+
+def run_one(system: str, recipe: Recipe, out: Path, jobs: int) -> None:
+    """One trial, unless there is a record of it; its line is added to the others'."""
+    fields = dataclasses.asdict(recipe)
+    if any(r["system"] == system and r["recipe"] == fields for r in read(out)):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--one", system, json.dumps(fields)]
+        record = harness.recorded(__file__, Path(folder) / "trial.json", words, jobs)
+    with out.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    print(f"{system}: {score(record):.4f} {json.dumps(record['recipe'])} {record['seconds']:.0f} s", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--only", nargs="+", choices=CHANGES, default=list(CHANGES))
+    add("--jobs", type=int, default=1, help="systems at a time, which share the processors")
+    add("--out", type=Path, default=RECORDS)
+    add("--quick", action="store_true", help="two epochs of everything, into runs/choose_rivals_quick.jsonl")
+    add("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        system, recipe = options.one[0], Recipe(**json.loads(options.one[1]))
+        record = {"system": system, "recipe": dataclasses.asdict(recipe), "angle": ANGLE, "seed": SEED}
+        harness.write(options.out, record | judge(system, recipe) | {"commit": harness.commit()})
+        return 0
+    epochs = EPOCHS
+    if options.quick:
+        epochs, options.out = 2, Path("runs/choose_rivals_quick.jsonl")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    harness.in_turn(lambda system: run_all(system, epochs, options.out, options.jobs), options.only, options.jobs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

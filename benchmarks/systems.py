@@ -1,0 +1,249 @@
+"""The systems of the paper's evaluation: how each is built, trained and asked, the same way for all.
+
+What a system may differ in is its `Recipe`. Networks (Table A.1), loader, optimizer and number of epochs are the same.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gpytorch
+import lightning
+import torch
+
+from fgp_gpytorch import (
+    CVAE,
+    ELBO,
+    FGPVAE,
+    GECO,
+    GPVAE,
+    SVGPVAE,
+    VAE,
+    CorrelatedFGPVAE,
+    FactorizedGPPrior,
+    GaussianLikelihood,
+    GlobalChannels,
+    GroupedDataset,
+    IndependentChannels,
+    LocalChannels,
+    fit,
+)
+from fgp_gpytorch.data import align_held_out
+from fgp_gpytorch.metrics import held_out_mse
+from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
+from fgp_gpytorch.nets import (
+    FourierFeatures,
+    MLPFeatures,
+    PaperDecoder,
+    PaperEncoder,
+    PaperFeatures,
+    RepresentationNetwork,
+)
+from fgp_gpytorch.training import FitResult
+
+CHANNELS = 16  # L of Table A.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a system is trained; a system looks at what concerns it."""
+
+    epochs: int = 1000
+    batch_size: int = 20
+    learning_rate: float = 1e-3
+    cosine: bool = False
+    beta: float = 1.0  # weight of the KL in the ELBO
+    kappa: float | None = None  # GECO's target, None for the ELBO with the optimal decoder variance
+    member_dropout: float = 0.0
+    num_local: int = 8  # J
+    learn_lengthscale: bool = False
+    period: float = 2 * math.pi
+    num_factors: int = 8  # m, length of an object vector
+    num_inducing: int = 64  # M
+
+
+def likelihood(recipe: Recipe) -> GaussianLikelihood:
+    return GaussianLikelihood("optimal") if recipe.kappa is None else GaussianLikelihood("fixed", recipe.kappa)
+
+
+def vae(recipe: Recipe, groups: int) -> VAE:
+    return VAE(PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), CHANNELS, likelihood(recipe))
+
+
+def cvae(recipe: Recipe, groups: int) -> CVAE:
+    return conditional(FactorizedGPPrior([IndependentChannels(CHANNELS)]), recipe)
+
+
+def cvae_of_context(recipe: Recipe, groups: int) -> CVAE:
+    return conditional(FactorizedGPPrior([GlobalChannels(CHANNELS)]), recipe)
+
+
+def conditional(prior: FactorizedGPPrior, recipe: Recipe) -> CVAE:
+    encoder, decoder = PaperEncoder(CHANNELS, num_features=2), PaperDecoder(CHANNELS, num_features=2)
+    return CVAE(encoder, decoder, prior, FourierFeatures(), likelihood(recipe), recipe.member_dropout)
+
+
+def gp_vae(recipe: Recipe, groups: int) -> GPVAE:
+    return GPVAE(
+        PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), CHANNELS, num_groups=groups, num_factors=recipe.num_factors,
+        likelihood=likelihood(recipe),
+    )  # fmt: skip
+
+
+def gp_vae_of_images(recipe: Recipe, groups: int) -> GPVAE:
+    return GPVAE(
+        PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), CHANNELS, num_factors=recipe.num_factors,
+        likelihood=likelihood(recipe), representation=representation(recipe),
+    )  # fmt: skip
+
+
+def representation(recipe: Recipe) -> RepresentationNetwork:
+    """Object vectors of images: a mean of their convolutional features, and a small perceptron of it (Appendix C)."""
+    return RepresentationNetwork(PaperFeatures(16), MLPFeatures([16], recipe.num_factors), "mean")
+
+
+def svgp_vae(recipe: Recipe, groups: int) -> SVGPVAE:
+    return SVGPVAE(
+        PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), CHANNELS, num_groups=groups, num_factors=recipe.num_factors,
+        num_inducing=recipe.num_inducing, likelihood=likelihood(recipe),
+    )  # fmt: skip
+
+
+def fgp_vae(recipe: Recipe, groups: int) -> FGPVAE:
+    prior = FactorizedGPPrior([local_channels(recipe), GlobalChannels(CHANNELS - recipe.num_local)])
+    return FGPVAE(PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), prior, likelihood(recipe), recipe.member_dropout)
+
+
+def correlated_fgp_vae(recipe: Recipe, groups: int, learn_objects: bool = True) -> CorrelatedFGPVAE:
+    return CorrelatedFGPVAE(
+        PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), [local_channels(recipe)], CHANNELS - recipe.num_local,
+        num_groups=groups, num_factors=recipe.num_factors, learn_objects=learn_objects, likelihood=likelihood(recipe),
+        member_dropout=recipe.member_dropout,
+    )  # fmt: skip
+
+
+def pca_correlated_fgp_vae(recipe: Recipe, groups: int) -> CorrelatedFGPVAE:
+    return correlated_fgp_vae(recipe, groups, learn_objects=False)
+
+
+def local_channels(recipe: Recipe) -> LocalChannels:
+    """The paper's kernel: amplitude 1, r = 1 at the start."""
+    kernel = gpytorch.kernels.PeriodicKernel(
+        batch_shape=torch.Size([recipe.num_local] if recipe.learn_lengthscale else [])
+    )
+    kernel.period_length, kernel.lengthscale = recipe.period, 1.0
+    kernel.raw_period_length.requires_grad_(False)
+    kernel.raw_lengthscale.requires_grad_(recipe.learn_lengthscale)
+    return LocalChannels(recipe.num_local, kernel)
+
+
+BUILD: dict[str, Callable[[Recipe, int], FGPVAE]] = {
+    "VAE": vae,
+    "CVAE": cvae,
+    "CVAE of the context": cvae_of_context,
+    "GP-VAE": gp_vae,
+    "GP-VAE, representation network": gp_vae_of_images,
+    "SVGP-VAE": svgp_vae,
+    "FGP-VAE": fgp_vae,
+    "FGP-VAE, correlated by PCA": pca_correlated_fgp_vae,
+    "FGP-VAE, correlated, learned": correlated_fgp_vae,
+}
+
+
+class Summarize(lightning.Callback):
+    """Gives a `GPVAE` its exact linear form of the KL at the start of every epoch, as Casale et al. did."""
+
+    def __init__(self, data: GroupedDataset) -> None:
+        self.data = data
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Summarize."""
+        model: Any = pl_module.model
+        model.summary = model.summarize(self.data)
+
+
+class Watch(lightning.Callback):
+    """The test error every so many epochs, which the paper's best epoch is chosen by; its time is not counted."""
+
+    def __init__(self, train: GroupedDataset, test: Any, every: int) -> None:
+        self.train, self.test, self.every = train, test, every
+        self.errors: list[tuple[int, float]] = []
+        self.seconds = 0.0
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Measure, with the clock stopped."""
+        if (trainer.current_epoch + 1) % self.every == 0:
+            started = time.perf_counter()
+            model: Any = pl_module.model
+            with torch.random.fork_rng(devices=[]):
+                asked = ask(model, self.train, self.test, None).test
+                assert asked is not None
+                self.errors.append((trainer.current_epoch + 1, held_out_mse(*asked)))
+            self.seconds += time.perf_counter() - started
+
+
+class Asked(NamedTuple):
+    """What generates held-out views, and the views: for seen groups, and for new ones if the system knows any."""
+
+    test: tuple[Any, Any] | None
+    extrapolation: tuple[Any, Any] | None
+
+
+def ask(model: FGPVAE, train: GroupedDataset, test: Any | None, extrapolation: Any | None) -> Asked:
+    """Condition the model on all that it may know: of a prior that couples groups, on all training rows.
+
+    Args:
+        model: A trained system.
+        train: The training data.
+        test: Held-out views of training groups, or None.
+        extrapolation: Held-out views of other groups, or None.
+    """
+    if not isinstance(model, KnownGroupsVAE):
+        return Asked(*(None if views is None else (model, views) for views in (test, extrapolation)))
+    seen = unseen = None
+    if test is not None:
+        seen = (model.given(train, context="seen"), align_held_out(test, train))
+    if extrapolation is not None and model.representation is not None:
+        unseen = (model.given(train, context="new"), extrapolation)
+    return Asked(seen, unseen)
+
+
+def train_system(
+    system: str, recipe: Recipe, data: GroupedDataset, seed: int, callbacks: Sequence[lightning.Callback] = ()
+) -> tuple[FGPVAE, FitResult]:
+    """Build a system and train it with one seed.
+
+    Raises:
+        KeyboardInterrupt: If ctrl-C cut it.
+    """
+    torch.manual_seed(seed)
+    model = BUILD[system](recipe, len(data))
+    return model, train(model, recipe, data, seed, callbacks)
+
+
+def train(
+    model: FGPVAE, recipe: Recipe, data: GroupedDataset, seed: int, callbacks: Sequence[lightning.Callback] = ()
+) -> FitResult:
+    """Train a model that was built, as all systems are trained.
+
+    Raises:
+        KeyboardInterrupt: If ctrl-C cut it.
+    """
+    callbacks = list(callbacks)
+    if isinstance(model, KnownGroupsVAE) and model.representation is None:
+        model.initialize_objects(data)
+    if isinstance(model, GPVAE):
+        callbacks.append(Summarize(data))
+    result = fit(
+        model, data, objective=ELBO(recipe.beta) if recipe.kappa is None else GECO(recipe.kappa),
+        epochs=recipe.epochs, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate,
+        lr_schedule="cosine" if recipe.cosine else None, seed=seed, folder=None, progress=False, callbacks=callbacks,
+        accelerator="cpu", devices=1,
+    )  # fmt: skip
+    if result.interrupted:
+        raise KeyboardInterrupt
+    if isinstance(model, GPVAE):
+        model.summary = None
+    return result

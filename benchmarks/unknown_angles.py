@@ -1,0 +1,133 @@
+"""Angles that were not observed, inferred (the paper's Appendix C): how much is lost, and how well are they found?
+
+    python benchmarks/unknown_angles.py [--known 1 0.5 0.1 0.02 0] [--epochs 300] [--jobs 2]
+    python benchmarks/unknown_angles.py --quick    # two epochs of everything, into runs/unknown_angles_quick
+
+Of the 3960 training images of the main experiment the angles of a random part are kept and the rest is hidden. The
+FGP-VAE at its best settings learns with an angle encoder beside it; tested are the held-out angle of training digits,
+given views whose hidden angles the model infers, and of digits never seen, of none of whose views the angle is given.
+With no angle known the circle may come out turned or mirrored: it is brought to the true one by the turn and the
+reflection that fit the training images best, which uses their true angles for that and for nothing else.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import harness
+from fgp_gpytorch import GroupedDataset, LatentAngleFGPVAE
+from fgp_gpytorch.datasets import HeldOutViews, rotated_mnist
+from fgp_gpytorch.metrics import held_out_mse
+from fgp_gpytorch.nets import PaperFeatures
+from systems import fgp_vae, train
+from table1 import FGP_VAE_BEST
+
+RECORDS = Path(__file__).parent.parent / "docs" / "results" / "unknown_angles"
+EPOCHS = 300
+
+
+def hidden(data: GroupedDataset, known: float, seed: int) -> GroupedDataset:
+    """The data with a random part of the angles known, group by group as before."""
+    rows = data.flat()
+    order = torch.rand(len(rows.x), generator=torch.Generator().manual_seed(seed)).argsort()
+    x_mask = torch.zeros(len(rows.x), dtype=torch.bool)
+    x_mask[order[: round(known * len(rows.x))]] = True
+    return GroupedDataset(rows.y, rows.x, data.labels[rows.group.numpy()], x_mask=x_mask)
+
+
+def on_circle(difference: Tensor) -> Tensor:
+    """An angle as the nearest one of -pi to pi."""
+    return (difference + math.pi).remainder(2 * math.pi) - math.pi
+
+
+def alignment(guess: Tensor, truth: Tensor) -> tuple[float, float]:
+    """The sign s and turn t for which s * guess + t is nearest to the truth on the circle."""
+    best = (0.0, 1.0, 0.0)
+    for sign in (1.0, -1.0):
+        z = torch.exp(1j * (truth - sign * guess)).mean()
+        best = max(best, (abs(z).item(), sign, torch.angle(z).item()))
+    return best[1], best[2]
+
+
+def run(known: float, seed: int, epochs: int) -> dict[str, Any]:
+    recipe = dataclasses.replace(FGP_VAE_BEST, epochs=epochs)
+    data = rotated_mnist()
+    train_data = hidden(data.train, known, seed)
+    torch.manual_seed(seed)
+    base = fgp_vae(recipe, len(train_data))
+    model = LatentAngleFGPVAE(
+        base.encoder, base.decoder, base.prior, PaperFeatures(2), base.likelihood, base.member_dropout
+    )
+    training = train(model, recipe, train_data, seed)
+    truth = data.train.flat().x[:, 0]
+    with torch.no_grad():
+        guess = model.infer_angles(train_data)
+        batch = train_data[:]
+        found = guess.mean[batch.mask]
+        unseen = data.extrapolation.context[:]
+        found_unseen = model.infer_angles(unseen).mean[unseen.mask]
+    sign, turn = alignment(found, truth) if known == 0 else (1.0, 0.0)
+
+    def error(inferred: Tensor, right: Tensor) -> float:
+        return math.degrees(on_circle(sign * inferred + turn - right).abs().mean().item())
+
+    def part(views: HeldOutViews, context: GroupedDataset) -> HeldOutViews:
+        """The view to predict in the model's own turn and reflection, from contexts with hidden angles."""
+        return dataclasses.replace(views, context=context, x_new=(sign * (views.x_new - turn)).remainder(2 * math.pi))
+
+    is_hidden = train_data.flat().x[:, 0].isnan()
+    return {
+        "known": known, "seed": seed, "recipe": dataclasses.asdict(recipe),
+        "test_mse": held_out_mse(model, part(data.test, train_data.subset(range(len(data.test.context))))),
+        "extrapolation_mse": held_out_mse(model, part(data.extrapolation, hidden(data.extrapolation.context, 0.0, 0))),
+        "extrapolation_mse_of_known": held_out_mse(model, data.extrapolation) if known > 0 else None,
+        "hidden_degrees": error(found[is_hidden], truth[is_hidden]) if bool(is_hidden.any()) else None,
+        "unseen_degrees": error(found_unseen, unseen.x[unseen.mask][:, 0]),
+        "training_mse": float(training.history["mse"].iloc[-1]),
+        "seconds_per_epoch": training.seconds_per_epoch,
+        "date": time.strftime("%Y-%m-%d"), "commit": harness.commit(),
+    }  # fmt: skip
+
+
+def run_missing(known: float, seed: int, options: argparse.Namespace) -> None:
+    """One run, unless there is a record of it."""
+    words = ["--one", str(known), str(seed), "--epochs", str(options.epochs)]
+    r = harness.recorded(__file__, options.out / f"known_{known:g}_{seed}.json", words, options.jobs)
+    print(f"known {known:g}, seed {seed}: test MSE {r['test_mse']:.4f}, extrapolation {r['extrapolation_mse']:.4f}, "
+          f"unseen angles off by {r['unseen_degrees']:.1f} degrees", flush=True)  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--known", type=float, nargs="+", default=[1.0, 0.5, 0.1, 0.02, 0.0], help="parts of the angles that are known")
+    add("--seeds", type=int, default=1)
+    add("--epochs", type=int, default=EPOCHS, help="the records of another number need another --out")
+    add("--jobs", type=int, default=1, help="runs at a time, which share the processors")
+    add("--out", type=Path, default=RECORDS)
+    add("--quick", action="store_true", help="two epochs of everything, into runs/unknown_angles_quick")
+    add("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        known, seed = options.one
+        harness.write(options.out, run(float(known), int(seed), options.epochs))
+        return 0
+    if options.quick:
+        options.epochs, options.out = 2, Path("runs/unknown_angles_quick")
+    elif options.epochs != EPOCHS and options.out == RECORDS:
+        parser.error(f"--epochs: the records in this folder are of {EPOCHS} epochs; give --out")
+    options.out.mkdir(parents=True, exist_ok=True)
+    runs = [(known, seed) for seed in range(options.seeds) for known in options.known]
+    harness.in_turn(lambda each: run_missing(*each, options), runs, options.jobs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""The factorized GP-VAE for members whose angle is not known (paper, Appendix C)."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import ProjectedNormal
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.likelihoods import Likelihood
+from fgp_gpytorch.models._batches import cast_for, checked_batch, is_full, scatter, whole_batch
+from fgp_gpytorch.models.fgp_vae import FGPVAE
+from fgp_gpytorch.models.terms import Terms
+from fgp_gpytorch.prior import FactorizedGPPrior, LatentPosterior
+
+
+class LatentAngleFGPVAE(FGPVAE):
+    r"""An FGP-VAE that infers angles which were not observed, of some members or of all (paper, Appendix C).
+
+    Generative process of a group p; a known angle is conditioned on, as in `FGPVAE`:
+
+        w_q ~ Uniform(circle),   Z_p ~ FactorizedGPPrior(w),   y_q ~ likelihood(decoder(z_q))
+
+    A network amortizes the posterior of an angle over images, where a GP-LVM has parameters for each of them:
+
+        q(w_q | y_q) = ProjectedNormal(angle_encoder(y_q)),   q(Z_p | Y_p, w) as in `FGPVAE`
+
+        ELBO = E_q(w) [ sum_q E_q[log p(y_q | z_q)] - KL(q(Z_p) || p(Z_p)) ] - sum_unknown KL(q(w_q) || Uniform)
+
+    with gradients through the kernel to the drawn angles. What is known teaches the network, too: training adds
+    supervision * sum_known log q(w_q | y_q), which is no part of the bound (as in Kingma et al. 2014, eq. 9).
+
+    Unknown angles are NaN in `batch.x`: `GroupedDataset(y, x, group, x_mask=known)`. After training, angles that are
+    not known are taken at the middle of q (`infer`, `reconstruct`, `generate`, of new groups too): they are plugged in,
+    so the posterior of z does not have their uncertainty.
+
+    If no angle is known at all, nothing tells a turned or mirrored circle from another: angles are inferred up to
+    that. A few known ones settle it.
+
+    Args:
+        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
+        decoder: Module from (*batch, L) to (*batch, *y_shape).
+        prior: The prior over the L channels.
+        angle_encoder: Module from (*batch, *y_shape) to (*batch, 2), a vector whose direction is the angle and whose
+            length how sure it is, such as `nets.PaperFeatures(2)`; 0 knows nothing.
+        likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
+        member_dropout: As in `FGPVAE`.
+        feature: Which of the D auxiliary features is the angle; the others must be known.
+        period: Of the angle, in its unit (2 pi for radians).
+        supervision: Weight of log q of the known angles; 0 learns from unknown ones alone.
+
+    Raises:
+        ShapeError: If an argument is not a module of its kind.
+        DataError: If `member_dropout`, `feature`, `period` or `supervision` is out of range.
+
+    Example:
+        >>> known = torch.rand(len(angles)) < 0.1
+        >>> data = GroupedDataset(images, angles, digit, x_mask=known)
+        >>> model = LatentAngleFGPVAE(PaperEncoder(16), PaperDecoder(16), prior, PaperFeatures(2))
+        >>> fit(model, data)
+        >>> model.infer_angles(data).mean  # (G, Q)
+    """
+
+    angle_encoder: nn.Module
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        prior: FactorizedGPPrior,
+        angle_encoder: nn.Module,
+        likelihood: Likelihood | None = None,
+        member_dropout: float = 0.0,
+        feature: int = 0,
+        period: float = 2 * math.pi,
+        supervision: float = 1.0,
+    ) -> None:
+        super().__init__(encoder, decoder, prior, likelihood, member_dropout)
+        if not isinstance(angle_encoder, nn.Module):
+            raise ShapeError(
+                f"angle_encoder: expected a torch Module, got {type(angle_encoder).__name__}. "
+                "Try nets.PaperFeatures(2), or nets.MLPFeatures(y_shape, 2)."
+            )
+        if not isinstance(feature, int) or feature < 0:
+            raise DataError(f"feature: expected the position of the angle in x, got {feature!r}. Try 0.")
+        if not 0 < period < math.inf:
+            raise DataError(f"period: expected a positive finite number, got {period}. Try 360 for degrees.")
+        if not 0 <= supervision < math.inf:
+            raise DataError(f"supervision: expected a finite number >= 0, got {supervision}. Try 1.0.")
+        self.angle_encoder, self.feature, self.period = angle_encoder, feature, period
+        self.supervision = supervision
+
+    # Pyro
+
+    @pyro_method
+    def model(self, batch: GroupedBatch, observe: bool = True) -> Tensor:
+        """The generative model as a Pyro program.
+
+        Beside the sites of `FGPVAE` there is "direction", (G, Q, 2): unit vectors of the angles, masked to those that
+        are not known. The known ones enter by `pyro.factor("supervision")`.
+
+        Args:
+            batch: Groups of a dataset.
+            observe: False draws the site "y" instead of conditioning on `batch.y`.
+
+        Returns:
+            y, observed or drawn, (G, Q, *y_shape).
+        """
+        plate = self._plate(batch)
+        with plate:
+            zero = torch.zeros(*batch.mask.shape, 2, dtype=self.prior.dtype, device=batch.x.device)
+            direction = pyro.sample("direction", self._masked(zero, batch))
+            if observe and self.supervision > 0:
+                pyro.factor("supervision", self._log_supervision(batch, self._concentration(batch)))
+        return self._draw_model(self._filled(batch, direction), plate, observe)
+
+    @pyro_method
+    def guide(self, batch: GroupedBatch, observe: bool = True) -> None:
+        """The approximate posterior as a Pyro program: of the angles first, then of the latents given them.
+
+        Args:
+            batch: The same as the model's.
+            observe: As the model's; it changes nothing here.
+        """
+        plate = self._plate(batch)
+        with plate:
+            direction = pyro.sample("direction", self._masked(self._concentration(batch), batch))
+        self._draw_guide(self._filled(batch, direction), plate)
+
+    @pyro_method
+    def register_parameters(self) -> None:
+        """As `FGPVAE`'s, with those of the angle encoder."""
+        super().register_parameters()
+        getattr(self, "angle_encoder")  # noqa: B009 - looking is what announces them
+
+    # objectives
+
+    def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
+        """The parts of the ELBO, at one draw of the unknown angles.
+
+        Args:
+            batch: Groups of a dataset.
+            num_particles: Draws of z for the expectation, all at the same angles.
+
+        Returns:
+            Sums per group, (G,). `kl_features` is log q(w) - log p(w) at the draw, whose mean is the KL;
+            `log_supervision` is the weighted log q of the known angles. Densities are of the angle in radians.
+
+        Raises:
+            ShapeError: If a network's output has the wrong shape.
+            DataError: If a feature other than the angle is not known.
+        """
+        batch = whole_batch(batch, "batch")
+        concentration = self._concentration(batch)
+        q = ProjectedNormal(concentration, validate_args=False)
+        direction = q.rsample()
+        terms = super().terms(self._filled(batch, direction), num_particles)
+        log_ratio = q.log_prob(direction) + math.log(2 * math.pi)
+        kl = torch.where(self._unknown(batch), log_ratio, 0.0).sum(-1)
+        supervision = self._log_supervision(batch, concentration) if self.supervision > 0 else None
+        return terms._replace(kl_features=kl, log_supervision=supervision)
+
+    # what users ask
+
+    def infer(self, batch: GroupedBatch | GroupedDataset) -> LatentPosterior:
+        """q(Z | Y, X, w) of each group, unknown angles w at the middle of their posterior.
+
+        Args:
+            batch: Groups to condition on.
+
+        Returns:
+            The posterior over (G, Q, L); its `x` has all angles.
+
+        Raises:
+            ShapeError: If a network's output has the wrong shape.
+            DataError: If the batch is empty or not a GroupedBatch, a value is not finite, or a feature other than the
+                angle is not known.
+        """
+        batch = checked_batch(batch, "batch")
+        return super().infer(self._filled(batch, self._concentration(batch)))
+
+    def infer_angles(self, batch: GroupedBatch | GroupedDataset) -> "AnglePosterior":
+        """q(w | y) of every member, whether or not its angle is known: each from its own observation.
+
+        Args:
+            batch: Groups, seen in training or not.
+
+        Returns:
+            The posterior over (G, Q), in the unit of `period`; what stands at padded members means nothing.
+
+        Raises:
+            ShapeError: If the angle encoder's output has the wrong shape.
+            DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
+        """
+        return AnglePosterior(self._concentration(checked_batch(batch, "batch")), self.period)
+
+    # inside
+
+    def _concentration(self, batch: GroupedBatch) -> Tensor:  # shape: (G, Q, 2)
+        full = is_full(batch)
+        rows = batch.y.flatten(0, 1) if full else batch.y[batch.mask]
+        vectors = self.angle_encoder(cast_for(self.angle_encoder, rows))
+        if not isinstance(vectors, Tensor) or vectors.shape != (len(rows), 2):
+            got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+            raise ShapeError(
+                f"angle_encoder: expected one vector of the plane for each observation, ({len(rows)}, 2), got {got}. "
+                "Try nets.PaperFeatures(2), or nets.MLPFeatures(y_shape, 2)."
+            )
+        vectors = vectors.to(self.prior.dtype)
+        return vectors.unflatten(0, batch.mask.shape) if full else scatter(vectors, batch.mask, 1.0)
+
+    def _unknown(self, batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
+        if self.feature >= batch.x.shape[-1]:
+            raise DataError(
+                f"feature: expected one of the {batch.x.shape[-1]} auxiliary features, got {self.feature}. Try 0."
+            )
+        return batch.x[..., self.feature].isnan() & batch.mask
+
+    def _masked(self, concentration: Tensor, batch: GroupedBatch) -> Any:
+        return ProjectedNormal(concentration, validate_args=False).mask(self._unknown(batch)).to_event(1)
+
+    def _filled(self, batch: GroupedBatch, direction: Tensor) -> GroupedBatch:
+        """The batch with the angles of vectors (*s, G, Q, 2) where they are not known."""
+        angle = _angle_of(direction, self.period)
+        column = torch.where(self._unknown(batch), angle, batch.x[..., self.feature].to(angle.dtype))
+        others = batch.x.to(angle.dtype).expand(*angle.shape, -1)
+        here = torch.arange(batch.x.shape[-1], device=batch.x.device) == self.feature
+        x = torch.where(here, column.unsqueeze(-1), others)
+        if x.dim() > batch.x.dim():
+            raise ShapeError(
+                f"direction: expected one draw of the angles, got {tuple(direction.shape)}. "
+                "Try Pyro's ELBO without vectorize_particles, Predictive without parallel."
+            )
+        return dataclasses.replace(batch, x=x)
+
+    def _log_supervision(self, batch: GroupedBatch, concentration: Tensor) -> Tensor:  # shape: (G,)
+        """supervision * sum over known angles of log q, nats, of the angle in radians."""
+        known = batch.mask & ~self._unknown(batch)
+        phase = 2 * math.pi / self.period * torch.where(known, batch.x[..., self.feature], 0.0).to(concentration.dtype)
+        unit = torch.stack([phase.cos(), phase.sin()], dim=-1)
+        log_prob = ProjectedNormal(concentration, validate_args=False).log_prob(unit)
+        return self.supervision * torch.where(known, log_prob, 0.0).sum(-1)
+
+
+class AnglePosterior:
+    """q(w | y) of angles: a projected normal on the circle.
+
+    Attributes:
+        concentration: Vectors whose direction is the middle and whose length says how sure it is, (G, Q, 2).
+        period: Of the angle.
+    """
+
+    def __init__(self, concentration: Tensor, period: float) -> None:
+        self.concentration, self.period = concentration, period
+
+    @property
+    def mean(self) -> Tensor:
+        """The middle of the distribution, in [0, period), (G, Q)."""
+        return _angle_of(self.concentration, self.period)
+
+    def log_prob(self, angle: Tensor) -> Tensor:
+        """Log density at angles (*s, G, Q), per unit of the angle."""
+        phase = 2 * math.pi / self.period * angle.to(self.concentration.dtype)
+        unit = torch.stack([phase.cos(), phase.sin()], dim=-1)
+        density = ProjectedNormal(self.concentration, validate_args=False).log_prob(unit)
+        return density + math.log(2 * math.pi / self.period)
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        """Draw angles, (*sample_shape, G, Q), in [0, period)."""
+        direction = ProjectedNormal(self.concentration, validate_args=False).sample(torch.Size(sample_shape))
+        return _angle_of(direction, self.period)
+
+
+def _angle_of(direction: Tensor, period: float) -> Tensor:
+    """Angle in [0, period) of vectors (*b, 2)."""
+    return torch.atan2(direction[..., 1], direction[..., 0]).remainder(2 * math.pi) * (period / (2 * math.pi))
