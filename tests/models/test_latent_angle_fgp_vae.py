@@ -203,7 +203,7 @@ def test_a_few_known_angles_teach_the_others_and_new_groups(tmp_path):
     data, truth = make_circle(known=0.15, sizes=sizes)
     unseen, unseen_truth = make_circle(known=0.0, sizes=[5] * 20, seed=9)
     model = make_model(likelihood=GaussianLikelihood())
-    result = fit(model, data, epochs=60, learning_rate=0.02, folder=tmp_path, progress=False, seed=0)
+    result = fit(model, data, epochs=150, batch_size=10, learning_rate=0.02, folder=tmp_path, progress=False, seed=0)
     for part, right in ((data, truth), (unseen, unseen_truth)):
         batch = part[:]
         guess = model.infer_angles(batch).mean[batch.mask]

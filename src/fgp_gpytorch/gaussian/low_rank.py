@@ -10,6 +10,7 @@ Everything is a sum of terms of one sign. A global channel is Phi = sqrt(s) 1, c
 et al. 2018: Sigma = D D'), their product with views is the GP-VAE's.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -191,8 +192,10 @@ class MeanFieldFactor(NamedTuple):
         mean = self.mean
         z = mean + self.variance.sqrt() * torch.randn(*sample_shape, *mean.shape, dtype=mean.dtype, device=mean.device)
         centre = _mean_field_weights(self.root, self.noise, z, self.cholesky)
-        step = torch.randn_like(centre).unsqueeze(-1)
-        return centre + torch.linalg.solve_triangular(self.cholesky.mT, step, upper=True).squeeze(-1)
+        step = torch.randn_like(centre)
+        if self.cholesky.dim() == 2:
+            return centre + _as_columns(lambda e: torch.linalg.solve_triangular(self.cholesky.mT, e, upper=True), step)
+        return centre + torch.linalg.solve_triangular(self.cholesky.mT, step.unsqueeze(-1), upper=True).squeeze(-1)
 
 
 def mean_field_factor(root: Tensor, noise: Tensor, mean: Tensor, variance: Tensor) -> MeanFieldFactor:
@@ -213,8 +216,15 @@ def mean_field_factor(root: Tensor, noise: Tensor, mean: Tensor, variance: Tenso
 
 
 def _mean_field_weights(root: Tensor, noise: Tensor, z: Tensor, cholesky: Tensor) -> Tensor:
+    if cholesky.dim() == 2:  # one matrix for all draws and channels: one product, not one for each of them
+        return _as_columns(lambda p: torch.cholesky_solve(p, cholesky), z @ root / noise)
     projected = (root.mT @ z.unsqueeze(-1)) / noise[..., None, None]
     return torch.cholesky_solve(projected, cholesky).squeeze(-1)
+
+
+def _as_columns(solve: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+    """Solve for vectors (*b, M) as the columns of one matrix."""
+    return solve(vectors.reshape(-1, vectors.shape[-1]).mT).mT.reshape(vectors.shape)
 
 
 def _identity_plus(matrix: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ class MeanFieldPrediction:
         if marginals:
             return self.mean + self.variance.sqrt() * noise
         weights = self._factor.rsample_weights(torch.Size(sample_shape))  # shape: (*s, L, M)
-        return self._members_first((self._root @ weights.unsqueeze(-1)).squeeze(-1)) + self._noise.sqrt() * noise
+        return self._members_first(weights @ self._root.mT) + self._noise.sqrt() * noise
 
     def _members_first(self, rows: Tensor) -> Tensor:
         """(*s, L, G Q*) to (*s, G, Q*, L)."""
