@@ -83,11 +83,6 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def best_recipe(system: str, path: Path = RECORDS) -> dict[str, Any]:
-    """The recipe of the trial with the lowest error, as the fields of `Recipe`."""
-    return min((r for r in read(path) if r["system"] == system), key=score)["recipe"]
-
-
 def run_all(system: str, epochs: int, out: Path, jobs: int) -> None:
     """The trials of one system that have no record."""
     for changes in GRID:

@@ -23,11 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import fgp_gpytorch.nets  # noqa: F401  the networks of a saved model
-from fgp_gpytorch import FGPVAE
 from fgp_gpytorch.datasets import RotatedMNIST, rotated_mnist
 from fgp_gpytorch.datasets.rotated_mnist import rotate_images
 from harness import header
+from systems import load
 
 NUM_TRAINING = 360  # instances of each digit
 
@@ -147,7 +146,7 @@ def main() -> None:
     if options.samples < 2:
         parser.error("--samples: expected at least 2")
     header("prior samples of a model of rotated digits", options.seed)
-    model = FGPVAE.load(options.model)
+    model = load(options.model)
 
     data = rotated_mnist(digits=range(10), views=1)  # the views of the classifier are all views, by truth()
     degrees = np.rad2deg(data.angles.numpy())

@@ -2,16 +2,18 @@
 
     python benchmarks/results_page.py [--check]
 
-The records are results.json of `examples/rotated_mnist.py` by preset, the lines of `benchmarks/choose_settings.py`, and
-what `benchmarks/step_time.py` and `benchmarks/posterior.py` printed.
+The records are results.json of `examples/rotated_mnist.py` by preset, the lines of `benchmarks/choose_settings.py` and
+`choose_rivals.py`, the folders that the other benchmarks filled, and what `step_time.py` and `posterior.py` printed.
 """
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+import paper_tables
+from paper_tables import spread
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "docs" / "results"
@@ -26,7 +28,7 @@ def main() -> int:
     stale = False
     page = {"results": results_table(), "runs": runs_table(), "settings": settings_table(), "speed": speed()}
     page |= {"evaluation": evaluation_table()}
-    page |= {"reference rows": reference_table(), "table 1": table1()}
+    page |= {"reference rows": reference_table()} | paper_tables.all_tables()
     for name, sections in {"README.md": {"results": results_table()}, "docs/results.md": page}.items():
         path = ROOT / name
         before = path.read_text()
@@ -129,41 +131,6 @@ def reference_table() -> str:
         f"| {label} | {record['test'][key]:.4f} | {record['extrapolation'][key]:.4f} |" for key, label in names.items()
     ]
     return "\n".join(lines)
-
-
-def table1() -> str:
-    """Every system of `benchmarks/table1.py`, means and standard deviations over the seeds that there are."""
-    runs: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for path in sorted((RECORDS / "table1").glob("*.json")):
-        run = json.loads(path.read_text())
-        runs.setdefault((run["protocol"], run["block"], run["system"]), []).append(run)
-    lines = [
-        "| system | settings | views | seeds | test MSE | best epoch* | extrapolation MSE | s per epoch | memory, GB |",
-        "| " + "--- | " * 9,
-    ]
-    for preset, block in (("best", "best"), ("paper", "published")):
-        r = record(preset)
-        columns = [cell(r, "test_mse"), "n/a", cell(r, "extrapolation_mse"), cell(r, "seconds_per_epoch", 2)]
-        columns.append(f"{r['peak_memory_gb']:.2f}")
-        lines.append(f"| FGP-VAE (`--preset {preset}`) | {block} | equal | {len(r['seeds'])} | {' | '.join(columns)} |")
-    for (protocol, block, system), group in sorted(runs.items()):
-        columns = [
-            spread([run.get(name) for run in group], digits)
-            for name, digits in (
-                ("test_mse", 4), ("best_epoch_test_mse", 4), ("extrapolation_mse", 4), ("seconds_per_epoch", 2),
-                ("peak_memory_gb", 2),
-            )
-        ]  # fmt: skip
-        lines.append(f"| {system} | {block} | {protocol} | {len(group)} | {' | '.join(columns)} |")
-    return "\n".join(lines)
-
-
-def spread(values: list[float | None], digits: int) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "n/a"
-    deviation = f" +- {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.{digits}f}{deviation}"
 
 
 def speed() -> str:

@@ -7,12 +7,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gpytorch
 import lightning
 import torch
 
+import fgp_gpytorch
 from fgp_gpytorch import (
     CVAE,
     ELBO,
@@ -182,6 +184,12 @@ class Watch(lightning.Callback):
                 assert asked is not None
                 self.errors.append((trainer.current_epoch + 1, held_out_mse(*asked)))
             self.seconds += time.perf_counter() - started
+
+
+def load(path: Path) -> FGPVAE:
+    """A saved system of any class."""
+    kind = torch.load(path, map_location="cpu", weights_only=True)["class"]
+    return getattr(fgp_gpytorch, kind).load(path)
 
 
 class Asked(NamedTuple):

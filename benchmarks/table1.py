@@ -8,11 +8,12 @@
 Two blocks: "published" gives each system its own paper's settings, "best" the settings that validation chose for it
 (benchmarks/choose_settings.py, benchmarks/choose_rivals.py). Every run has a process of its own, so that its peak
 memory is its own, and a record that is never made twice: a run that was cut is simply started again. A record holds
-all that is measured of the run; of the first seed there are pictures as well, from which the figures are drawn.
+all that is measured of the run; of the first seed the model is kept beside it, from which the figures are drawn.
 """
 
 import argparse
 import dataclasses
+import json
 import re
 import sys
 import time
@@ -20,15 +21,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import choose_rivals
 import harness
 from evaluate import evaluate
-from fgp_gpytorch.datasets import RotatedMNIST, rotated_mnist
+from fgp_gpytorch.datasets import rotated_mnist
 from fgp_gpytorch.metrics import held_out_mse
-from systems import BUILD, Asked, Recipe, Watch, ask, train_system
+from systems import BUILD, Recipe, Watch, ask, train_system
 
 RECORDS = Path(__file__).parent.parent / "docs" / "results" / "table1"
 PROTOCOLS = {"equal": 11, "ragged": "shuffled"}
@@ -37,7 +37,6 @@ PUBLISHED = {name: Recipe() for name in ("VAE", "CVAE", "GP-VAE", "SVGP-VAE")} |
 FGP_VAE_BEST = Recipe(
     learning_rate=1e-2, cosine=True, beta=0.4, member_dropout=2 / 11, num_local=12, learn_lengthscale=True
 )
-PICTURED = {"test": range(0, 270, 68), "extrapolation": range(0, 40, 14)}  # groups of whom all angles are drawn
 
 
 def recipe_for(system: str, block: str) -> Recipe | None:
@@ -49,11 +48,11 @@ def recipe_for(system: str, block: str) -> Recipe | None:
     trials = [r for r in choose_rivals.read(choose_rivals.RECORDS) if r["system"] == system]
     if len(trials) < len(choose_rivals.GRID) + len(choose_rivals.CHANGES[system]):
         return None
-    return Recipe(**{**choose_rivals.best_recipe(system), "epochs": 1000})
+    return Recipe(**{**min(trials, key=choose_rivals.score)["recipe"], "epochs": 1000})
 
 
-def run(system: str, block: str, protocol: str, seed: int, epochs: int | None, pictures: Path | None) -> dict[str, Any]:
-    """Train and test one system with one seed."""
+def run(system: str, block: str, protocol: str, seed: int, epochs: int | None, save: Path | None) -> dict[str, Any]:
+    """Train and test one system with one seed, and save the model if it is asked for."""
     recipe = recipe_for(system, block) or Recipe()
     if epochs is not None:
         recipe = dataclasses.replace(recipe, epochs=epochs)
@@ -69,8 +68,8 @@ def run(system: str, block: str, protocol: str, seed: int, epochs: int | None, p
             figures[f"{name}_mse"] = held_out_mse(*part)
             figures[f"{name}_mse_sample"] = held_out_mse(*part, sample=True)
             figures[f"{name}_mse_mean"] = held_out_mse(*part, sample=True, num_samples=64)
-    if pictures is not None:
-        np.savez_compressed(pictures, **draw(asked, data))
+    if save is not None:
+        model.save(save)
     return {
         "system": system, "block": block, "protocol": protocol, "seed": seed, "recipe": dataclasses.asdict(recipe),
         **figures,
@@ -84,19 +83,6 @@ def run(system: str, block: str, protocol: str, seed: int, epochs: int | None, p
         "threads": torch.get_num_threads(), "date": time.strftime("%Y-%m-%d"), "commit": harness.commit(),
         "versions": {name: version(name) for name in ("torch", "gpytorch", "lightning")},
     }  # fmt: skip
-
-
-def draw(asked: Asked, data: RotatedMNIST) -> dict[str, np.ndarray]:
-    """Some groups at all 16 angles, decoded means of z, (groups, 16, 28, 28), grey levels -0.5 to 1.5 as 0 to 255."""
-    pictures = {}
-    for name, positions in PICTURED.items():
-        if getattr(asked, name) is not None:
-            model, views = getattr(asked, name)
-            context = views.context[list(positions)]
-            x = data.angles.reshape(1, -1, 1).expand(len(positions), -1, -1)
-            images = model.generate(x, context)[:, :, 0]
-            pictures[name] = ((images + 0.5) / 2 * 255).round().clamp(0, 255).byte().numpy()
-    return pictures
 
 
 def all_runs(options: argparse.Namespace) -> list[tuple[str, str, str, int]]:
@@ -113,6 +99,15 @@ def all_runs(options: argparse.Namespace) -> list[tuple[str, str, str, int]]:
 
 def path_of(folder: Path, system: str, block: str, protocol: str, seed: int) -> Path:
     return folder / f"{protocol}_{block}_{re.sub('[^a-z0-9]+', '_', system.lower())}_{seed}.json"
+
+
+def read(folder: Path) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """The records of a folder by protocol, block and system, seeds in their order."""
+    runs: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        runs.setdefault((record["protocol"], record["block"], record["system"]), []).append(record)
+    return runs
 
 
 def run_missing(each: tuple[str, str, str, int], options: argparse.Namespace) -> None:
@@ -154,8 +149,8 @@ def main() -> int:
         parser.error("--epochs: the records of whole runs are in this folder; give --out")
     if options.one:
         system, block, protocol, seed = (*options.one[:3], int(options.one[3]))
-        pictures = options.out.with_suffix(".npz") if seed == 0 else None
-        harness.write(options.out, run(system, block, protocol, seed, options.epochs, pictures))
+        save = options.out.with_suffix(".pt") if seed == 0 else None
+        harness.write(options.out, run(system, block, protocol, seed, options.epochs, save))
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
     harness.in_turn(lambda each: run_missing(each, options), all_runs(options), options.jobs)

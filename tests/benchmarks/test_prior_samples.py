@@ -1,8 +1,6 @@
 """The judge of prior samples, on digits that do rotate."""
 
-import importlib.util
 import math
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -12,19 +10,10 @@ from torch import nn
 
 from fgp_gpytorch.datasets import rotated_mnist
 
-BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def judge() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_prior_samples", BENCHMARKS / "prior_samples.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))  # for the harness beside it
-        spec.loader.exec_module(module)
-    return module
+def judge(benchmark) -> ModuleType:
+    return benchmark("prior_samples")
 
 
 @pytest.fixture(scope="module")

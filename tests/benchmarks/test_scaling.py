@@ -1,6 +1,5 @@
 """The sets of the scaling benchmark: nothing that is tested is trained on."""
 
-import importlib.util
 import math
 from pathlib import Path
 from types import ModuleType
@@ -13,19 +12,10 @@ from fgp_gpytorch.data import LazyDataset
 from fgp_gpytorch.datasets import rotated_mnist
 from fgp_gpytorch.datasets.rotated_mnist import rotate_images
 
-BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def scaling() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_scaling", BENCHMARKS / "scaling.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))  # for the harness beside it
-        spec.loader.exec_module(module)
-    return module
+def scaling(benchmark) -> ModuleType:
+    return benchmark("scaling")
 
 
 @pytest.fixture

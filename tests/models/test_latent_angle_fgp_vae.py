@@ -84,9 +84,9 @@ def test_pyros_elbo_is_ours():
     batch = data[[4, 0, 5, 1]]
     theirs = Trace_ELBO()
     with torch.no_grad():
-        first = torch.tensor([theirs.loss(model.model, model.guide, batch) for _ in range(1500)], dtype=torch.float64)
-    second = torch.tensor([ELBO().loss(model, model, batch) for _ in range(1500)], dtype=torch.float64)
-    error = math.hypot(first.std() / 1500**0.5, second.std() / 1500**0.5)
+        first = torch.tensor([theirs.loss(model.model, model.guide, batch) for _ in range(600)], dtype=torch.float64)
+    second = torch.tensor([ELBO().loss(model, model, batch) for _ in range(600)], dtype=torch.float64)
+    error = math.hypot(first.std() / 600**0.5, second.std() / 600**0.5)
     assert error < 0.03 * abs(second.mean())
     assert abs(first.mean() - second.mean()) < 4.5 * error
 
@@ -95,22 +95,15 @@ def test_kl_of_the_angles_is_the_integral():
     model, (data, _) = make_model(), make_circle(known=0.0)
     batch = data[[0, 2]]
     posterior = model.infer_angles(batch)
-    exact = []
-    for group in range(2):
-        total = 0.0
-        for member in range(int(batch.mask[group].sum())):
-
-            def integrand(angle, group=group, member=member):
-                where = torch.full(batch.mask.shape, angle, dtype=torch.float64)
-                log_q = posterior.log_prob(where)[group, member].item()
-                return math.exp(log_q) * (log_q + math.log(PERIOD))
-
-            total += quad(integrand, 0, PERIOD)[0]
-        exact.append(total)
-    draws = torch.stack([model.terms(batch).kl_features for _ in range(3000)]).detach()
-    error = draws.std(0) / 3000**0.5
-    assert ((draws.mean(0) - torch.tensor(exact)).abs() < 4.5 * error + 1e-12).all()
-    assert min(exact) > 0.01
+    # on the circle equally spaced points integrate a smooth density exactly, but for rounding
+    grid = torch.linspace(0, PERIOD, 721, dtype=torch.float64)[:-1]
+    log_q = posterior.log_prob(grid[:, None, None].expand(-1, *batch.mask.shape))
+    exact = (log_q.exp() * (log_q + math.log(PERIOD))).mean(0) * PERIOD
+    exact = torch.where(batch.mask, exact, 0.0).sum(-1).detach()
+    draws = torch.stack([model.terms(batch).kl_features for _ in range(1500)]).detach()
+    error = draws.std(0) / 1500**0.5
+    assert ((draws.mean(0) - exact).abs() < 4.5 * error).all()
+    assert exact.min() > 0.01
 
 
 def test_supervision_is_log_q_of_the_known_angles_alone():
@@ -203,13 +196,13 @@ def test_a_few_known_angles_teach_the_others_and_new_groups(tmp_path):
     data, truth = make_circle(known=0.15, sizes=sizes)
     unseen, unseen_truth = make_circle(known=0.0, sizes=[5] * 20, seed=9)
     model = make_model(likelihood=GaussianLikelihood())
-    result = fit(model, data, epochs=150, batch_size=10, learning_rate=0.02, folder=tmp_path, progress=False, seed=0)
+    result = fit(model, data, epochs=60, batch_size=10, learning_rate=0.02, folder=tmp_path, progress=False, seed=0)
     for part, right in ((data, truth), (unseen, unseen_truth)):
         batch = part[:]
         guess = model.infer_angles(batch).mean[batch.mask]
         error = ((guess - right + math.pi).remainder(PERIOD) - math.pi).abs()
         # noise of 0.05 on axes of 1 and 2 leaves an error below 0.1; guessing has pi / 2
-        assert error.mean() < 0.2
+        assert error.mean() < 0.12
     assert result.history["log_supervision"].iloc[-1] > result.history["log_supervision"].iloc[0] + 1
     assert result.history["kl_features"].notna().all()
     model.save(tmp_path / "model.pt")

@@ -64,7 +64,7 @@ def hide_unknown(x: Tensor, x_mask: Any, where: Tensor | None = None) -> Tensor:
         check_finite(x, "x", where)
         return x
     x_mask = as_mask(x_mask, "x_mask")
-    x_mask = x_mask.unsqueeze(-1) if x_mask.ndim == x.ndim - 1 and x.shape[-1] == 1 else x_mask
+    x_mask = x_mask.unsqueeze(-1) if (*x_mask.shape, 1) == tuple(x.shape) else x_mask
     check_shape(x_mask, "x_mask", tuple(x.shape), "It has one entry for each feature of each member.")
     check_same_device(x=x, x_mask=x_mask)
     check_finite(x, "x", x_mask if where is None else x_mask & where)

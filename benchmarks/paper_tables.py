@@ -1,0 +1,230 @@
+"""The tables of docs/results.md that come from the records of the paper's evaluation."""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ablations
+import choose_rivals
+import table1
+from systems import BUILD
+
+RECORDS = Path(__file__).parent.parent / "docs" / "results"
+TO_COME = "to come"
+PAPER_MSE = {"CVAE": "0.0796 +- 0.0023", "GP-VAE": "0.0370 +- 0.0012", "FGP-VAE": "0.0284 +- 0.0004"}
+PAPER_SECONDS = {"CVAE": "0.39 +- 0.01", "GP-VAE": "19.10 +- 0.66", "FGP-VAE": "1.41 +- 0.08"}
+COMPLEXITY = {
+    "VAE": "-", "CVAE": "-", "CVAE of the context": "-", "GP-VAE": "O(N M^2), M = m M_view",
+    "GP-VAE, representation network": "O(N M^2), M = m M_view", "SVGP-VAE": "O(n M^2 + M^3), batches of n",
+    "FGP-VAE": "O(P Q^3)", "FGP-VAE, correlated by PCA": "O(P Q^3 + N m^2)",
+    "FGP-VAE, correlated, learned": "O(P Q^3 + N m^2)",
+}  # fmt: skip
+COMPARED = {
+    "negative log likelihood": 3, "crps": 4, "coverage 50": 3, "coverage 90": 3, "MSE from 1 views": 4,
+    "MSE from 2 views": 4, "MSE from 4 views": 4, "MSE from 8 views": 4, "MSE from 11 views": 4, "MSE from 15 views": 4,
+}  # fmt: skip
+READ = ("local feature r2", "global feature r2", "local group accuracy", "global group accuracy", "mean gap")
+
+
+def all_tables() -> dict[str, str]:
+    """Every table by the name of its place in the page."""
+    return {
+        "beside the paper": beside_the_paper(),
+        **{f"table 1, {protocol}": systems(protocol) for protocol in table1.PROTOCOLS},
+        "comparison": comparison(),
+        "rivals": rivals(),
+        "ablations": ablation_lines(),
+        "scaling": scaling(),
+        "unknown angles": unknown_angles(),
+        "prior samples": prior_samples(),
+        "epoch time": epoch_time(),
+    }
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    assert all(len(line) == len(heads) for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(values: Iterable[float | None], digits: int) -> str:
+    """Mean and standard deviation of what is known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "n/a"
+    deviation = f" +- {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.{digits}f}{deviation}"
+
+
+def records_in(name: str) -> list[dict[str, Any]]:
+    """The JSON files of a folder of records, by name."""
+    return [json.loads(path.read_text()) for path in sorted((RECORDS / name).glob("*.json"))]
+
+
+def label(system: str, block: str) -> str:
+    return system if block == "best" else f"{system}, published"
+
+
+def systems(protocol: str) -> str:
+    """Every system of `benchmarks/table1.py`, means and standard deviations over the seeds that there are."""
+    heads = ["", "seeds", "test MSE, mean of z", "test MSE, mean of draws", "best epoch*", "extrapolation MSE"]
+    heads += ["s per epoch", "GB"]
+    records, rows = table1.read(RECORDS / "table1"), []
+    names = ("test_mse", "test_mse_mean", "best_epoch_test_mse", "extrapolation_mse")
+    for block in ("published", "best"):
+        rows.append([f"**{'as published' if block == 'published' else 'at its best'}**", *[""] * (len(heads) - 1)])
+        for system in BUILD:
+            runs = records.get((protocol, block, system), [])
+            if runs:
+                cells = [spread([run.get(name) for run in runs], 4) for name in names]
+                cells += [spread([run[name] for run in runs], 2) for name in ("seconds_per_epoch", "peak_memory_gb")]
+                rows.append([system, str(len(runs)), *cells])
+            elif block == "best" or system in table1.PUBLISHED:
+                rows.append([system, "0", *[TO_COME] * (len(heads) - 2)])
+    return table(heads, rows)
+
+
+def beside_the_paper() -> str:
+    """The paper's Table 1 with our figures beside it: published settings where there are any, equal views."""
+    heads = ["", "paper, best epoch", "ours, best epoch", "ours, last epoch", "GP complexity"]
+    heads += ["s per epoch, paper", "s per epoch, ours in turn"]
+    records, rows = table1.read(RECORDS / "table1"), []
+    path = RECORDS / "epoch_time.json"
+    timed = json.loads(path.read_text())["median"] if path.exists() else {}
+    for system in BUILD:
+        published = system in table1.PUBLISHED
+        runs = records.get(("equal", "published" if published else "best", system), [])
+        seconds = timed.get(f"{system} (published)" if published else system)
+        rows.append([
+            label(system, "published") if published else f"{system}, its best",
+            PAPER_MSE.get(system, "-"),
+            spread([run["best_epoch_test_mse"] for run in runs], 4) if runs else TO_COME,
+            spread([min(run["test_mse"], run["test_mse_mean"]) for run in runs], 4) if runs else TO_COME,
+            COMPLEXITY[system],
+            PAPER_SECONDS.get(system, "-"),
+            TO_COME if seconds is None else f"{seconds:.2f}",
+        ])  # fmt: skip
+    return table(heads, rows)
+
+
+def comparison() -> str:
+    """What a squared error does not show, of every system on equal views."""
+    records = table1.read(RECORDS / "table1")
+    keys = [(system, block) for block in ("published", "best") for system in BUILD]
+    columns = {key: records[("equal", *key[::-1])] for key in keys if ("equal", *key[::-1]) in records}
+    lines = {f"{part} {name}": digits for part in ("test", "extrapolation") for name, digits in COMPARED.items()}
+    lines |= {f"{alone} {name}": 3 for alone in ("disentanglement", "disentanglement alone") for name in READ}
+    lines |= {f"swap {name}": 4 for name in ("to global", "to local", "unswapped")}
+    rows = []
+    for name, digits in lines.items():
+        cells = [spread([figure(run["evaluation"], name) for run in runs], digits) for runs in columns.values()]
+        rows.append([name, *cells])
+    return table(["", *(label(*key) for key in columns)], rows)
+
+
+def figure(figures: dict[str, float | None], name: str) -> float | None:
+    """A figure by its name with blanks for underscores."""
+    return next((value for key, value in figures.items() if key.replace("_", " ") == name), None)
+
+
+def rivals() -> str:
+    """The trials of `benchmarks/choose_rivals.py`: what was chosen, and what came next."""
+    trials, rows = choose_rivals.read(choose_rivals.RECORDS), []
+    for system in BUILD:
+        found = sorted((r for r in trials if r["system"] == system), key=choose_rivals.score)
+        if found:
+            scores = [f"{choose_rivals.score(trial):.4f}" for trial in found]
+            worst = f"{scores[1]} to {scores[-1]}" if len(scores) > 1 else "-"
+            rows.append([system, str(len(found)), scores[0], words(system, found[0]["recipe"]), worst])
+    return table(["system", "trials", "lowest error", "its settings", "the others"], rows)
+
+
+def words(system: str, recipe: dict[str, Any]) -> str:
+    """The settings that concern a system."""
+    listed = [f"rate {recipe['learning_rate']:g}", f"beta {recipe['beta']:g}", f"batch {recipe['batch_size']}"]
+    listed.append("cosine" if recipe["cosine"] else "constant rate")
+    if "GP-VAE" in system and system != "FGP-VAE":
+        listed.append(f"m = {recipe['num_factors']}")
+    if system == "SVGP-VAE":
+        listed.append(f"M = {recipe['num_inducing']}")
+    if recipe["member_dropout"] > 0:
+        listed.append(f"dropout {recipe['member_dropout']:.2f}")
+    if system.startswith("FGP-VAE"):
+        listed.append(f"J = {recipe['num_local']}, {'learned' if recipe['learn_lengthscale'] else 'fixed'} r")
+    return ", ".join(listed)
+
+
+def ablation_lines() -> str:
+    """The choices of `benchmarks/ablations.py`."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for run in records_in("ablations"):
+        runs.setdefault(run["choice"], []).append(run)
+    rows = []
+    for choice in ablations.CHOICES:
+        group = runs.get(choice, [])
+        cells = [spread([run[n] for run in group], 4) for n in ("test_mse", "extrapolation_mse", "training_mse")]
+        cells.append(spread([run["kl"] for run in group], 0))
+        rows.append([choice, str(len(group)), *(cells if group else [TO_COME] * 4)])
+    return table(["choice", "seeds", "test MSE", "extrapolation MSE", "training MSE", "KL, nats per group"], rows)
+
+
+def scaling() -> str:
+    """The sets of `benchmarks/scaling.py`."""
+    names = {"mnist": "complete MNIST, 11 views", "mnist-all": "complete MNIST, 16 views"}
+    rows = []
+    for r in sorted(records_in("scaling"), key=lambda r: r["images"]):
+        rows.append([
+            names.get(r["set"], f"{r['set']} class{'es' * (r['set'] != '1')}"), f"{r['images']:,}",
+            str(r["budget"]["epochs"]), "-" if r["test_mse"] is None else f"{r['test_mse']:.4f}",
+            f"{r['seconds_per_epoch']:.2f}", f"{r['step_ratio']:.2f}", f"{r['peak_memory_gb']:.2f}",
+        ])  # fmt: skip
+    heads = ["set", "training images", "epochs", "test MSE", "s per epoch", "time per image over the smallest's*"]
+    return table([*heads, "peak memory, GB"], rows)
+
+
+def unknown_angles() -> str:
+    """The runs of `benchmarks/unknown_angles.py`."""
+    runs: dict[float, list[dict[str, Any]]] = {}
+    for r in records_in("unknown_angles"):
+        runs.setdefault(r["known"], []).append(r)
+    names = {"test_mse": 4, "extrapolation_mse": 4, "extrapolation_mse_of_known": 4}
+    names |= {"hidden_degrees": 1, "unseen_degrees": 1}
+    rows = [
+        [f"{100 * known:g} %", str(len(group)), *(spread([r[n] for r in group], digits) for n, digits in names.items())]
+        for known, group in sorted(runs.items(), reverse=True)
+    ]
+    heads = ["angles known", "seeds", "test MSE", "unseen digits, no angle given", "unseen digits, angles given"]
+    return table([*heads, "hidden angles off by, degrees", "unseen digits' off by, degrees"], rows)
+
+
+def prior_samples() -> str:
+    """What `benchmarks/prior_samples.py` found, a record a model."""
+    heads = ["model", "draws of its prior taken for a three", "digits generated from 11 views", "real digits"]
+    heads += ["a draw, turned, against itself", "against another draw"]
+    rows = []
+    for path in sorted((RECORDS / "prior_samples").glob("*.json")):
+        mean = json.loads(path.read_text())["mean"]
+        named = [f"{mean[source]['recognised']:.2f}" for source in ("prior", "context", "real")]
+        turned = [f"{mean['prior'][name]:.3f}" for name in ("from_upright_mse", "two_digits_mse")]
+        rows.append([path.stem.replace("_", " "), *named, *turned])
+    return table(heads, rows)
+
+
+def epoch_time() -> str:
+    """What `benchmarks/epoch_time.py` measured: medians, and ratios of what was timed in the same round."""
+    path = RECORDS / "epoch_time.json"
+    if not path.exists():
+        return TO_COME
+    seconds = json.loads(path.read_text())["seconds"]
+
+    def over(name: str, below: str) -> str:
+        return f"{statistics.median(a / b for a, b in zip(seconds[name], seconds[below], strict=True)):.2f}"
+
+    rows = [
+        [name, f"{statistics.median(values):.2f}", over(name, "CVAE (published)"), over(name, "FGP-VAE (published)")]
+        for name, values in seconds.items()
+    ]
+    return table(["system", "s per epoch", "over the CVAE", "over the FGP-VAE"], rows)

@@ -1,0 +1,127 @@
+"""The machinery of the paper's evaluation: ablations by hand, fair trials, alignment, records made once."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from fgp_gpytorch.datasets import rotated_mnist
+
+
+@pytest.fixture(scope="module")
+def data():
+    return rotated_mnist(views=3)
+
+
+def test_shared_quadratic_term_is_the_authors_programs(benchmark, data):
+    ablations, systems = benchmark("ablations"), benchmark("systems")
+    torch.manual_seed(0)
+    base = systems.fgp_vae(ablations.PAPER, 360)
+    model = ablations.SharedQuadraticTerm(base.encoder, base.decoder, base.prior, base.likelihood)
+    batch = data.train[[4, 7, 300]]
+    with torch.no_grad():
+        mean, variance = (part.reshape(3, 3, 16).double() for part in base.encoder(batch.y.flatten(0, 1)))
+        posterior = base.infer(batch)
+        kl = model.terms(batch).kl_global
+    # their log Z: the last term, of one channel, is summed over all groups; then KL = E_q[log q~] - log Z
+    wanted = torch.zeros(3, dtype=torch.float64)
+    for channel in range(8, 16):
+        m, v = mean[..., channel], variance[..., channel]
+        bar_v = 1 / (1 + (1 / v).sum(1))
+        bar_m = bar_v * (m / v).sum(1)
+        log_z = 0.5 * bar_v.log() + 0.5 * bar_m**2 / bar_v - 1.5 * math.log(2 * math.pi)
+        log_z = log_z - 0.5 * v.log().sum(1) - 0.5 * (m**2 / v).sum()
+        z_mean, z_variance = posterior.mean[..., channel], posterior.variance[..., channel]
+        expected = -0.5 * (math.log(2 * math.pi) + v.log() + ((z_mean - m) ** 2 + z_variance) / v)
+        wanted += expected.sum(1) - log_z
+    torch.testing.assert_close(kl, wanted, rtol=1e-6, atol=1e-6)
+    assert (kl > base.terms(batch).kl_global + 0.1).all()
+
+
+def test_joint_samples_are_equal_in_global_channels(benchmark, data):
+    ablations, systems = benchmark("ablations"), benchmark("systems")
+    torch.manual_seed(0)
+    base = systems.fgp_vae(ablations.PAPER, 360)
+    model = ablations.JointSamples(base.encoder, base.decoder, base.prior, base.likelihood)
+    batch = data.train[[4, 7]]
+    joint = model._infer(batch).rsample((), marginals=True)[..., 8:]
+    marginal = base._infer(batch).rsample((), marginals=True)[..., 8:]
+    assert (joint - joint[:, :1]).abs().max() < 1e-9
+    assert (marginal - marginal[:, :1]).abs().max() > 1e-3
+
+
+def test_every_system_has_as_many_trials_as_the_fgp_vae_had(benchmark):
+    rivals, table1, systems = benchmark("choose_rivals"), benchmark("table1"), benchmark("systems")
+    settings = benchmark("choose_settings")
+    own = [name for name in settings.CANDIDATES if not name.startswith("paper")]
+    assert set(rivals.CHANGES) | {"FGP-VAE"} == set(systems.BUILD)
+    for name, changes in rivals.CHANGES.items():
+        assert len(rivals.GRID) + len(changes) == len(own) == 13, name
+    assert table1.FGP_VAE_BEST.epochs == table1.PUBLISHED["VAE"].epochs == 1000
+
+
+def test_settings_in_a_table_wait_for_all_trials(benchmark, tmp_path, monkeypatch):
+    rivals, table1 = benchmark("choose_rivals"), benchmark("table1")
+    path = tmp_path / "trials.jsonl"
+    monkeypatch.setattr(rivals, "RECORDS", path)
+    recipe = dataclasses.asdict(rivals.recipe_of("GP-VAE", rivals.GRID[4], 200))
+    lines = [
+        {"system": "GP-VAE", "recipe": recipe | {"num_factors": n}, "unseen_angle_mse": e, "unseen_angle_mse_mean": 1.0}
+        for n, e in enumerate([0.05, 0.02, 0.03, *[0.04] * 10])
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:12]))
+    assert table1.recipe_for("GP-VAE", "best") is None
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    chosen = table1.recipe_for("GP-VAE", "best")
+    assert (chosen.num_factors, chosen.epochs) == (1, 1000)
+    assert table1.recipe_for("VAE", "best") is None
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_alignment_finds_turn_and_reflection(benchmark, sign):
+    unknown = benchmark("unknown_angles")
+    truth = 2 * math.pi * torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    guess = sign * (truth - 1.3)
+    guess[::5] += 0.3 * torch.randn(100, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, turn = unknown.alignment(guess, truth)
+    assert found == sign
+    assert turn == pytest.approx(1.3, abs=0.03)
+
+
+def test_hidden_angles_are_the_part_that_is_not_known_and_the_groups_stay(benchmark, data):
+    unknown = benchmark("unknown_angles")
+    hidden = unknown.hidden(data.train, 0.25, seed=3)
+    x, truth = hidden.flat().x[:, 0], data.train.flat().x[:, 0]
+    assert int((~x.isnan()).sum()) == 270
+    assert torch.equal(x[~x.isnan()], truth[~x.isnan()])
+    assert hidden.labels.tolist() == data.train.labels.tolist()
+    assert torch.equal(hidden.flat().y, data.train.flat().y)
+
+
+def test_a_system_that_couples_groups_is_conditioned_on_all_training_rows(benchmark, data):
+    systems = benchmark("systems")
+    torch.manual_seed(0)
+    model = systems.svgp_vae(systems.Recipe(num_inducing=16), 360)
+    model.initialize_objects(data.train)
+    asked = systems.ask(model, data.train, data.test, data.extrapolation)
+    assert asked.extrapolation is None
+    generator, views = asked.test
+    alone = model.predict(views.x_new[:3], views.context[:3]).mean
+    assert (generator.predict(views.x_new[:3], views.context[:3]).mean - alone).abs().max() > 1e-4
+    model = systems.gp_vae_of_images(systems.Recipe(), 360)
+    assert systems.ask(model, data.train, data.test, data.extrapolation).extrapolation is not None
+
+
+def test_a_record_is_whole_and_is_not_made_twice(benchmark, tmp_path):
+    harness = benchmark("harness")
+    script = tmp_path / "script.py"
+    script.write_text("import sys, pathlib; pathlib.Path(sys.argv[-1]).write_text('{\"run\": 1}')")
+    path = tmp_path / "record.json"
+    assert harness.recorded(str(script), path, ["--one"], jobs=2) == {"run": 1}
+    script.write_text("raise SystemExit(1)")
+    assert harness.recorded(str(script), path, ["--one"], jobs=2) == {"run": 1}
+    harness.write(path, {"run": 2})
+    assert harness.recorded(str(script), path, ["--one"], jobs=2) == {"run": 2}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["record.json", "script.py"]
