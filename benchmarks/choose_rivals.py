@@ -13,6 +13,7 @@ decoded draws, whichever is lower. Every trial is a line of the records and is n
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ import torch
 
 import harness
 from fgp_gpytorch.datasets import rotated_mnist
+from fgp_gpytorch.errors import NonFiniteError
 from fgp_gpytorch.metrics import held_out_mse
 from systems import Recipe, ask, train_system
 
@@ -60,7 +62,10 @@ START = {
 def judge(system: str, recipe: Recipe) -> dict[str, Any]:
     split = rotated_mnist().validation(held_out_angle_index=ANGLE)
     started = time.perf_counter()
-    model, training = train_system(system, recipe, split.train, SEED)
+    try:
+        model, training = train_system(system, recipe, split.train, SEED)
+    except NonFiniteError as error:
+        return {"diverged": str(error), "seconds": time.perf_counter() - started}
     figures: dict[str, Any] = {"training_mse": float(training.history["mse"].iloc[-1])}
     asked = ask(model, split.train, split.test, split.extrapolation)
     for name, part in (("unseen_angle", asked.test), ("unseen_digit", asked.extrapolation)):
@@ -72,7 +77,8 @@ def judge(system: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def score(record: dict[str, Any]) -> float:
-    return min(record["unseen_angle_mse"], record["unseen_angle_mse_mean"])
+    """The error that a trial is judged by; infinite if it diverged."""
+    return min(record.get("unseen_angle_mse", math.inf), record.get("unseen_angle_mse_mean", math.inf))
 
 
 def recipe_of(system: str, changes: dict[str, Any], epochs: int) -> Recipe:

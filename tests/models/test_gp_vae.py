@@ -168,6 +168,21 @@ def test_summary_is_the_first_order_form_after_a_step():
     assert errors[1] < errors[0] / 50  # of second order: a hundredth
 
 
+def test_summary_is_exact_where_one_row_moves_alone():
+    model, data = make_gp_vae().double(), make_data(dtype=torch.float64)
+    batch = data[:]
+    summary = model.summarize(data)
+    with torch.no_grad():
+        start = model._infer(batch)
+        for group, member, mean_step, factor in ((0, 1, 3.0, 1.0), (4, 2, 0.0, 7.0), (6, 3, -20.0, 0.01)):
+            mean, variance = start.raw_mean.clone(), start.raw_variance.clone()
+            mean[group, member] += mean_step
+            variance[group, member] *= factor
+            moved = model.prior.condition(batch.group_index, batch.x, mean, variance, batch.mask)
+            form = summary.separable_kl(moved, model.prior).sum()
+            torch.testing.assert_close(form, moved.kl_channels.sum(), rtol=1e-9, atol=1e-9)
+
+
 def test_batch_of_some_groups_is_refused():
     model, data = make_gp_vae(), make_data()
     message = r"expected all 7 groups once, got 3: this prior couples all groups. Try batch_size=len\(data\)"

@@ -1,4 +1,4 @@
-"""The first-order form of a coupled KL whose object vectors a network gives: still a sum over groups."""
+"""A form of a coupled KL whose object vectors a network gives: still a sum over groups."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,8 +25,8 @@ class AmortizedKLSummary(NamedTuple):
     vectors: Tensor
     towards_vectors: Tensor
 
-    def linear_kl(self, posterior: MeanFieldPosterior, prior: ObjectViewPrior) -> Tensor:
-        """Shares of the KL's first-order form: their sum over all groups is the form, its gradient the KL's.
+    def separable_kl(self, posterior: MeanFieldPosterior, prior: ObjectViewPrior) -> Tensor:
+        """As `KLSummary.separable_kl`, of first order in the object vectors: shares whose sum is the form.
 
         Args:
             posterior: q of some groups at their object vectors, their members in the data set's order.
@@ -39,7 +39,7 @@ class AmortizedKLSummary(NamedTuple):
         index = located.group_index
         values = posterior.x, posterior.raw_mean, posterior.raw_variance, posterior.observed
         change = (self.towards_vectors[index] * (located.vectors - self.vectors[index])).sum(-1)
-        return self.rows.linear_kl(MeanFieldPosterior(prior, index, *values), prior) + change
+        return self.rows.separable_kl(MeanFieldPosterior(prior, index, *values), prior) + change
 
 
 def summarize_amortized_kl(prior: ObjectViewPrior, parts: Sequence[MeanFieldPosterior]) -> AmortizedKLSummary:

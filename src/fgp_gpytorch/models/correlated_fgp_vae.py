@@ -8,9 +8,9 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.data import GroupedBatch
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import checked_batch, features_of, standard_normal, whole_batch
+from fgp_gpytorch.models._batches import features_of, standard_normal, whole_batch
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for
 from fgp_gpytorch.models.member_dropout import drop_members
 from fgp_gpytorch.models.terms import Terms
@@ -157,24 +157,6 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
         """
         self._check_groups(whole_batch(batch, "batch"))
         return super().terms(batch, num_particles)
-
-    def infer(self, batch: GroupedBatch | GroupedDataset) -> CorrelatedPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """q(Z) of the batch's groups, conditioned on this batch alone.
-
-        Args:
-            batch: Groups of the training data.
-
-        Returns:
-            The posterior over (G, Q, L).
-
-        Raises:
-            GroupError: If the batch is not of the data set of P groups.
-            ShapeError: If the encoder's output is not two tensors of L channels.
-            DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
-        """
-        known = self._check_groups(checked_batch(batch, "batch"))
-        prior, positions = self._locate(known)
-        return prior.condition(positions, *self._pseudo_observations(known))
 
     def _infer(self, batch: GroupedBatch) -> CorrelatedPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._check_groups(batch)

@@ -82,6 +82,7 @@ class FGPVAE(Configurable, PyroModule):
     decoder: nn.Module
     prior: FactorizedGPPrior
     likelihood: Likelihood
+    _prior_kind: type[nn.Module] = FactorizedGPPrior  # what the constructor takes
 
     def __init__(
         self,
@@ -94,7 +95,8 @@ class FGPVAE(Configurable, PyroModule):
         # a name of its own: Pyro's global parameter store would make two models of one name share parameters
         PyroModule.__init__(self, f"fgpvae_{next(_instances)}")
         likelihood = GaussianLikelihood() if likelihood is None else likelihood
-        expected = {"encoder": nn.Module, "decoder": nn.Module, "prior": FactorizedGPPrior, "likelihood": Likelihood}
+        kinds = nn.Module, nn.Module, self._prior_kind, Likelihood
+        expected = dict(zip(("encoder", "decoder", "prior", "likelihood"), kinds, strict=True))
         given = {"encoder": encoder, "decoder": decoder, "prior": prior, "likelihood": likelihood}
         for name, kind in expected.items():
             if not isinstance(given[name], kind):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import checked_batch, whole_batch
+from fgp_gpytorch.models._batches import whole_batch
 from fgp_gpytorch.models.amortized_kl_summary import AmortizedKLSummary, summarize_amortized_kl
 from fgp_gpytorch.models.kl_summary import KLSummary, summarize_kl
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for, observed_members
@@ -73,7 +73,7 @@ class GPVAE(KnownGroupsVAE):
             `nets.RepresentationNetwork`; None learns one vector per training group.
 
     Attributes:
-        summary: None, or what `summarize` gave: minibatches then use its linear form of the KL.
+        summary: None, or what `summarize` gave: minibatches then use its form of the KL.
 
     Raises:
         ShapeError: If an argument is not a module of its kind, or `num_channels` is below 1.
@@ -185,19 +185,19 @@ class GPVAE(KnownGroupsVAE):
     def summarize(self, dataset: GroupedDataset, batch_size: int = 64) -> KLSummary | AmortizedKLSummary:
         """The KL of the whole data set and its gradient, for minibatches with exact gradients (Casale et al. 2018).
 
-        The KL couples all rows only through (mu, sigma^2) and the hyperparameters. Its first-order form around their
-        present values is a sum over rows; at these values its gradient, summed over the minibatches of an epoch, is
-        the KL's own. So the images need not be in memory at once with their activations:
+        The KL couples all rows only through (mu, sigma^2) and the hyperparameters. Around their present values it has
+        a form that is a sum over rows (`KLSummary.separable_kl`); at these values its gradient, summed over the
+        minibatches of an epoch, is the KL's own. So the images need not be in memory at once with their activations:
 
             model.summary = model.summarize(data)
-            for batch in loader:  # gradients accumulate; terms(batch) uses the linear form
+            for batch in loader:  # gradients accumulate; terms(batch) uses that form
                 loss = objective.differentiable_loss(model, model, batch)  # an estimate for the whole data set
                 (loss * batch.num_groups / len(data)).backward()
             optimizer.step()
             model.summary = None
 
-        A step within the epoch makes what follows a first-order approximation, the better the smaller the steps;
-        minimizing a linear form for long has no bottom, so summarize anew often.
+        A step within the epoch makes what follows an approximation, the better the smaller the steps. In the
+        hyperparameters it is linear and has no bottom, so summarize anew often.
 
         Args:
             dataset: The training data.
@@ -218,26 +218,6 @@ class GPVAE(KnownGroupsVAE):
             return summarize_amortized_kl(self.prior, parts)
         return summarize_kl(self.prior, parts)
 
-    # what users ask
-
-    def infer(self, batch: GroupedBatch | GroupedDataset) -> MeanFieldPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """q(Z) of the batch's groups, and predictions conditioned on this batch alone.
-
-        Args:
-            batch: Groups of the training data.
-
-        Returns:
-            The posterior over (G, Q, L).
-
-        Raises:
-            GroupError: If the batch is not of the data set of P groups.
-            ShapeError: If the encoder's output is not two tensors of L channels.
-            DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
-        """
-        known = self._check_groups(checked_batch(batch, "batch"))
-        prior, positions = self._locate(known)
-        return prior.condition(positions, *self._pseudo_observations(known))
-
     # inside
 
     def _infer(self, batch: GroupedBatch) -> MeanFieldPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -252,5 +232,5 @@ class GPVAE(KnownGroupsVAE):
         return join_groups(first, second)
 
     def _split_kl(self, posterior: MeanFieldPosterior) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        kl = posterior.kl if self.summary is None else self.summary.linear_kl(posterior, self.prior)
+        kl = posterior.kl if self.summary is None else self.summary.separable_kl(posterior, self.prior)
         return kl, torch.zeros_like(kl)

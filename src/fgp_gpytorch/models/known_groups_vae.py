@@ -14,7 +14,7 @@ from fgp_gpytorch.models._batches import cast_for, checked_batch
 from fgp_gpytorch.models.fgp_vae import FGPVAE
 from fgp_gpytorch.models.given_amortized_rows import GivenAmortizedRows
 from fgp_gpytorch.models.given_rows import GivenRows, check_known_groups
-from fgp_gpytorch.prior import FactorizedGPPrior, IndependentChannels, ObjectRoot
+from fgp_gpytorch.prior import ObjectRoot
 from fgp_gpytorch.prior.given_objects import GivenObjects
 
 
@@ -49,6 +49,9 @@ class KnownGroupsVAE(FGPVAE):
         DataError: If `member_dropout` is outside [0, 1).
     """
 
+    prior: Any  # a CoupledPrior
+    _prior_kind = nn.Module
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -58,10 +61,7 @@ class KnownGroupsVAE(FGPVAE):
         member_dropout: float = 0.0,
         representation: nn.Module | None = None,
     ) -> None:
-        # the base checks and names the parts; its prior only stands in until the coupled one is there
-        factorized = FactorizedGPPrior([IndependentChannels(prior.num_channels)])
-        super().__init__(encoder, decoder, factorized, likelihood, member_dropout)
-        self.prior = prior  # pyright: ignore[reportIncompatibleVariableOverride, reportAttributeAccessIssue]
+        super().__init__(encoder, decoder, prior, likelihood, member_dropout)  # pyright: ignore[reportArgumentType]
         self.num_groups = prior.objects.num_groups
         self.representation = representation
 
@@ -94,6 +94,24 @@ class KnownGroupsVAE(FGPVAE):
         if self.representation is None:
             return self.objects.vectors[known.group_index]
         return self._locate(known)[0].vectors
+
+    def infer(self, batch: GroupedBatch | GroupedDataset) -> Any:
+        """q(Z) of the batch's groups, conditioned on this batch alone, each row counted once.
+
+        Args:
+            batch: Groups of the training data; any groups with a representation.
+
+        Returns:
+            The posterior over (G, Q, L): what the prior's `condition` gives.
+
+        Raises:
+            GroupError: If the batch is not of the data set of P groups.
+            ShapeError: If the encoder's output is not two tensors of L channels.
+            DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
+        """
+        known = self._check_groups(checked_batch(batch, "batch"))
+        prior, positions = self._locate(known)
+        return prior.condition(positions, *self._pseudo_observations(known))
 
     def initialize_objects(self, dataset: GroupedDataset, center: bool = True) -> None:
         """Start the object vectors from a PCA of the groups' mean observations (Casale et al. 2018).

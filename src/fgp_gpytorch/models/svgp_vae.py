@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import checked_batch, features_of, whole_batch
+from fgp_gpytorch.models._batches import features_of, whole_batch
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
 from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import InducingPosterior, InducingPrior, ObjectRoot
@@ -166,23 +166,6 @@ class SVGPVAE(KnownGroupsVAE):
         """
         self._check_groups(whole_batch(batch, "batch"))
         return super().terms(batch, num_particles)
-
-    def infer(self, batch: GroupedBatch | GroupedDataset) -> InducingPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """q(z, u) of the batch's rows alone, each counted once.
-
-        Args:
-            batch: Groups of the training data.
-
-        Returns:
-            The posterior over (G, Q, L).
-
-        Raises:
-            GroupError: If the batch is not of the data set of P groups.
-            ShapeError: If the encoder's output is not two tensors of L channels.
-            DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
-        """
-        known = self._check_groups(checked_batch(batch, "batch"))
-        return self.prior.condition(known.group_index, *self._pseudo_observations(known))
 
     # inside
 
