@@ -32,8 +32,8 @@ bench: install  ## step time and posterior time, side by side with their rivals
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/posterior.py
 
-paper: install  ## the paper's evaluation: every system, what is missing of its records (hours; ARGS=--quick for a look)
-	$(BIN)/python -W ignore benchmarks/table1.py $(ARGS)
+paper: install  ## the paper's evaluation, what is missing of it (a night; ARGS='--jobs 2', ARGS=--quick for a look)
+	$(BIN)/python benchmarks/paper.py $(ARGS)
 
 ci: lint types test  ## what .ci/run does in an environment that exists
 	$(BIN)/python examples/rotated_mnist.py --epochs 20 --no-progress --out runs/ci --assert-test-mse-below 0.042

@@ -1,7 +1,7 @@
 """How the other systems' settings were chosen: thirteen trials each, as many as the FGP-VAE had, on training data.
 
     python benchmarks/choose_rivals.py [--only "GP-VAE" ...] [--jobs 2]
-    python benchmarks/choose_rivals.py --quick      # two epochs of everything, into runs/choose_rivals_quick
+    python benchmarks/choose_rivals.py --quick      # two epochs of two trials of each, into runs
 
 From the 360 training digits, 40 are held out whole, and one of the 15 angles is taken out of training altogether, as
 157.5 degrees is in the test (benchmarks/choose_settings.py does the same for the FGP-VAE). First a grid of nine
@@ -89,27 +89,19 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def run_all(system: str, epochs: int, out: Path, jobs: int) -> None:
-    """The trials of one system that have no record."""
-    for changes in GRID:
-        run_one(system, recipe_of(system, changes, epochs), out, jobs)
-    grid = [dataclasses.asdict(recipe_of(system, changes, epochs)) for changes in GRID]
-    best = min((r for r in read(out) if r["system"] == system and r["recipe"] in grid), key=score)["recipe"]
-    for changes in CHANGES[system]:
-        run_one(system, Recipe(**{**best, **changes}), out, jobs)
-
-
-def run_one(system: str, recipe: Recipe, out: Path, jobs: int) -> None:
-    """One trial, unless there is a record of it; its line is added to the others'."""
+def trial(system: str, recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    """The record of one trial; if there is none it is run, and its line is added to the others'."""
     fields = dataclasses.asdict(recipe)
-    if any(r["system"] == system and r["recipe"] == fields for r in read(out)):
-        return
+    for record in read(options.out):
+        if record["system"] == system and record["recipe"] == fields:
+            return record
     with tempfile.TemporaryDirectory() as folder:
         words = ["--one", system, json.dumps(fields)]
-        record = harness.recorded(__file__, Path(folder) / "trial.json", words, jobs)
-    with out.open("a") as file:
+        record = harness.recorded(__file__, Path(folder) / "trial.json", words, options.jobs)
+    with options.out.open("a") as file:
         file.write(json.dumps(record) + "\n")
     print(f"{system}: {score(record):.4f} {json.dumps(record['recipe'])} {record['seconds']:.0f} s", flush=True)
+    return record
 
 
 def main() -> int:
@@ -118,7 +110,7 @@ def main() -> int:
     add("--only", nargs="+", choices=CHANGES, default=list(CHANGES))
     add("--jobs", type=int, default=1, help="systems at a time, which share the processors")
     add("--out", type=Path, default=RECORDS)
-    add("--quick", action="store_true", help="two epochs of everything, into runs/choose_rivals_quick.jsonl")
+    add("--quick", action="store_true", help="two epochs of two trials of each, into runs/choose_rivals_quick.jsonl")
     add("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -130,7 +122,17 @@ def main() -> int:
     if options.quick:
         epochs, options.out = 2, Path("runs/choose_rivals_quick.jsonl")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    harness.in_turn(lambda system: run_all(system, epochs, options.out, options.jobs), options.only, options.jobs)
+    grid, changes = (GRID[:1], slice(1)) if options.quick else (GRID, slice(None))
+
+    def run_all(system: str) -> None:
+        """The trials of one system that have no record: of the grid, then changes of the best of these."""
+        recipes = [recipe_of(system, changed, epochs) for changed in grid]
+        trials = [trial(system, recipe, options) for recipe in recipes]
+        best = min(trials, key=score)["recipe"]
+        for changed in CHANGES[system][changes]:
+            trial(system, Recipe(**{**best, **changed}), options)
+
+    harness.in_turn(run_all, options.only, options.jobs)
     return 0
 
 
