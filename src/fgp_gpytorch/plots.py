@@ -89,7 +89,7 @@ def latent_paths(model: FGPVAE, context: GroupedBatch, x: Tensor, x_label: str =
     for axes, c in zip(grid, local, strict=False):
         _band(axes, x.cpu(), mean[:, c], deviation[:, c])
         axes.errorbar(
-            context.x[0][observed, 0].cpu().numpy(), encoded[:, c].numpy(), yerr=2 * variance[:, c].sqrt().numpy(),
+            posterior.x[0][observed, 0].cpu().numpy(), encoded[:, c].numpy(), yerr=2 * variance[:, c].sqrt().numpy(),
             fmt="o", ms=3, lw=0.8, color="tab:orange", zorder=3,
         )  # fmt: skip
         low, high = (mean[:, c] - 3 * deviation[:, c]).min(), (mean[:, c] + 3 * deviation[:, c]).max()
@@ -100,7 +100,7 @@ def latent_paths(model: FGPVAE, context: GroupedBatch, x: Tensor, x_label: str =
         axes = grid[len(local)]
         value, error = mean[0, shared].numpy(), 2 * deviation[0, shared].numpy()
         axes.errorbar(range(len(shared)), value, yerr=error, fmt="o", ms=4, capsize=3)
-        prior_mean, prior_deviation = (part.cpu() for part in _prior_marginals(model, context))
+        prior_mean, prior_deviation = (part.cpu() for part in _prior_marginals(model, posterior.x))
         for position, c in enumerate(shared):
             low, high = prior_mean[c] - 2 * prior_deviation[c], prior_mean[c] + 2 * prior_deviation[c]
             axes.fill_between([position - 0.4, position + 0.4], float(low), float(high), color="0.92", zorder=0)
@@ -141,9 +141,9 @@ def training_curves(histories: Sequence[pd.DataFrame], kappa: float | None = Non
 
 
 @torch.no_grad()
-def _prior_marginals(model: FGPVAE, context: GroupedBatch) -> tuple[Tensor, Tensor]:
+def _prior_marginals(model: FGPVAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """Prior mean and standard deviation of each channel at the group's first member, (L,)."""
-    marginal: Distribution = model.prior(context.x[:1, :1])  # pyright: ignore[reportAssignmentType]
+    marginal: Distribution = model.prior(x[:1, :1])  # pyright: ignore[reportAssignmentType]
     return marginal.mean[0, 0], marginal.variance[0, 0].sqrt()
 
 

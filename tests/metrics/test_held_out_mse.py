@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fgp_gpytorch import FGPVAE, FactorizedGPPrior, GlobalChannels, GroupedDataset, LocalChannels
+from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
@@ -44,3 +45,25 @@ def test_held_out_mse_leaves_the_mode_of_the_model_alone(model: FGPVAE, held_out
     model.train()
     held_out_mse(model, held_out)
     assert model.training
+
+
+def test_many_draws_are_averaged_before_the_error_is_taken(model: FGPVAE, held_out: SimpleNamespace) -> None:
+    torch.manual_seed(4)
+    found = held_out_mse(model, held_out, sample=True, num_samples=5)
+    torch.manual_seed(4)
+    drawn = model.generate(held_out.x_new, held_out.context, sample_shape=(5,))
+    assert found == pytest.approx((drawn.mean(0) - held_out.y_new).square().mean().item(), rel=1e-5)
+
+
+def test_predict_gives_the_latents_that_generate_decodes(model: FGPVAE, held_out: SimpleNamespace) -> None:
+    z = model.predict(held_out.x_new, held_out.context).mean
+    torch.testing.assert_close(model.decoder(z.float()), model.generate(held_out.x_new, held_out.context))
+
+
+def test_targets_and_numbers_of_draws_are_checked(model: FGPVAE, held_out: SimpleNamespace) -> None:
+    for number, sample in ((0, True), (2.5, True), (3, False)):
+        with pytest.raises(DataError, match=f"num_samples: expected an integer of at least 1, .*got {number}"):
+            held_out_mse(model, held_out, sample=sample, num_samples=number)
+    held_out.y_new[1, 0, 2] = torch.nan
+    with pytest.raises(DataError, match="y_new: expected finite values, got 1"):
+        held_out_mse(model, held_out)

@@ -1,6 +1,7 @@
 """The GP-VAE of Casale et al.: dense oracles, Pyro's ELBO, minibatches with exact gradients, errors, training."""
 
 import copy
+import dataclasses
 import math
 from dataclasses import replace
 
@@ -207,7 +208,7 @@ def test_groups_without_an_object_vector_are_refused():
     unknown = replace(make_data()[[0, 1]], group_index=torch.tensor([0, 9]))
     with pytest.raises(GroupError, match="expected positions from 0 to 6, got 0 to 9"):
         model.infer(unknown)
-    with pytest.raises(GroupError, match=r"x_new: expected \(G, Q\*, D\) with G = 7, got \(2, 1, 1\)"):
+    with pytest.raises(GroupError, match=r"x_new: expected \(G, Q\*, D\) with G = 7 and D = 1, got \(2, 1, 1\)"):
         model.given(make_data()).generate(x_new, make_data())
 
 
@@ -353,3 +354,58 @@ def test_own_view_root_is_used_learned_and_saved(tmp_path):
     model.save(tmp_path / "model.pt")
     loaded = GPVAE.load(tmp_path / "model.pt")
     torch.testing.assert_close(loaded.terms(data[:]).kl_local, model.eval().terms(data[:]).kl_local)
+
+
+def test_a_summary_is_refused_for_rows_it_was_not_made_of():
+    model, data = make_gp_vae(), make_data()
+    model.summary = model.summarize(data)
+    keep = torch.ones(sum(SIZES), dtype=torch.bool)
+    keep[0] = False
+    for other in (AlignedDataset(data.select(keep), data)[:], dataclasses.replace(data[:], x=data[:].x + 1)):
+        with pytest.raises(GroupError, match=r"expected groups of the 7 that the summary was made of, with all their"):
+            model.terms(other)
+    model.prior.raw_noise.requires_grad_(False)
+    with pytest.raises(GroupError, match="the same learned hyperparameters"):
+        model.terms(data[:])
+
+
+def test_given_is_a_copy_in_evaluation_mode_that_metrics_leave_alone():
+    model, data = make_gp_vae().train(), make_data()
+    given = model.given(data)
+    x_new = torch.rand(7, 2, 1)
+    copied = copy.deepcopy(model).given(data).generate(x_new, data)
+    with torch.no_grad():
+        for parameter in (model.prior.raw_noise, model.objects.vectors, *model.encoder.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    assert (model.given(data).generate(x_new, data) - copied).abs().max() > 1e-3
+    torch.testing.assert_close(given.generate(x_new, data), copied)
+    assert model.training
+    assert not given.training
+
+    class HeldOut:
+        context, x_new, y_new = data, torch.rand(7, 1, 1), torch.rand(7, 1, 3)
+
+    model.eval()
+    model.encoder.train()
+    held_out_mse(given, HeldOut)
+    held_out_mse(model, HeldOut)
+    assert (given.training, given.model.training) == (False, False)
+    assert (model.training, model.encoder.training) == (False, True)
+    with pytest.raises(GroupError):
+        model.given(make_data(sizes=(2, 3)))
+    for wrong, error in (
+        (torch.full((7, 2, 1), torch.nan), DataError),
+        (torch.zeros(7, 2, 1, dtype=torch.int64), DataError),
+        (torch.rand(7, 2, 2), GroupError),
+        (torch.rand(6, 2, 1), GroupError),
+    ):
+        with pytest.raises(error, match="x_new"):
+            given.generate(wrong, data)
+
+
+def test_unknown_features_are_refused_by_the_pyro_program_too():
+    model, data = make_gp_vae(), make_data()
+    x = data[:].x.clone()
+    x[0, 0] = torch.nan
+    with pytest.raises(DataError, match="got 1 unknown ones"):
+        model.model(dataclasses.replace(data[:], x=x))

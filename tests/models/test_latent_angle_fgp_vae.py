@@ -25,6 +25,8 @@ from fgp_gpytorch import (
     fit,
 )
 from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.models import AnglePosterior
+from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures
 
 PERIOD = 2 * math.pi
@@ -46,6 +48,7 @@ def make_circle(known=0.5, sizes=SIZES, seed=0, period=PERIOD):
 def make_prior(period=PERIOD):
     kernel = gpytorch.kernels.PeriodicKernel()
     kernel.period_length, kernel.lengthscale = period, 1.3
+    kernel.raw_period_length.requires_grad_(False)
     kernel = gpytorch.kernels.ScaleKernel(kernel)
     kernel.outputscale = 1.7
     return FactorizedGPPrior([LocalChannels(2, kernel), GlobalChannels(1, variance=0.6)])
@@ -247,8 +250,76 @@ def test_mistakes_are_explained():
         LatentAngleFGPVAE(*parts, 2)
     with pytest.raises(ShapeError, match=r"angle_encoder: expected .* \(25, 2\), got \(25, 3\)"):
         LatentAngleFGPVAE(*parts, nn.Linear(3, 3)).terms(data[:])
-    for name, value in (("feature", -1), ("period", 0.0), ("supervision", -1.0), ("supervision", math.inf)):
+    wrong = {"feature": [-1, True], "period": [0.0, math.inf], "supervision": [-1.0, math.inf]}
+    for name, value in ((name, value) for name, values in wrong.items() for value in values):
         with pytest.raises(DataError, match=f"{name}: expected"):
             LatentAngleFGPVAE(*parts, model.angle_encoder, **{name: value})
     with pytest.raises(DataError, match="feature: expected one of the 1 auxiliary features, got 2"):
         LatentAngleFGPVAE(*parts, model.angle_encoder, feature=2).terms(data[:])
+
+
+def test_log_density_holds_in_its_tails():
+    """Against the integral over the radius in many digits (Pyro's own is clamped there)."""
+    mpmath = pytest.importorskip("mpmath")
+    mpmath.mp.dps = 60
+    for length in (0.0, 0.5, 3.0, 8.0, 20.0, 60.0, 300.0):
+        for error in (0.0, 1.0, math.pi / 2, 2.0, 3.0, math.pi):
+            c = torch.tensor([length, 0.0], dtype=torch.float64, requires_grad=True)
+            angle = torch.tensor(error, dtype=torch.float64, requires_grad=True)
+            ours = CircularProjectedNormal(c).log_prob(torch.stack([angle.cos(), angle.sin()]))
+            t = mpmath.mpf(length) * mpmath.cos(mpmath.mpf(error))
+            exact = mpmath.log(1 + t * mpmath.ncdf(t) / mpmath.npdf(t)) - mpmath.mpf(length) ** 2 / 2
+            exact = float(exact - mpmath.log(2 * mpmath.pi))
+            assert ours.item() == pytest.approx(exact, rel=1e-7, abs=1e-10), (length, error)
+            gradient = torch.autograd.grad(ours, (c, angle))
+            assert all(g.isfinite().all() for g in gradient)
+            if length > 0 and 0 < error < 3.1:
+                assert gradient[1] < 0  # further off is less likely
+
+
+def test_a_wrong_and_sure_network_is_pulled_back():
+    model, (data, _) = make_model(), make_circle(known=1.1)
+    batch = data[:]
+    direction = torch.tensor([-12.0, 16.0], dtype=torch.float64, requires_grad=True)  # length 20
+    optimizer = torch.optim.Adam([direction], 0.3)
+    one = dataclasses.replace(batch, x=torch.zeros_like(batch.x))
+    for _ in range(400):
+        optimizer.zero_grad()
+        (-model._log_supervision(one, direction.expand(7, 6, 2)).sum()).backward()
+        optimizer.step()
+    assert abs(math.atan2(direction[1].item(), direction[0].item())) < 0.05
+
+
+def test_members_of_whom_nothing_was_observed_teach_nothing():
+    model, (data, _) = make_model().eval(), make_circle(known=1.1)
+    batch = data[:]
+    y_mask = batch.observed.clone()
+    y_mask[1, 2] = False
+    blank = dataclasses.replace(batch, y_mask=y_mask, y=batch.y.masked_fill(~y_mask, 0.0))
+    keep = batch.mask.clone()
+    keep[1, 2] = False
+    without = dataclasses.replace(batch, mask=keep, y=batch.y.masked_fill(~keep.unsqueeze(-1), 0.0))
+    ours, theirs = model.terms(blank).log_supervision, model.terms(without).log_supervision
+    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(model.infer_angles(blank).concentration[1, 2], torch.zeros(2, dtype=torch.float64))
+    unknown = dataclasses.replace(blank, x=torch.full_like(batch.x, torch.nan).where(batch.mask.unsqueeze(-1), 0.0))
+    alone = model.terms(unknown)
+    assert alone.kl_features.isfinite().all()
+    model.terms(unknown).kl_features.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_prior_that_is_not_periodic_is_refused():
+    model, (data, _) = make_model(), make_circle()
+    parts = model.encoder, model.decoder
+    free = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(1)])
+    for prior in (free, make_prior(period=3.0)):
+        other = LatentAngleFGPVAE(*parts, prior, model.angle_encoder)
+        for call in (other.terms, other.infer):
+            with pytest.raises(DataError, match=r"expected a kernel with the angle's period of 6\.28.*period_length"):
+                call(data[:])
+
+
+def test_angles_are_below_the_period():
+    tiny = AnglePosterior(torch.tensor([[[1.0, -1e-20]]]), 360.0)
+    assert tiny.mean.item() == 0.0

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fgp_gpytorch._shapes import check_finite
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.models import FGPVAE, GivenRows
@@ -51,7 +52,7 @@ def evaluation(model: FGPVAE | GivenRows, seed: int | None = None) -> Iterator[t
     Yields:
         The device of the model's parameters.
     """
-    training = model.training
+    modes = {module: module.training for module in model.modules()}  # a part may be frozen in its own
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     forked = [device] if device.type == "cuda" else []
     model.eval()
@@ -61,7 +62,8 @@ def evaluation(model: FGPVAE | GivenRows, seed: int | None = None) -> Iterator[t
                 torch.manual_seed(seed)
             yield device
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def batches(held_out: HeldOut, batch_size: int, device: torch.device) -> Iterator[HeldOutBatch]:
@@ -83,6 +85,7 @@ def check_held_out(held_out: HeldOut) -> None:
 
     Raises:
         ShapeError: If x_new or y_new have another number of groups, or not the same number of members.
+        DataError: If a value of y_new is not finite.
     """
     x_new, y_new = tuple(held_out.x_new.shape), tuple(held_out.y_new.shape)
     groups = len(held_out.context)
@@ -92,6 +95,7 @@ def check_held_out(held_out: HeldOut) -> None:
             f"y_shape = {tuple(held_out.context.y_shape)}, got {x_new} and {y_new}. Try context.subset(groups) for the "
             "groups of x_new."
         )
+    check_finite(held_out.y_new, "y_new")
 
 
 def global_channels(model: FGPVAE | GivenRows) -> Tensor:  # shape: (L,)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fgp_gpytorch._shapes import check_finite
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics._evaluation import evaluation, global_channels
@@ -119,7 +120,7 @@ def disentanglement(
         R^2, accuracies and gaps.
 
     Raises:
-        DataError: If the feature does not exist or does not vary.
+        DataError: If the feature does not exist, is not known everywhere, or does not vary.
         GroupError: If a group has fewer than two members, or there are fewer than two groups.
     """
     if not 0 <= feature < data.num_features:
@@ -134,6 +135,7 @@ def disentanglement(
     fitted = latent_means(model, data.select(first), alone, batch_size)
     tested = latent_means(model, data.select(~first), alone, batch_size)
     value = together.x[:, feature].double()
+    check_finite(value, "data.x")
     targets = value.unsqueeze(-1) if period is None else _on_circle(value, period)
 
     is_global = global_channels(model)

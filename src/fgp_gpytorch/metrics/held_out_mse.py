@@ -28,9 +28,9 @@ def held_out_mse(
         DataError: If `num_samples` is below 1, or above it without `sample=True`.
         ShapeError: If `x_new` or `y_new` are not of the context's groups.
     """
-    if num_samples < 1 or (num_samples > 1 and not sample):
+    if not isinstance(num_samples, int) or num_samples < 1 or (num_samples > 1 and not sample):
         raise DataError(
-            f"num_samples: expected at least 1, and 1 for the decoded mean of z, got {num_samples} with "
+            f"num_samples: expected an integer of at least 1, and 1 for the decoded mean of z, got {num_samples} with "
             f"sample={sample}. Try held_out_mse(model, held_out, sample=True, num_samples=64)."
         )
     total, count = 0.0, 0

@@ -33,7 +33,7 @@ def features_of(batch: GroupedBatch) -> Tensor:  # shape: (G, Q, D)
     if bool(batch.x.isnan().any()):
         raise DataError(
             f"x: expected known auxiliary features, got {int(batch.x.isnan().sum())} unknown ones, which this model "
-            "does not infer. Try LatentAngleFGPVAE for angles, or data.select(rows) without them."
+            "does not infer. Try LatentAngleFGPVAE (for one feature, an angle), or data.select(rows) without them."
         )
     if is_full(batch):
         return batch.x
@@ -81,3 +81,8 @@ def whole_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch
             "Try GroupedDataset(y, x, group)[[0, 1]], or GroupedBatch.from_tensors(y, x)."
         )
     return value
+
+
+def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
+    """Members of whom something was observed."""
+    return batch.mask if batch.y_mask is None else batch.mask & batch.y_mask.reshape(*batch.mask.shape, -1).any(-1)

@@ -38,8 +38,8 @@ class AmortizedKLSummary(NamedTuple):
         located = _located(posterior)
         index = located.group_index
         values = posterior.x, posterior.raw_mean, posterior.raw_variance, posterior.observed
-        change = (self.towards_vectors[index] * (located.vectors - self.vectors[index])).sum(-1)
-        return self.rows.separable_kl(MeanFieldPosterior(prior, index, *values), prior) + change
+        rows = self.rows.separable_kl(MeanFieldPosterior(prior, index, *values), prior)  # which knows whether it fits
+        return rows + (self.towards_vectors[index] * (located.vectors - self.vectors[index])).sum(-1)
 
 
 def summarize_amortized_kl(prior: ObjectViewPrior, parts: Sequence[MeanFieldPosterior]) -> AmortizedKLSummary:
@@ -71,7 +71,10 @@ def summarize_amortized_kl(prior: ObjectViewPrior, parts: Sequence[MeanFieldPost
         kl = whole.kl_channels.sum()
         towards = torch.autograd.grad(kl, [vectors, mean, variance, *learned])
     then = tuple(parameter.detach().clone() for parameter in learned)
-    rows = KLSummary(kl.detach(), mean.detach(), variance.detach(), towards[1], towards[2], then, tuple(towards[3:]))
+    where = posterior.x[order], posterior.observed[order]
+    rows = KLSummary(
+        kl.detach(), mean.detach(), variance.detach(), towards[1], towards[2], *where, then, tuple(towards[3:])
+    )
     return AmortizedKLSummary(rows, vectors.detach(), towards[0])
 
 

@@ -5,11 +5,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._shapes import check_finite, check_floating
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.models._batches import checked_batch
-from fgp_gpytorch.models.given_rows import GivenRows
+from fgp_gpytorch.models.given_rows import GivenRows, check_targets
 from fgp_gpytorch.models.prediction import Prediction
 
 
@@ -61,13 +60,7 @@ class GivenAmortizedRows(GivenRows):
             DataError: If a value is not finite or a dtype is not floating.
         """
         batch = checked_batch(context, "context")
-        check_floating(x_new, "x_new")
-        if x_new.dim() != 3 or len(x_new) != batch.num_groups or x_new.shape[-1] != batch.x.shape[-1]:
-            raise GroupError(
-                f"x_new: expected (G, Q*, D) with G = {batch.num_groups} and D = {batch.x.shape[-1]}, got "
-                f"{tuple(x_new.shape)}. Try one row of members for each group of the context."
-            )
-        check_finite(x_new, "x_new")
+        check_targets(x_new, batch)
         if self.new_groups:
             posterior = self.model._join(self.posterior, self.model.infer(batch))
             positions = torch.arange(batch.num_groups, device=x_new.device) + len(self.posterior.group_index)

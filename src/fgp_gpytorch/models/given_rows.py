@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fgp_gpytorch._shapes import check_finite, check_floating
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.likelihoods import Likelihood
@@ -33,6 +34,7 @@ class GivenRows(nn.Module):
 
     def __init__(self, model: FGPVAE, posterior: KnowsGroups, num_groups: int) -> None:
         super().__init__()
+        self.train(model.training)
         self.model, self.posterior, self.num_groups = model, posterior, num_groups
 
     @property
@@ -87,15 +89,27 @@ class GivenRows(nn.Module):
         """
         batch = checked_batch(context, "context")
         check_known_groups(batch, self.num_groups)
-        if x_new.dim() != 3 or len(x_new) != batch.num_groups:
-            raise GroupError(
-                f"x_new: expected (G, Q*, D) with G = {batch.num_groups}, got {tuple(x_new.shape)}. "
-                "Try one row of members for each group of the context."
-            )
+        check_targets(x_new, batch)
         return self.posterior.predict_groups(batch.group_index, x_new)
 
     def _decode(self, z: Tensor, x: Tensor) -> Tensor:
         return self.model._decode(z, x)
+
+
+def check_targets(x_new: Tensor, batch: GroupedBatch) -> None:
+    """Require finite features of new members, one row for each group of the context.
+
+    Raises:
+        GroupError: If there is another number of groups or features.
+        DataError: If a value is not finite or the dtype is not floating.
+    """
+    check_floating(x_new, "x_new")
+    if x_new.dim() != 3 or len(x_new) != batch.num_groups or x_new.shape[-1] != batch.x.shape[-1]:
+        raise GroupError(
+            f"x_new: expected (G, Q*, D) with G = {batch.num_groups} and D = {batch.x.shape[-1]}, got "
+            f"{tuple(x_new.shape)}. Try one row of members for each group of the context."
+        )
+    check_finite(x_new, "x_new")
 
 
 def check_known_groups(batch: GroupedBatch, num_groups: int) -> None:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import whole_batch
+from fgp_gpytorch.models._batches import features_of, observed_members, whole_batch
 from fgp_gpytorch.models.amortized_kl_summary import AmortizedKLSummary, summarize_amortized_kl
 from fgp_gpytorch.models.kl_summary import KLSummary, summarize_kl
-from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for, observed_members
+from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for
 from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import MeanFieldPosterior, ObjectViewPrior
 from fgp_gpytorch.prior.given_objects import ObjectViewPriorAt, join_groups
@@ -136,7 +136,7 @@ class GPVAE(KnownGroupsVAE):
         rows = observed_members(batch)
         prior, positions = self._locate(batch)
         groups = positions.unsqueeze(-1).expand(rows.shape)[rows]
-        root, noise = prior.features(groups, batch.x[rows]), prior.noise
+        root, noise = prior.features(groups, features_of(batch)[rows]), prior.noise
         if next(self.prior.named_priors(), None) is not None:
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
         with pyro.plate("channels", self.prior.num_channels, dim=-1):

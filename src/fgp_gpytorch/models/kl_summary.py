@@ -19,6 +19,8 @@ class KLSummary(NamedTuple):
         variance: sigma^2, (P, Q, L).
         towards_mean: d KL / d mu, (P, Q, L), 0 where nothing was observed.
         towards_variance: d KL / d sigma^2, (P, Q, L).
+        x: Auxiliary features, (P, Q, D).
+        observed: Rows that were there, (P, Q).
         hyperparameters: Values of the prior's learned parameters, in their order.
         towards_hyperparameters: d KL / d hyperparameters.
     """
@@ -28,6 +30,8 @@ class KLSummary(NamedTuple):
     variance: Tensor
     towards_mean: Tensor
     towards_variance: Tensor
+    x: Tensor
+    observed: Tensor
     hyperparameters: tuple[Tensor, ...]
     towards_hyperparameters: tuple[Tensor, ...]
 
@@ -48,7 +52,11 @@ class KLSummary(NamedTuple):
 
         Returns:
             Nats, (G,); times (groups of the data set / G), an unbiased estimate from a sample of groups.
+
+        Raises:
+            GroupError: If these are not rows that the summary was made of, or other hyperparameters are learned now.
         """
+        self._check(posterior, prior)
         size = posterior.x.shape[-2]
         select = (posterior.group_index, slice(0, size))
         observed = posterior.observed.unsqueeze(-1)
@@ -63,6 +71,20 @@ class KLSummary(NamedTuple):
         for now, then, towards in triples:
             shared = shared + (towards * (now - then)).sum()
         return torch.where(observed, change, 0.0).sum((-2, -1)) + shared / len(self.mean)
+
+    def _check(self, posterior: MeanFieldPosterior, prior: ObjectViewPrior) -> None:
+        index, size = posterior.group_index, posterior.x.shape[-2]
+        same = int(index.max()) < len(self.mean) and size <= self.mean.shape[1]
+        if same:
+            observed, there = self.observed[index], posterior.observed
+            same = torch.equal(observed[:, :size], there) and not bool(observed[:, size:].any())
+            same = same and torch.equal(self.x[index, :size][there], posterior.x[there])
+        if not same or len(_learned(prior)) != len(self.hyperparameters):
+            raise GroupError(
+                f"batch: expected groups of the {len(self.mean)} that the summary was made of, with all their rows, "
+                "and the same learned hyperparameters, got others. Try model.summary = model.summarize(data) of this "
+                "data set, or model.summary = None."
+            )
 
 
 def summarize_kl(prior: ObjectViewPrior, parts: Sequence[MeanFieldPosterior]) -> KLSummary:
@@ -100,6 +122,8 @@ def summarize_kl(prior: ObjectViewPrior, parts: Sequence[MeanFieldPosterior]) ->
         variance.detach(),
         gradients[0],
         gradients[1],
+        posterior.x[order],
+        posterior.observed[order],
         tuple(parameter.detach().clone() for parameter in learned),
         tuple(gradients[2:]),
     )

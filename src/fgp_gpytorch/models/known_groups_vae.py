@@ -1,5 +1,6 @@
 """What the models share that know a group by its object vector."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import cast_for, checked_batch
+from fgp_gpytorch.models._batches import cast_for, checked_batch, observed_members
 from fgp_gpytorch.models.fgp_vae import FGPVAE
 from fgp_gpytorch.models.given_amortized_rows import GivenAmortizedRows
 from fgp_gpytorch.models.given_rows import GivenRows, check_known_groups
@@ -141,6 +142,11 @@ class KnownGroupsVAE(FGPVAE):
                 f"num_factors: expected at most {min(means.shape)} components of {tuple(means.shape)} mean "
                 f"observations, got {factors}. Try a smaller num_factors, or leave the random start."
             )
+        if not bool(means.any()):
+            raise DataError(
+                "dataset: expected groups with different mean observations, got none that differ. "
+                "Try to leave the random start, or center=False."
+            )
         left, values, _ = torch.linalg.svd(means, full_matrices=False)
         scores = left[:, :factors] * values[:factors]
         self.objects.set_vectors(scores / scores.square().sum(-1).mean().sqrt())
@@ -195,7 +201,8 @@ class KnownGroupsVAE(FGPVAE):
                 which needs a representation. None for "new" with a representation, "seen" without.
 
         Returns:
-            An object with `generate`, for the parameters as they are now; `metrics.held_out_mse` takes it.
+            An object with `generate` and `predict` for a copy of the model as it is now, in evaluation mode;
+            `metrics.held_out_mse` takes it.
 
         Raises:
             GroupError: If the data set is not of P groups, or new groups are asked of a model without representation.
@@ -208,14 +215,12 @@ class KnownGroupsVAE(FGPVAE):
                 "context: expected 'seen' for a model with one object vector per training group, got 'new'. "
                 "Try GPVAE(..., representation=RepresentationNetwork(...)), or FGPVAE."
             )
-        training = self.training
-        self.eval()
+        frozen = copy.deepcopy(self).eval().requires_grad_(False)
         batch = checked_batch(dataset, "dataset")
-        posterior: Any = self.infer(batch)
-        self.train(training)
+        posterior: Any = frozen.infer(batch)
         if self.representation is None:
-            return GivenRows(self, posterior, self.num_groups)
-        return GivenAmortizedRows(self, batch, posterior, new_groups=context != "seen")
+            return GivenRows(frozen, posterior, self.num_groups)
+        return GivenAmortizedRows(frozen, batch, posterior, new_groups=context != "seen")
 
     def _check_groups(self, batch: GroupedBatch, whole: bool = False) -> GroupedBatch:
         if self.representation is None:
@@ -271,8 +276,3 @@ def objects_for(
             "Try GPVAE(encoder, decoder, num_channels, representation=...)."
         )
     return GivenObjects(num_factors, normalize)
-
-
-def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
-    """Members of whom something was observed."""
-    return batch.mask if batch.y_mask is None else batch.mask & batch.y_mask.reshape(*batch.mask.shape, -1).any(-1)

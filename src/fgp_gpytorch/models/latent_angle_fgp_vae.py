@@ -6,15 +6,15 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import ProjectedNormal
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import cast_for, checked_batch, is_full, scatter, whole_batch
+from fgp_gpytorch.models._batches import cast_for, checked_batch, features_of, observed_members, scatter, whole_batch
 from fgp_gpytorch.models.fgp_vae import FGPVAE
+from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
 from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import FactorizedGPPrior, LatentPosterior
 
@@ -45,7 +45,8 @@ class LatentAngleFGPVAE(FGPVAE):
     Args:
         encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
         decoder: Module from (*batch, L) to (*batch, *y_shape).
-        prior: The prior over the L channels.
+        prior: The prior over the L channels, whose kernels and means must have the period of the angle (fix it:
+            `kernel.raw_period_length.requires_grad_(False)`).
         angle_encoder: Module from (*batch, *y_shape) to (*batch, 2), a vector whose direction is the angle and whose
             length how sure it is, such as `nets.PaperFeatures(2)`; 0 knows nothing.
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
@@ -88,7 +89,7 @@ class LatentAngleFGPVAE(FGPVAE):
                 f"angle_encoder: expected a torch Module, got {type(angle_encoder).__name__}. "
                 "Try nets.PaperFeatures(2), or nets.MLPFeatures(y_shape, 2)."
             )
-        if not isinstance(feature, int) or feature < 0:
+        if not isinstance(feature, int) or isinstance(feature, bool) or feature < 0:
             raise DataError(f"feature: expected the position of the angle in x, got {feature!r}. Try 0.")
         if not 0 < period < math.inf:
             raise DataError(f"period: expected a positive finite number, got {period}. Try 360 for degrees.")
@@ -96,6 +97,7 @@ class LatentAngleFGPVAE(FGPVAE):
             raise DataError(f"supervision: expected a finite number >= 0, got {supervision}. Try 10.0.")
         self.angle_encoder, self.feature, self.period = angle_encoder, feature, period
         self.supervision = supervision
+        self._circle_checked = False
 
     # Pyro
 
@@ -155,11 +157,13 @@ class LatentAngleFGPVAE(FGPVAE):
 
         Raises:
             ShapeError: If a network's output has the wrong shape.
-            DataError: If a feature other than the angle is not known.
+            DataError: If a feature other than the angle is not known, or the prior has not the angle's period.
         """
         batch = whole_batch(batch, "batch")
         concentration = self._concentration(batch)
-        q = ProjectedNormal(concentration, validate_args=False)
+        if not self._circle_checked:
+            self._check_circle(self._filled(batch, concentration.detach()))
+        q = CircularProjectedNormal(concentration)
         direction = q.rsample()
         terms = super().terms(self._filled(batch, direction), num_particles)
         log_ratio = q.log_prob(direction) + math.log(2 * math.pi)
@@ -180,11 +184,13 @@ class LatentAngleFGPVAE(FGPVAE):
 
         Raises:
             ShapeError: If a network's output has the wrong shape.
-            DataError: If the batch is empty or not a GroupedBatch, a value is not finite, or a feature other than the
-                angle is not known.
+            DataError: If the batch is empty or not a GroupedBatch, a value is not finite, a feature other than the
+                angle is not known, or the prior has not the angle's period.
         """
         batch = checked_batch(batch, "batch")
-        return super().infer(self._filled(batch, self._concentration(batch)))
+        filled = self._filled(batch, self._concentration(batch))
+        self._check_circle(filled)
+        return super().infer(filled)
 
     def infer_angles(self, batch: GroupedBatch | GroupedDataset) -> "AnglePosterior":
         """q(w | y) of every member, whether or not its angle is known: each from its own observation.
@@ -193,7 +199,7 @@ class LatentAngleFGPVAE(FGPVAE):
             batch: Groups, seen in training or not.
 
         Returns:
-            The posterior over (G, Q), in the unit of `period`; what stands at padded members means nothing.
+            The posterior over (G, Q), in the unit of `period`: uniform where nothing of a member was observed.
 
         Raises:
             ShapeError: If the angle encoder's output has the wrong shape.
@@ -204,8 +210,8 @@ class LatentAngleFGPVAE(FGPVAE):
     # inside
 
     def _concentration(self, batch: GroupedBatch) -> Tensor:  # shape: (G, Q, 2)
-        full = is_full(batch)
-        rows = batch.y.flatten(0, 1) if full else batch.y[batch.mask]
+        observed = observed_members(batch)  # of the others q(w) is the prior
+        rows = batch.y[observed]
         vectors = self.angle_encoder(cast_for(self.angle_encoder, rows))
         if not isinstance(vectors, Tensor) or vectors.shape != (len(rows), 2):
             got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
@@ -213,8 +219,7 @@ class LatentAngleFGPVAE(FGPVAE):
                 f"angle_encoder: expected one vector of the plane for each observation, ({len(rows)}, 2), got {got}. "
                 "Try nets.PaperFeatures(2), or nets.MLPFeatures(y_shape, 2)."
             )
-        vectors = vectors.to(self.prior.dtype)
-        return vectors.unflatten(0, batch.mask.shape) if full else scatter(vectors, batch.mask, 1.0)
+        return scatter(vectors.to(self.prior.dtype), observed, 0.0)
 
     def _unknown(self, batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
         if self.feature >= batch.x.shape[-1]:
@@ -223,8 +228,28 @@ class LatentAngleFGPVAE(FGPVAE):
             )
         return batch.x[..., self.feature].isnan() & batch.mask
 
+    @torch.no_grad()
+    def _check_circle(self, batch: GroupedBatch) -> None:
+        """Require a prior that is the same after a whole turn."""
+        x = features_of(batch)[:1].to(self.prior.dtype)
+        here = torch.arange(x.shape[-1], device=x.device) == self.feature
+        turned = torch.where(here, x + self.period, x)
+        for block in self._blocks():
+            for name, once, again in (
+                ("kernel", block.covariance(x, x), block.covariance(x, turned)),
+                ("mean", block.prior_mean(x), block.prior_mean(turned)),
+            ):
+                if not torch.allclose(once, again, rtol=0, atol=1e-3 * max(1.0, float(once.abs().max()))):
+                    raise DataError(
+                        f"prior: expected a {name} with the angle's period of {self.period:g}, got one of "
+                        f"{type(block).__name__} that differs after a whole turn by "
+                        f"{float((once - again).abs().max()):.3g}. Try kernel.period_length = {self.period:g} and "
+                        "kernel.raw_period_length.requires_grad_(False), or another period=."
+                    )
+        self._circle_checked = True
+
     def _masked(self, concentration: Tensor, batch: GroupedBatch) -> Any:
-        return ProjectedNormal(concentration, validate_args=False).mask(self._unknown(batch)).to_event(1)
+        return CircularProjectedNormal(concentration).mask(self._unknown(batch)).to_event(1)
 
     def _filled(self, batch: GroupedBatch, direction: Tensor) -> GroupedBatch:
         """The batch with the angles of vectors (*s, G, Q, 2) where they are not known."""
@@ -242,10 +267,10 @@ class LatentAngleFGPVAE(FGPVAE):
 
     def _log_supervision(self, batch: GroupedBatch, concentration: Tensor) -> Tensor:  # shape: (G,)
         """supervision * sum over known angles of log q, nats, of the angle in radians."""
-        known = batch.mask & ~self._unknown(batch)
+        known = observed_members(batch) & ~self._unknown(batch)
         phase = 2 * math.pi / self.period * torch.where(known, batch.x[..., self.feature], 0.0).to(concentration.dtype)
         unit = torch.stack([phase.cos(), phase.sin()], dim=-1)
-        log_prob = ProjectedNormal(concentration, validate_args=False).log_prob(unit)
+        log_prob = CircularProjectedNormal(concentration).log_prob(unit)
         return self.supervision * torch.where(known, log_prob, 0.0).sum(-1)
 
 
@@ -269,15 +294,16 @@ class AnglePosterior:
         """Log density at angles (*s, G, Q), per unit of the angle."""
         phase = 2 * math.pi / self.period * angle.to(self.concentration.dtype)
         unit = torch.stack([phase.cos(), phase.sin()], dim=-1)
-        density = ProjectedNormal(self.concentration, validate_args=False).log_prob(unit)
+        density = CircularProjectedNormal(self.concentration).log_prob(unit)
         return density + math.log(2 * math.pi / self.period)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draw angles, (*sample_shape, G, Q), in [0, period)."""
-        direction = ProjectedNormal(self.concentration, validate_args=False).sample(torch.Size(sample_shape))
+        direction = CircularProjectedNormal(self.concentration).sample(torch.Size(sample_shape))
         return _angle_of(direction, self.period)
 
 
 def _angle_of(direction: Tensor, period: float) -> Tensor:
     """Angle in [0, period) of vectors (*b, 2)."""
-    return torch.atan2(direction[..., 1], direction[..., 0]).remainder(2 * math.pi) * (period / (2 * math.pi))
+    angle = torch.atan2(direction[..., 1], direction[..., 0]).remainder(2 * math.pi) * (period / (2 * math.pi))
+    return torch.where(angle >= period, 0.0, angle)  # a tiny negative angle is rounded up to the whole turn

@@ -1,0 +1,48 @@
+"""The projected normal on the circle, with a density that holds in its tails."""
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+_FAR = 100.0  # where the density's tail takes its asymptotic form
+
+
+class CircularProjectedNormal(dist.ProjectedNormal):
+    r"""Pyro's `ProjectedNormal` of the plane, whose log density is not clamped.
+
+        log p(u) = -||c||^2 / 2 - log 2 pi + log(1 + t Phi(t) / phi(t)),   t = c'u
+
+    (Hernandez-Stumpfhauser et al. 2017, eq. 1, identity covariance). Pyro's bounds the last term from below: far from
+    the middle its density is too high, and its gradient points away from the middle. Computed in float64.
+
+    Args:
+        concentration: c, (*b, 2).
+    """
+
+    def __init__(self, concentration: Tensor, *, validate_args: bool | None = False) -> None:
+        super().__init__(concentration, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "CircularProjectedNormal":
+        """As Pyro's."""
+        return CircularProjectedNormal(self.concentration.expand((*torch.Size(batch_shape), 2)))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of unit vectors (*s, *b, 2), per radian."""
+        c = self.concentration.double()
+        t = (c * value).sum(-1)
+        far, ahead = t < -_FAR, t >= 0
+        # each form at its own t alone: what `where` leaves out must have a finite gradient
+        forward = torch.where(ahead, t, 0.0)
+        density = 0.5 * torch.erfc(-forward / math.sqrt(2))  # Phi
+        front = 0.5 * forward.square() + torch.log(
+            (-0.5 * forward.square()).exp() + math.sqrt(2 * math.pi) * forward * density
+        )
+        backward = torch.where(ahead | far, -1.0, t)
+        back = torch.log1p(math.sqrt(math.pi / 2) * backward * torch.special.erfcx(-backward / math.sqrt(2)))
+        beyond = torch.where(far, t, -_FAR)
+        tail = -2 * (-beyond).log() + torch.log1p(-3 / beyond.square())
+        ratio = torch.where(ahead, front, torch.where(far, tail, back))
+        return (ratio - 0.5 * c.square().sum(-1) - math.log(2 * math.pi)).to(self.concentration.dtype)
