@@ -50,6 +50,9 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "FGP-VAE, correlated, learned": [
         {"num_factors": 16}, {"num_factors": 64}, {"member_dropout": 0.0}, {"learn_lengthscale": False},
     ],
+    "FGP-VAE, correlated, representation network": [
+        {"num_factors": 16}, {"num_factors": 64}, {"member_dropout": 0.0}, {"learn_lengthscale": False},
+    ],
 }  # fmt: skip
 # what the FGP-VAE's own choice is, where a system shares it
 START = {

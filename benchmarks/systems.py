@@ -126,6 +126,14 @@ def correlated_fgp_vae(recipe: Recipe, groups: int, learn_objects: bool = True) 
     )  # fmt: skip
 
 
+def correlated_fgp_vae_of_images(recipe: Recipe, groups: int) -> CorrelatedFGPVAE:
+    return CorrelatedFGPVAE(
+        PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), [local_channels(recipe)], CHANNELS - recipe.num_local,
+        num_factors=recipe.num_factors, likelihood=likelihood(recipe), member_dropout=recipe.member_dropout,
+        representation=representation(recipe),
+    )  # fmt: skip
+
+
 def pca_correlated_fgp_vae(recipe: Recipe, groups: int) -> CorrelatedFGPVAE:
     return correlated_fgp_vae(recipe, groups, learn_objects=False)
 
@@ -151,6 +159,7 @@ BUILD: dict[str, Callable[[Recipe, int], FGPVAE]] = {
     "FGP-VAE": fgp_vae,
     "FGP-VAE, correlated by PCA": pca_correlated_fgp_vae,
     "FGP-VAE, correlated, learned": correlated_fgp_vae,
+    "FGP-VAE, correlated, representation network": correlated_fgp_vae_of_images,
 }
 
 
