@@ -23,8 +23,8 @@ def plain_decoder(num_channels):
     return layers, decode
 
 
-# float32: the fast form adds in another order, through three layers: about 4 roundings of 6e-8
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-7), (torch.float64, 1e-12)])
+# float32: the fast form adds 32 to 72 products in another order, in three layers: as many roundings of 6e-8 at most
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 4e-6), (torch.float64, 1e-12)])
 def test_paper_decoder_is_the_plain_form_in_values_and_gradients(dtype, tolerance):
     decoder = PaperDecoder(16).to(dtype)
     layers, decode = plain_decoder(16)

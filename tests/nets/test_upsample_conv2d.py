@@ -20,8 +20,9 @@ def with_gradients(module, image):
 
 
 @pytest.mark.parametrize("padding", [0, 1])
-# float32: sums of some 30 products in another order, 4 roundings of 6e-8 each; float64: 1e-16 and the same count
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-7), (torch.float64, 1e-14)])
+# sums of n = 30 to 45 products in another order, which each processor has its own of: n roundings of 6e-8 (float32) or
+# 1e-16 (float64) at most
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
 def test_fast_form_is_upsampling_and_convolution_in_values_and_gradients(padding, dtype, tolerance):
     layer = UpsampleConv2d(3, 5, padding=padding).to(dtype)
     image = torch.randn(4, 3, 6, 7, dtype=dtype)
