@@ -39,8 +39,8 @@ class LatentAngleFGPVAE(FGPVAE):
     not known are taken at the middle of q (`infer`, `reconstruct`, `generate`, of new groups too): they are plugged in,
     so the posterior of z does not have their uncertainty.
 
-    If no angle is known at all, nothing tells a turned or mirrored circle from another: angles are inferred up to
-    that. A few known ones settle it.
+    If no angle is known at all, nothing tells a turned or mirrored circle from another, and training may end with no
+    circle at all (on rotated digits it did, docs/results.md). A few known ones settle it.
 
     Args:
         encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
