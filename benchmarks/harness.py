@@ -115,7 +115,10 @@ def write(path: Path, record: dict[str, Any]) -> None:
 
 
 def in_turn(task: Callable[[Any], object], items: Iterable[Any], jobs: int) -> None:
-    """Do a task for every item, so many at a time; the first error ends it."""
-    with ThreadPoolExecutor(jobs) as pool:
+    """Do a task for every item, so many at a time; after an error or ctrl-C none is begun."""
+    pool = ThreadPoolExecutor(jobs)
+    try:
         for _ in pool.map(task, items):
             pass
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -125,3 +125,17 @@ def test_a_record_is_whole_and_is_not_made_twice(benchmark, tmp_path):
     harness.write(path, {"run": 2})
     assert harness.recorded(str(script), path, ["--one"], jobs=2) == {"run": 2}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["record.json", "script.py"]
+
+
+def test_no_run_is_begun_after_one_that_failed(benchmark):
+    begun = []
+
+    def task(number):
+        begun.append(number)
+        if number == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        benchmark("harness").in_turn(task, range(1, 200), jobs=1)
+    assert begun[0] == 1
+    assert len(begun) < 199

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import features_of, standard_normal, whole_batch
+from fgp_gpytorch.models._batches import features_of, standard_normal
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for
 from fgp_gpytorch.models.member_dropout import drop_members
-from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import ChannelBlock, CorrelatedGPPrior, CorrelatedPosterior, ObjectRoot
 from fgp_gpytorch.prior.given_correlated_objects import CorrelatedGPPriorAt, join_correlated_groups
 
@@ -141,22 +140,6 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
         with self._plate(batch):
             for index, distribution in enumerate(posterior.local.whitened_distributions()):
                 pyro.sample(f"u_{index}", distribution)
-
-    def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
-        """The parts of the ELBO. The KL of the global channels is of the whole data set and shared out equally.
-
-        Args:
-            batch: Groups of the training data; all of them for the exact bound.
-            num_particles: Draws of z for the expectation.
-
-        Returns:
-            Sums per group, (G,).
-
-        Raises:
-            GroupError: If the batch is not of the data set of P groups.
-        """
-        self._check_groups(whole_batch(batch, "batch"))
-        return super().terms(batch, num_particles)
 
     def _infer(self, batch: GroupedBatch) -> CorrelatedPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._check_groups(batch)

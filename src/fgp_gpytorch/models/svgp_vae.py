@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import features_of, whole_batch
+from fgp_gpytorch.models._batches import features_of
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
-from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import InducingPosterior, InducingPrior, ObjectRoot
 
 
@@ -148,24 +147,6 @@ class SVGPVAE(KnownGroupsVAE):
         pyro.sample("u", joint.to_event(1))
         with self._plate(batch):
             pyro.sample("e", self._rest(posterior.x))
-
-    # objectives
-
-    def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
-        """The parts of the ELBO; the KL is of the whole data set and shared out to its groups equally.
-
-        Args:
-            batch: Groups of the training data.
-            num_particles: Draws of z for the expectation.
-
-        Returns:
-            Sums per group, (G,).
-
-        Raises:
-            GroupError: If the batch is not of the data set of P groups.
-        """
-        self._check_groups(whole_batch(batch, "batch"))
-        return super().terms(batch, num_particles)
 
     # inside
 
