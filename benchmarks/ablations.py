@@ -7,7 +7,6 @@ The base is Appendix A (GECO with kappa = 0.020, J = 8, r = 1 fixed, period 2 pi
 not 1000. These runs decide nothing: they are looked at on the test set. A record a run, none is made twice.
 """
 
-import argparse
 import dataclasses
 import math
 import re
@@ -85,39 +84,13 @@ def run(name: str, seed: int, epochs: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_missing(name: str, seed: int, options: argparse.Namespace) -> None:
-    """One run, unless there is a record of it."""
-    path = options.out / f"{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}_{seed}.json"
-    words = ["--one", name, str(seed), "--epochs", str(options.epochs)]
-    record = harness.recorded(__file__, path, words, options.jobs)
-    print(f"{name}, seed {seed}: test MSE {record['test_mse']:.4f}, extrapolation {record['extrapolation_mse']:.4f}",
-          flush=True)  # fmt: skip
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--only", nargs="+", choices=CHOICES, default=list(CHOICES))
-    add("--seeds", type=int, default=1)
-    add("--epochs", type=int, default=EPOCHS, help="the records of another number need another --out")
-    add("--jobs", type=int, default=1, help="runs at a time, which share the processors")
-    add("--out", type=Path, default=RECORDS)
-    add("--quick", action="store_true", help="two epochs of the first six, into runs/ablations_quick")
-    add("--one", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        name, seed = options.one
-        harness.write(options.out, run(name, int(seed), options.epochs))
-        return 0
-    if options.quick:
-        options.epochs, options.seeds, options.out = 2, 1, Path("runs/ablations_quick")
-        options.only = options.only[:6]
-    elif options.epochs != EPOCHS and options.out == RECORDS:
-        parser.error(f"--epochs: the records in this folder are of {EPOCHS} epochs; give --out")
-    options.out.mkdir(parents=True, exist_ok=True)
-    runs = [(name, seed) for seed in range(options.seeds) for name in options.only]
-    harness.in_turn(lambda each: run_missing(*each, options), runs, options.jobs)
-    return 0
+    return harness.records_main(
+        __file__, __doc__, "only", list(CHOICES), EPOCHS, RECORDS, quick=6, run=run,
+        file_of=lambda name: re.sub("[^a-z0-9]+", "_", name.lower()).strip("_"),
+        say=lambda r: f"{r['choice']}, seed {r['seed']}: test MSE {r['test_mse']:.4f}, "
+        f"extrapolation {r['extrapolation_mse']:.4f}",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

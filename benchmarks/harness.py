@@ -1,5 +1,6 @@
 """Timing side by side in one process, and records of long runs, with everything a number needs to be believed."""
 
+import argparse
 import gc
 import json
 import os
@@ -112,6 +113,65 @@ def write(path: Path, record: dict[str, Any]) -> None:
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(record) + "\n")
     unfinished.replace(path)
+
+
+def records_main(
+    script: str,
+    doc: str | None,
+    option: str,
+    keys: Sequence[Any],
+    epochs: int,
+    folder: Path,
+    file_of: Callable[[Any], str],
+    run: Callable[[Any, int, int], dict[str, Any]],
+    say: Callable[[dict[str, Any]], str],
+    quick: int,
+) -> int:
+    """The command line of a benchmark with one record for each key and seed; its exit status.
+
+    Args:
+        script: The benchmark's file.
+        doc: Its description.
+        option: Name of the option that picks keys.
+        keys: All keys, of one type.
+        epochs: Of a run; the records of another number need another folder.
+        folder: Of the records.
+        file_of: Start of the name of a key's records.
+        run: Makes a record of a key, a seed and a number of epochs.
+        say: A record in a line.
+        quick: How many keys --quick takes.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    kind = type(keys[0])
+    add(f"--{option}", nargs="+", type=kind, choices=keys if kind is str else None, default=list(keys), dest="keys")
+    add("--seeds", type=int, default=1)
+    add("--epochs", type=int, default=epochs, help="the records of another number need another --out")
+    add("--jobs", type=int, default=1, help="runs at a time, which share the processors")
+    add("--out", type=Path, default=folder)
+    short = Path("runs") / f"{folder.name}_quick"
+    add("--quick", action="store_true", help=f"two epochs and one seed of the first {quick}, into {short}")
+    add("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        key, seed = options.one
+        write(options.out, run(kind(key), int(seed), options.epochs))
+        return 0
+    if options.quick:
+        options.epochs, options.seeds, options.out = 2, 1, short
+        options.keys = options.keys[:quick]
+    elif options.epochs != epochs and options.out == folder:
+        parser.error(f"--epochs: the records in this folder are of {epochs} epochs; give --out")
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    def missing(each: tuple[Any, int]) -> None:
+        key, seed = each
+        words = ["--one", str(key), str(seed), "--epochs", str(options.epochs)]
+        record = recorded(script, options.out / f"{file_of(key)}_{seed}.json", words, options.jobs)
+        print(say(record), flush=True)
+
+    in_turn(missing, [(key, seed) for seed in range(options.seeds) for key in options.keys], options.jobs)
+    return 0
 
 
 def in_turn(task: Callable[[Any], object], items: Iterable[Any], jobs: int) -> None:

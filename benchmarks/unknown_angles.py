@@ -10,7 +10,6 @@ With no angle known the circle may come out turned or mirrored: it is brought to
 reflection that fit the training images best, which uses their true angles for that and for nothing else.
 """
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -98,37 +97,13 @@ def run(known: float, seed: int, epochs: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_missing(known: float, seed: int, options: argparse.Namespace) -> None:
-    """One run, unless there is a record of it."""
-    words = ["--one", str(known), str(seed), "--epochs", str(options.epochs)]
-    r = harness.recorded(__file__, options.out / f"known_{known:g}_{seed}.json", words, options.jobs)
-    print(f"known {known:g}, seed {seed}: test MSE {r['test_mse']:.4f}, extrapolation {r['extrapolation_mse']:.4f}, "
-          f"unseen angles off by {r['unseen_degrees']:.1f} degrees", flush=True)  # fmt: skip
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--known", type=float, nargs="+", default=[1.0, 0.5, 0.1, 0.02, 0.0], help="parts of the angles that are known")
-    add("--seeds", type=int, default=1)
-    add("--epochs", type=int, default=EPOCHS, help="the records of another number need another --out")
-    add("--jobs", type=int, default=1, help="runs at a time, which share the processors")
-    add("--out", type=Path, default=RECORDS)
-    add("--quick", action="store_true", help="two epochs of everything, into runs/unknown_angles_quick")
-    add("--one", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        known, seed = options.one
-        harness.write(options.out, run(float(known), int(seed), options.epochs))
-        return 0
-    if options.quick:
-        options.epochs, options.out = 2, Path("runs/unknown_angles_quick")
-    elif options.epochs != EPOCHS and options.out == RECORDS:
-        parser.error(f"--epochs: the records in this folder are of {EPOCHS} epochs; give --out")
-    options.out.mkdir(parents=True, exist_ok=True)
-    runs = [(known, seed) for seed in range(options.seeds) for known in options.known]
-    harness.in_turn(lambda each: run_missing(*each, options), runs, options.jobs)
-    return 0
+    return harness.records_main(
+        __file__, __doc__, "known", [1.0, 0.5, 0.1, 0.02, 0.0], EPOCHS, RECORDS, quick=5, run=run,
+        file_of=lambda known: f"known_{known:g}",
+        say=lambda r: f"known {r['known']:g}, seed {r['seed']}: test MSE {r['test_mse']:.4f}, extrapolation "
+        f"{r['extrapolation_mse']:.4f}, unseen angles off by {r['unseen_degrees']:.1f} degrees",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
