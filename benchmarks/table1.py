@@ -45,8 +45,9 @@ def recipe_for(system: str, block: str) -> Recipe | None:
         return PUBLISHED.get(system)
     if system == "FGP-VAE":
         return FGP_VAE_BEST
-    trials = [r for r in choose_rivals.read(choose_rivals.RECORDS) if r["system"] == system]
-    if len(trials) < len(choose_rivals.GRID) + len(choose_rivals.CHANGES[system]):
+    tuned = choose_rivals.SETTINGS_OF.get(system, system)
+    trials = [r for r in choose_rivals.read(choose_rivals.RECORDS) if r["system"] == tuned]
+    if len(trials) < len(choose_rivals.GRID) + len(choose_rivals.CHANGES[tuned]):
         return None
     return Recipe(**{**min(trials, key=choose_rivals.score)["recipe"], "epochs": 1000})
 

@@ -57,7 +57,8 @@ def test_every_system_has_as_many_trials_as_the_fgp_vae_had(benchmark):
     rivals, table1, systems = benchmark("choose_rivals"), benchmark("table1"), benchmark("systems")
     settings = benchmark("choose_settings")
     own = [name for name in settings.CANDIDATES if not name.startswith("paper")]
-    assert set(rivals.CHANGES) | {"FGP-VAE"} == set(systems.BUILD)
+    assert set(rivals.CHANGES) | set(rivals.SETTINGS_OF) | {"FGP-VAE"} == set(systems.BUILD)
+    assert set(rivals.SETTINGS_OF.values()) <= set(rivals.CHANGES)
     for name, changes in rivals.CHANGES.items():
         assert len(rivals.GRID) + len(changes) == len(own) == 13, name
     assert table1.FGP_VAE_BEST.epochs == table1.PUBLISHED["VAE"].epochs == 1000
@@ -78,6 +79,9 @@ def test_settings_in_a_table_wait_for_all_trials(benchmark, tmp_path, monkeypatc
     chosen = table1.recipe_for("GP-VAE", "best")
     assert (chosen.num_factors, chosen.epochs) == (1, 1000)
     assert table1.recipe_for("VAE", "best") is None
+    path.write_text("".join(json.dumps(line | {"system": "FGP-VAE, correlated, learned"}) + "\n" for line in lines))
+    assert table1.recipe_for("FGP-VAE, correlated by PCA", "best") == chosen
+    assert table1.recipe_for("GP-VAE", "best") is None
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
