@@ -248,7 +248,7 @@ def test_non_finite_observations_are_refused():
 
 @pytest.mark.parametrize("shape", [(6, 2, 1), (8, 2, 1), (7, 2), (1, 2, 1)])
 def test_new_members_of_unknown_groups_are_refused(shape):
-    with pytest.raises(GroupError, match=r"x_new: expected \(G, Q\*, D\) with G = 7, .*Try context=data"):
+    with pytest.raises(GroupError, match=r"x_new: expected \(G, Q\*, D\) with G = 7 and D = 1, .*Try context=data"):
         make_model().generate(torch.ones(shape), context=make_data())
 
 

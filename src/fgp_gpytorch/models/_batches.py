@@ -4,9 +4,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from fgp_gpytorch._shapes import check_finite
+from fgp_gpytorch._shapes import check_finite, check_floating, check_shape
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.prior import ChannelBlock
 
 
@@ -86,3 +86,23 @@ def whole_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch
 def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
     """Members of whom something was observed."""
     return batch.mask if batch.y_mask is None else batch.mask & batch.y_mask.reshape(*batch.mask.shape, -1).any(-1)
+
+
+def check_targets(x_new: Tensor, context: GroupedBatch) -> None:
+    """Require finite features (G, Q*, D) of new members, one row of them for each group of the context.
+
+    Raises:
+        GroupError: If there is another number of groups.
+        ShapeError: If there is another number of features.
+        DataError: If a value is not finite or the dtype is not floating.
+    """
+    check_floating(x_new, "x_new")
+    groups, features = context.num_groups, context.x.shape[-1]
+    if x_new.dim() != 3 or len(x_new) != groups:
+        raise GroupError(
+            f"x_new: expected (G, Q*, D) with G = {groups} and D = {features}, one row of members for each group of "
+            f"the context, got {tuple(x_new.shape)}. Try context=data[[...]] with the groups of x_new; an FGPVAE draws "
+            "new groups with context=None."
+        )
+    check_shape(x_new, "x_new", (groups, "Q*", features))
+    check_finite(x_new, "x_new")

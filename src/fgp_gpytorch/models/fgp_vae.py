@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_floating, check_shape
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood
 from fgp_gpytorch.models._batches import (
     cast_for,
+    check_targets,
     checked_batch,
     features_of,
     is_full,
@@ -263,13 +264,7 @@ class FGPVAE(Configurable, PyroModule):
             DataError: If a value is not finite or a dtype is not floating.
         """
         context = checked_batch(context, "context")
-        check_floating(x_new, "x_new")
-        if x_new.dim() != 3 or len(x_new) != context.num_groups:
-            raise GroupError(
-                f"x_new: expected (G, Q*, D) with G = {context.num_groups}, one row of members for each group of the "
-                f"context, got {tuple(x_new.shape)}. Try context=data[[...]] with the groups of x_new, or context=None "
-                "for new groups."
-            )
+        check_targets(x_new, context)
         return self.infer(context).predict(x_new)
 
     @torch.no_grad()

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import GroupError
-from fgp_gpytorch.models._batches import checked_batch
-from fgp_gpytorch.models.given_rows import GivenRows, check_targets
+from fgp_gpytorch.models._batches import check_targets, checked_batch
+from fgp_gpytorch.models.given_rows import GivenRows
 from fgp_gpytorch.models.prediction import Prediction
 
 
@@ -57,6 +57,7 @@ class GivenAmortizedRows(GivenRows):
 
         Raises:
             GroupError: If x_new has not one row for each group, or a context of seen groups has others.
+            ShapeError: If x_new has another number of features.
             DataError: If a value is not finite or a dtype is not floating.
         """
         batch = checked_batch(context, "context")

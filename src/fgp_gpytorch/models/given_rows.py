@@ -6,11 +6,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fgp_gpytorch._shapes import check_finite, check_floating
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import checked_batch, whole_batch
+from fgp_gpytorch.models._batches import check_targets, checked_batch, whole_batch
 from fgp_gpytorch.models.fgp_vae import FGPVAE
 from fgp_gpytorch.models.prediction import Prediction
 
@@ -66,6 +65,7 @@ class GivenRows(nn.Module):
 
         Raises:
             GroupError: If the context's groups are not known, or x_new has not one row for each group.
+            ShapeError: If x_new has another number of features.
             DataError: If a value is not finite or a dtype is not floating.
         """
         batch = whole_batch(context, "context")
@@ -85,6 +85,7 @@ class GivenRows(nn.Module):
 
         Raises:
             GroupError: If the context is not of the data set of P groups, or x_new has not one row for each group.
+            ShapeError: If x_new has another number of features.
             DataError: If a value is not finite or a dtype is not floating.
         """
         batch = checked_batch(context, "context")
@@ -94,22 +95,6 @@ class GivenRows(nn.Module):
 
     def _decode(self, z: Tensor, x: Tensor) -> Tensor:
         return self.model._decode(z, x)
-
-
-def check_targets(x_new: Tensor, batch: GroupedBatch) -> None:
-    """Require finite features of new members, one row for each group of the context.
-
-    Raises:
-        GroupError: If there is another number of groups or features.
-        DataError: If a value is not finite or the dtype is not floating.
-    """
-    check_floating(x_new, "x_new")
-    if x_new.dim() != 3 or len(x_new) != batch.num_groups or x_new.shape[-1] != batch.x.shape[-1]:
-        raise GroupError(
-            f"x_new: expected (G, Q*, D) with G = {batch.num_groups} and D = {batch.x.shape[-1]}, got "
-            f"{tuple(x_new.shape)}. Try one row of members for each group of the context."
-        )
-    check_finite(x_new, "x_new")
 
 
 def check_known_groups(batch: GroupedBatch, num_groups: int) -> None:

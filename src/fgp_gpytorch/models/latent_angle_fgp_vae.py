@@ -13,6 +13,7 @@ from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import cast_for, checked_batch, features_of, observed_members, scatter, whole_batch
+from fgp_gpytorch.models.angle_posterior import AnglePosterior, angle_of, direction_of
 from fgp_gpytorch.models.fgp_vae import FGPVAE
 from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
 from fgp_gpytorch.models.terms import Terms
@@ -192,7 +193,7 @@ class LatentAngleFGPVAE(FGPVAE):
         self._check_circle(filled)
         return super().infer(filled)
 
-    def infer_angles(self, batch: GroupedBatch | GroupedDataset) -> "AnglePosterior":
+    def infer_angles(self, batch: GroupedBatch | GroupedDataset) -> AnglePosterior:
         """q(w | y) of every member, whether or not its angle is known: each from its own observation.
 
         Args:
@@ -253,7 +254,7 @@ class LatentAngleFGPVAE(FGPVAE):
 
     def _filled(self, batch: GroupedBatch, direction: Tensor) -> GroupedBatch:
         """The batch with the angles of vectors (*s, G, Q, 2) where they are not known."""
-        angle = _angle_of(direction, self.period)
+        angle = angle_of(direction, self.period)
         column = torch.where(self._unknown(batch), angle, batch.x[..., self.feature].to(angle.dtype))
         others = batch.x.to(angle.dtype).expand(*angle.shape, -1)
         here = torch.arange(batch.x.shape[-1], device=batch.x.device) == self.feature
@@ -268,42 +269,6 @@ class LatentAngleFGPVAE(FGPVAE):
     def _log_supervision(self, batch: GroupedBatch, concentration: Tensor) -> Tensor:  # shape: (G,)
         """supervision * sum over known angles of log q, nats, of the angle in radians."""
         known = observed_members(batch) & ~self._unknown(batch)
-        phase = 2 * math.pi / self.period * torch.where(known, batch.x[..., self.feature], 0.0).to(concentration.dtype)
-        unit = torch.stack([phase.cos(), phase.sin()], dim=-1)
-        log_prob = CircularProjectedNormal(concentration).log_prob(unit)
+        angle = torch.where(known, batch.x[..., self.feature], 0.0).to(concentration.dtype)
+        log_prob = CircularProjectedNormal(concentration).log_prob(direction_of(angle, self.period))
         return self.supervision * torch.where(known, log_prob, 0.0).sum(-1)
-
-
-class AnglePosterior:
-    """q(w | y) of angles: a projected normal on the circle.
-
-    Attributes:
-        concentration: Vectors whose direction is the middle and whose length says how sure it is, (G, Q, 2).
-        period: Of the angle.
-    """
-
-    def __init__(self, concentration: Tensor, period: float) -> None:
-        self.concentration, self.period = concentration, period
-
-    @property
-    def mean(self) -> Tensor:
-        """The middle of the distribution, in [0, period), (G, Q)."""
-        return _angle_of(self.concentration, self.period)
-
-    def log_prob(self, angle: Tensor) -> Tensor:
-        """Log density at angles (*s, G, Q), per unit of the angle."""
-        phase = 2 * math.pi / self.period * angle.to(self.concentration.dtype)
-        unit = torch.stack([phase.cos(), phase.sin()], dim=-1)
-        density = CircularProjectedNormal(self.concentration).log_prob(unit)
-        return density + math.log(2 * math.pi / self.period)
-
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draw angles, (*sample_shape, G, Q), in [0, period)."""
-        direction = CircularProjectedNormal(self.concentration).sample(torch.Size(sample_shape))
-        return _angle_of(direction, self.period)
-
-
-def _angle_of(direction: Tensor, period: float) -> Tensor:
-    """Angle in [0, period) of vectors (*b, 2)."""
-    angle = torch.atan2(direction[..., 1], direction[..., 0]).remainder(2 * math.pi) * (period / (2 * math.pi))
-    return torch.where(angle >= period, 0.0, angle)  # a tiny negative angle is rounded up to the whole turn

@@ -1,0 +1,48 @@
+"""What is known of angles that were not observed."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
+
+
+class AnglePosterior:
+    """q(w | y) of angles: a projected normal on the circle.
+
+    Attributes:
+        concentration: Vectors whose direction is the middle and whose length says how sure it is, (G, Q, 2).
+        period: Of the angle.
+    """
+
+    def __init__(self, concentration: Tensor, period: float) -> None:
+        self.concentration, self.period = concentration, period
+
+    @property
+    def mean(self) -> Tensor:
+        """The middle of the distribution, in [0, period), (G, Q)."""
+        return angle_of(self.concentration, self.period)
+
+    def log_prob(self, angle: Tensor) -> Tensor:
+        """Log density at angles (*s, G, Q), per unit of the angle."""
+        direction = direction_of(angle.to(self.concentration.dtype), self.period)
+        density = CircularProjectedNormal(self.concentration).log_prob(direction)
+        return density + math.log(2 * math.pi / self.period)
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        """Draw angles, (*sample_shape, G, Q), in [0, period)."""
+        direction = CircularProjectedNormal(self.concentration).sample(torch.Size(sample_shape))
+        return angle_of(direction, self.period)
+
+
+def angle_of(direction: Tensor, period: float) -> Tensor:
+    """Angle in [0, period) of vectors (*b, 2), shape (*b)."""
+    angle = torch.atan2(direction[..., 1], direction[..., 0]).remainder(2 * math.pi) * (period / (2 * math.pi))
+    return torch.where(angle >= period, 0.0, angle)  # a tiny negative angle is rounded up to the whole turn
+
+
+def direction_of(angle: Tensor, period: float) -> Tensor:
+    """Unit vectors (*b, 2) of angles (*b)."""
+    phase = 2 * math.pi / period * angle
+    return torch.stack([phase.cos(), phase.sin()], dim=-1)
