@@ -113,6 +113,13 @@ def svgp_vae(recipe: Recipe, groups: int) -> SVGPVAE:
     )  # fmt: skip
 
 
+def svgp_vae_of_images(recipe: Recipe, groups: int) -> SVGPVAE:
+    return SVGPVAE(
+        PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), CHANNELS, num_factors=recipe.num_factors,
+        num_inducing=recipe.num_inducing, likelihood=likelihood(recipe), representation=representation(recipe),
+    )  # fmt: skip
+
+
 def fgp_vae(recipe: Recipe, groups: int) -> FGPVAE:
     prior = FactorizedGPPrior([local_channels(recipe), GlobalChannels(CHANNELS - recipe.num_local)])
     return FGPVAE(PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), prior, likelihood(recipe), recipe.member_dropout)
@@ -156,6 +163,7 @@ BUILD: dict[str, Callable[[Recipe, int], FGPVAE]] = {
     "GP-VAE": gp_vae,
     "GP-VAE, representation network": gp_vae_of_images,
     "SVGP-VAE": svgp_vae,
+    "SVGP-VAE, representation network": svgp_vae_of_images,
     "FGP-VAE": fgp_vae,
     "FGP-VAE, correlated by PCA": pca_correlated_fgp_vae,
     "FGP-VAE, correlated, learned": correlated_fgp_vae,
@@ -251,6 +259,8 @@ def train(
     callbacks = list(callbacks)
     if isinstance(model, KnownGroupsVAE) and model.representation is None:
         model.initialize_objects(data)
+    elif isinstance(model, SVGPVAE):
+        model.initialize_inducing(data)
     if isinstance(model, GPVAE):
         callbacks.append(Summarize(data))
     result = fit(

@@ -12,7 +12,7 @@ from factories import SIZES, make_data, same_state
 from fgp_gpytorch import ELBO, SVGPVAE, AlignedDataset, GaussianLikelihood, fit
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics import held_out_mse
-from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
+from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures, RepresentationNetwork
 from fgp_gpytorch.prior import InducingPrior, ObjectRoot
 
 F64 = torch.float64
@@ -186,3 +186,17 @@ def test_numbers_and_kernels_that_do_not_fit_are_refused():
         InducingPrior(2, ObjectRoot(3, 2), gpytorch.kernels.RBFKernel(), 0)
     with pytest.raises(DataError, match=r"kernel: expected batch_shape \[\], got \[2\]"):
         InducingPrior(2, ObjectRoot(3, 2), gpytorch.kernels.RBFKernel(batch_shape=torch.Size([2])))
+
+
+def test_inducing_points_start_at_rows_with_the_vectors_of_their_groups():
+    data = make_data()
+    network = RepresentationNetwork(MLPFeatures([3], 4), MLPFeatures([4], 2), "mean")
+    model = SVGPVAE(MLPEncoder([3], 3), MLPDecoder(3, [3]), 3, num_factors=2, num_inducing=9, representation=network)
+    model.initialize_inducing(data)
+    vectors = torch.nn.functional.normalize(model.object_vectors(data), dim=-1).detach()
+    rows = data.flat()
+    pairs = torch.cat([vectors[rows.group], rows.x.to(F64)], dim=-1)
+    inducing = torch.cat([model.prior.inducing_vectors, model.prior.inducing_x], dim=-1).detach()
+    distance = torch.cdist(inducing, pairs)
+    assert distance.min(dim=1).values.max() < 1e-6
+    assert len(distance.argmin(dim=1).unique()) > 3

@@ -1,4 +1,4 @@
-"""A `GPVAE` or `CorrelatedFGPVAE` with a representation network, conditioned on more rows than the context shows."""
+"""A model with a representation network, conditioned on more rows than the context shows."""
 
 from typing import Any, Protocol
 

@@ -31,7 +31,7 @@ class CoupledPrior(Protocol):
 
 
 class KnownGroupsVAE(FGPVAE):
-    """Base of `GPVAE` and `CorrelatedFGPVAE`: one object vector per training group, and a prior that couples them.
+    """Base of `GPVAE`, `SVGPVAE` and `CorrelatedFGPVAE`: an object vector for each group, a prior that couples them.
 
     `batch.group_index` says which vectors the groups of a batch have, so it must be the position in the training data
     (`AlignedDataset` sees to that for other rows of the same groups).

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import features_of
-from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
-from fgp_gpytorch.prior import InducingPosterior, InducingPrior, ObjectRoot
+from fgp_gpytorch.models._batches import checked_batch, features_of
+from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for
+from fgp_gpytorch.prior import InducingPosterior, InducingPrior
+from fgp_gpytorch.prior.given_inducing_objects import InducingPriorAt, join_inducing_groups
 
 
 class SVGPVAE(KnownGroupsVAE):
@@ -33,13 +34,15 @@ class SVGPVAE(KnownGroupsVAE):
     P groups q(u) is estimated by counting every row P/G times, as they do, so the bound holds for each batch,
     and costs O(rows M^2); it is not an unbiased estimate of the bound of all rows, which has a better q(u).
 
-    Groups are known by their object vectors, as in `GPVAE`: a group never trained on is refused.
+    Groups are known by their object vectors, as in `GPVAE`: a group never trained on is refused. With `representation=`
+    a network gives the object vectors of a batch's groups from their own images (paper, Appendix C), of groups never
+    trained on too; `GPVAE` says which call conditions on what, and what then becomes of the bound.
 
     Args:
         encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
         decoder: Module from (*batch, L) to (*batch, *y_shape).
         num_channels: L.
-        num_groups: P, groups of the training data.
+        num_groups: P, groups of the training data; None with a representation, which takes any number.
         num_factors: m, the length of an object vector.
         num_inducing: M.
         view_kernel: The kernel of the view, made float64; None for the paper's periodic kernel of an angle in radians
@@ -47,16 +50,23 @@ class SVGPVAE(KnownGroupsVAE):
         num_features: Auxiliary features of a row.
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
         normalize: Whether object vectors have unit length.
+        representation: As in `GPVAE`; None learns one vector per training group.
 
     Raises:
         ShapeError: If an argument is not a module of its kind, or `num_channels` is below 1.
         DataError: If a number is out of range.
+        GroupError: If there are both a number of groups and a representation, or neither.
 
     Example:
         >>> model = SVGPVAE(PaperEncoder(16), PaperDecoder(16), 16, num_groups=len(data.train))
         >>> model.initialize_objects(data.train)
         >>> fit(model, data.train, epochs=1000)
         >>> images = model.given(data.train).generate(x_new, AlignedDataset(data.test.context, data.train))
+        >>> network = RepresentationNetwork(PaperFeatures(16), MLPFeatures([16], 8), "mean")
+        >>> model = SVGPVAE(PaperEncoder(16), PaperDecoder(16), 16, representation=network)
+        >>> model.initialize_inducing(data.train)
+        >>> fit(model, data.train, epochs=1000)
+        >>> images = model.given(data.train).generate(x_new, data.extrapolation.context)  # digits never trained on
     """
 
     prior: InducingPrior
@@ -66,18 +76,19 @@ class SVGPVAE(KnownGroupsVAE):
         encoder: nn.Module,
         decoder: nn.Module,
         num_channels: int,
-        num_groups: int,
+        num_groups: int | None = None,
         num_factors: int = 8,
         num_inducing: int = 64,
         view_kernel: Kernel | None = None,
         num_features: int = 1,
         likelihood: Likelihood | None = None,
         normalize: bool = True,
+        representation: nn.Module | None = None,
     ) -> None:
-        objects = ObjectRoot(num_groups, num_factors, normalize)
+        objects = objects_for(num_groups, num_factors, normalize, representation)
         kernel = _periodic() if view_kernel is None else view_kernel
-        prior = InducingPrior(num_channels, objects, kernel, num_inducing, num_features)
-        super().__init__(encoder, decoder, prior, likelihood)
+        prior = InducingPrior(num_channels, objects, kernel, num_inducing, num_features)  # pyright: ignore[reportArgumentType]
+        super().__init__(encoder, decoder, prior, likelihood, representation=representation)
 
     def initialize_objects(self, dataset: GroupedDataset, center: bool = True) -> None:
         """Start the object vectors from a PCA of the groups' mean observations, the inducing points from random rows.
@@ -87,14 +98,28 @@ class SVGPVAE(KnownGroupsVAE):
             center: As in `KnownGroupsVAE.initialize_objects`.
 
         Raises:
-            GroupError: If the data set has not P groups.
-            DataError: If it has too few groups or elements for m components, or fewer rows than inducing points.
+            GroupError: If the data set has not P groups, or a representation network gives the vectors.
+            DataError: If it has too few groups or elements for m components.
         """
         super().initialize_objects(dataset, center)
-        rows = dataset.flat()
+        self.initialize_inducing(dataset)
+
+    @torch.no_grad()
+    def initialize_inducing(self, dataset: GroupedDataset) -> None:
+        """Start the inducing points at random rows, with the object vectors that their groups have now.
+
+        Args:
+            dataset: The training data.
+
+        Raises:
+            GroupError: If the data set has not P groups.
+            ShapeError: If the representation gives another shape.
+            DataError: If a value is not finite.
+        """
+        prior, positions = self._locate(self._check_groups(checked_batch(dataset, "dataset")))
+        vectors, rows = prior.objects.forward(positions), dataset.flat()
         chosen = torch.randint(len(rows.x), (len(self.prior.inducing_x),), device=rows.x.device)
-        with torch.no_grad():
-            self.prior.set_inducing(self.objects.forward(rows.group[chosen]), rows.x[chosen].to(self.prior.dtype))
+        self.prior.set_inducing(vectors[rows.group[chosen]], rows.x[chosen].to(self.prior.dtype))
 
     # Pyro
 
@@ -117,8 +142,9 @@ class SVGPVAE(KnownGroupsVAE):
         """
         self._check_groups(batch)
         x = features_of(batch).to(self.prior.dtype)
-        rows = batch.group_index.unsqueeze(-1).expand(x.shape[:-1]).flatten()
-        root, residual = self.prior.features(rows, x.flatten(0, 1))
+        prior, positions = self._locate(batch)
+        rows = positions.unsqueeze(-1).expand(x.shape[:-1]).flatten()
+        root, residual = prior.features(rows, x.flatten(0, 1))
         if next(self.prior.named_priors(), None) is not None:
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
         zero = root.new_zeros(self.prior.num_channels, root.shape[-1])
@@ -153,11 +179,18 @@ class SVGPVAE(KnownGroupsVAE):
     def _infer(self, batch: GroupedBatch) -> InducingPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._check_groups(batch)
         scale = batch.num_dataset_groups / batch.num_groups
-        return self.prior.condition(batch.group_index, *self._pseudo_observations(batch), scale)
+        prior, positions = self._locate(batch)
+        return prior.condition(positions, *self._pseudo_observations(batch), scale)
+
+    def _prior_at(self, vectors: Tensor, batch: GroupedBatch) -> InducingPriorAt:
+        return InducingPriorAt(self.prior, vectors)
+
+    def _join(self, first: InducingPosterior, second: InducingPosterior) -> InducingPosterior:
+        return join_inducing_groups(first, second)
 
     def _split_kl(self, posterior: InducingPosterior) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         groups = len(posterior.group_index)
-        kl = (posterior.kl_channels.sum() / self.num_groups).expand(groups)
+        kl = (posterior.kl_channels.sum() / (posterior.scale * groups)).expand(groups)  # of the data set's groups
         return kl, torch.zeros_like(kl)
 
     def _rest(self, x: Tensor) -> Any:

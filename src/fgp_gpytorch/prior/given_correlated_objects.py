@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch.prior.correlated_gp_prior import CorrelatedGPPrior, CorrelatedPosterior
-from fgp_gpytorch.prior.given_objects import ObjectsAt
+from fgp_gpytorch.prior.given_objects import ObjectsAt, joined_rows
 
 
 class CorrelatedGPPriorAt:
@@ -52,19 +52,5 @@ def join_correlated_groups(first: CorrelatedPosterior, second: CorrelatedPosteri
     assert isinstance(other, CorrelatedGPPriorAt)
     assert one.prior is other.prior, "posteriors of one model"
     both = CorrelatedGPPriorAt(one.prior, torch.cat([one.vectors, other.vectors]))
-    members = max(first.x.shape[1], second.x.shape[1])
-    parts = zip(_padded(first, members), _padded(second, members), strict=True)
-    x, mean, variance, mask = (torch.cat(pair) for pair in parts)
-    return both.condition(
-        torch.cat([first.group_index, second.group_index + len(one.vectors)]), x, mean, variance, mask
-    )
-
-
-def _padded(posterior: CorrelatedPosterior, members: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the posterior was conditioned on, (G, members, ...), and the mask (G, members)."""
-    x, mean, variance, mask = posterior._given
-    observed = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-    present = torch.arange(members, device=x.device) < x.shape[1]
-    # repeated last members, which the mask leaves out: x stays in its range
-    position = torch.arange(members, device=x.device).clamp_max(x.shape[1] - 1)
-    return x[:, position], mean[:, position], variance[:, position], observed[:, position] & present
+    positions = torch.cat([first.group_index, second.group_index + len(one.vectors)])
+    return both.condition(positions, *joined_rows(first._given, second._given))

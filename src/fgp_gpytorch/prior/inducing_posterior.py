@@ -14,6 +14,8 @@ from fgp_gpytorch.gaussian.precision import masked_precision
 class HasFeatures(Protocol):
     """What a posterior asks of the prior it belongs to; see `InducingPrior`."""
 
+    dtype: torch.dtype
+
     def features(self, group_index: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Phi (N, M) and the residual variance (N,)."""
         ...
@@ -27,14 +29,23 @@ class InducingPosterior:
     Attributes:
         x: Auxiliary features of the members, (G, Q, D).
         factor: q(u), L channels of M variables.
+        scale: How often each row was counted.
     """
 
     def __init__(
-        self, prior: HasFeatures, group_index: Tensor, x: Tensor, mean: Tensor, variance: Tensor, observed: Tensor,
+        self,
+        prior: HasFeatures,
+        group_index: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        mask: Tensor | None,
         scale: float,
-    ) -> None:  # fmt: skip
-        self.x, self.group_index = x, group_index
-        self._prior = prior
+    ) -> None:
+        observed = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if mask is None else mask
+        x, mean, variance = x.to(prior.dtype), mean.to(prior.dtype), variance.to(prior.dtype)
+        self.x, self.group_index, self.scale = x, group_index, scale
+        self._prior, self._given = prior, (x, mean, variance, observed)
         root, residual = prior.features(_rows(group_index, x), x.flatten(0, 1))
         where = observed.flatten().unsqueeze(-1)
         precision = scale * masked_precision(variance.flatten(0, 1), where).mT  # shape: (L, N)

@@ -29,7 +29,7 @@ class InducingPrior(Configurable, gpytorch.Module):
 
     Args:
         num_channels: L; all channels share kernel and inducing points.
-        objects: The object vectors D of the P groups.
+        objects: The object vectors D of the P groups; `GivenObjects` if they come with the data.
         kernel: The kernel of the view, any GPyTorch kernel on the D features without a batch shape; made float64.
         num_inducing: M.
         num_features: Auxiliary features D of a row.
@@ -94,7 +94,18 @@ class InducingPrior(Configurable, gpytorch.Module):
         Raises:
             GroupError: If a group has no object vector.
         """
-        vectors = self.objects.forward(group_index)
+        return self.features_at(self.objects.forward(group_index), x)
+
+    def features_at(self, vectors: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `features`, at rows of given object vectors.
+
+        Args:
+            vectors: The vector of each row, as it is used (normalised if the objects are), (N, m).
+            x: Auxiliary features, (N, D).
+
+        Returns:
+            (N, M) and (N,).
+        """
         points = self.inducing_vectors
         with gpytorch.settings.lazily_evaluate_kernels(False):
             among = self.kernel(self.inducing_x).to_dense() * (points @ points.mT)
@@ -109,7 +120,13 @@ class InducingPrior(Configurable, gpytorch.Module):
         return root, (own - root.square().sum(-1)).clamp_min(torch.finfo(own.dtype).tiny)
 
     def condition(
-        self, group_index: Tensor, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None, scale: float = 1.0
+        self,
+        group_index: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        mask: Tensor | None = None,
+        scale: float = 1.0,
     ) -> InducingPosterior:
         """q(u), exact for the pseudo-observations of these rows, each counted `scale` times (Jazbec et al. 2021).
 
@@ -124,9 +141,7 @@ class InducingPrior(Configurable, gpytorch.Module):
         Returns:
             The posterior.
         """
-        observed = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if mask is None else mask
-        x, mean, variance = x.to(self.dtype), mean.to(self.dtype), variance.to(self.dtype)
-        return InducingPosterior(self, group_index, x, mean, variance, observed, scale)
+        return InducingPosterior(self, group_index, x, mean, variance, mask, scale)
 
     def log_hyperprior(self) -> Tensor:
         """Log density of the hyperparameters under the GPyTorch priors registered on them, nats, a scalar."""

@@ -1,4 +1,4 @@
-"""The correlated FGP-VAE with a representation network (Appendix C): against learned vectors, unseen groups, saving."""
+"""Models with a representation network (Appendix C) against the same ones with learned vectors; training, saving."""
 
 import gpytorch
 import pyro
@@ -8,39 +8,49 @@ from pyro.infer import SVI, Trace_ELBO
 
 from factories import make_data, same_state, state_of
 from fgp_gpytorch import ELBO, GaussianLikelihood, GroupedDataset, LocalChannels, fit
-from fgp_gpytorch.errors import GroupError
-from fgp_gpytorch.models import CorrelatedFGPVAE
+from fgp_gpytorch.errors import GroupError, ShapeError
+from fgp_gpytorch.models import SVGPVAE, CorrelatedFGPVAE
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures, RepresentationNetwork
 
+pytestmark = pytest.mark.parametrize("kind", [CorrelatedFGPVAE, SVGPVAE])
 
-def make_amortized(aggregation="mean", likelihood=None, **options):
+
+def build(kind, encoder, decoder, **options):
+    if kind is SVGPVAE:
+        return SVGPVAE(encoder, decoder, 3, num_factors=2, num_inducing=5, **options)
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+    kernel.outputscale, kernel.base_kernel.lengthscale = 1.7, 0.8
+    return CorrelatedFGPVAE(encoder, decoder, [LocalChannels(1, kernel)], 2, num_factors=2, **options)
+
+
+def make_amortized(kind, aggregation="mean", likelihood=None, **options):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         encoder, decoder = MLPEncoder([3], 3, (8,)), MLPDecoder(3, [3], (8,))
         network = RepresentationNetwork(MLPFeatures([3], 4, (8,)), MLPFeatures([4], 2, (8,)), aggregation)
-    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
-    kernel.outputscale, kernel.base_kernel.lengthscale = 1.7, 0.8
-    likelihood = GaussianLikelihood("fixed", 0.5) if likelihood is None else likelihood
-    options = {"num_factors": 2, "likelihood": likelihood, "representation": network, **options}
-    return CorrelatedFGPVAE(encoder, decoder, [LocalChannels(1, kernel)], 2, **options)
+        likelihood = GaussianLikelihood("fixed", 0.5) if likelihood is None else likelihood
+        return build(kind, encoder, decoder, likelihood=likelihood, representation=network, **options)
 
 
 def with_learned_vectors(model, vectors):
     """The same model with these vectors as parameters."""
-    local = list(model.prior.local.blocks)
-    other = CorrelatedFGPVAE(model.encoder, model.decoder, local, 2, len(vectors), 2, likelihood=model.likelihood)
+    other = build(type(model), model.encoder, model.decoder, num_groups=len(vectors), likelihood=model.likelihood)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("representation.")}
+    missing, unexpected = other.load_state_dict(state, strict=False)
+    assert (unexpected, [name for name in missing if not name.endswith("objects.vectors")]) == ([], [])
     other.objects.set_vectors(vectors.detach())
     return other.train(model.training)
 
 
 @pytest.mark.parametrize("element_mask", [False, True])
-def test_it_is_the_correlated_fgp_vae_of_the_representations(element_mask):
-    model, data = make_amortized().eval(), make_data(element_mask=element_mask)
+def test_it_is_the_model_of_the_representations(kind, element_mask):
+    model, data = make_amortized(kind).eval(), make_data(element_mask=element_mask)
     batch = data[[3, 0, 6, 1, 2, 5, 4]]
     vectors = model.object_vectors(batch)
     learned = with_learned_vectors(model, vectors[batch.group_index.argsort()])
-    for name in ("kl_local", "kl_global"):
-        torch.testing.assert_close(getattr(model.terms(batch), name), getattr(learned.terms(batch), name))
+    for each in (batch, data[[4, 0, 2]]):  # a minibatch counts its rows 7/3 times in both
+        for name in ("kl_local", "kl_global"):
+            torch.testing.assert_close(getattr(model.terms(each), name), getattr(learned.terms(each), name))
     x_new = 3 * torch.rand(7, 3, 1)
     torch.testing.assert_close(model.generate(x_new, batch), learned.generate(x_new, batch))
     some, x_some = data[[4, 1]], x_new[:2]
@@ -49,8 +59,8 @@ def test_it_is_the_correlated_fgp_vae_of_the_representations(element_mask):
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 4), (9, 2)])  # fewer and more members than any group of the training data
-def test_unseen_groups_are_those_of_a_model_that_knows_all_groups(sizes):
-    model, data, unseen = make_amortized().eval(), make_data(), make_data(sizes=sizes, seed=5)
+def test_unseen_groups_are_those_of_a_model_that_knows_all_groups(kind, sizes):
+    model, data, unseen = make_amortized(kind).eval(), make_data(), make_data(sizes=sizes, seed=5)
     x_new = 3 * torch.rand(len(sizes), 2, 1)
     first, second = data.flat(), unseen.flat()
     both = GroupedDataset(
@@ -65,8 +75,8 @@ def test_unseen_groups_are_those_of_a_model_that_knows_all_groups(sizes):
 
 
 @pytest.mark.parametrize("make_loss", [Trace_ELBO, ELBO])
-def test_pyro_trains_it(make_loss):
-    model, data = make_amortized("attention"), make_data()
+def test_pyro_trains_it(kind, make_loss):
+    model, data = make_amortized(kind, "attention"), make_data()
     start = state_of(model)
     svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 0.02}), make_loss())
     losses = [svi.step(data[:]) for _ in range(60)]
@@ -76,25 +86,33 @@ def test_pyro_trains_it(make_loss):
 
 
 @pytest.mark.parametrize("batch_size", [7, 3])
-def test_fitted_saved_and_loaded(tmp_path, batch_size):
-    model, data = make_amortized("attention", GaussianLikelihood(), member_dropout=0.3), make_data()
+def test_fitted_saved_and_loaded(kind, tmp_path, batch_size):
+    options = {"member_dropout": 0.3} if kind is CorrelatedFGPVAE else {}
+    model, data = make_amortized(kind, "attention", GaussianLikelihood(), **options), make_data()
+    if kind is SVGPVAE:
+        model.initialize_inducing(data)
     unseen, x_new = make_data(sizes=(2, 3), seed=5), torch.rand(2, 2, 1)
     before = ELBO(num_particles=100).loss(model, model, data[:])
     fit(model, data, epochs=60, batch_size=batch_size, learning_rate=0.02, folder=tmp_path, progress=False, seed=0)
     assert ELBO(num_particles=100).loss(model, model, data[:]) < before - 20
     model.save(tmp_path / "model.pt")
     for path in (tmp_path / "model.pt", tmp_path / "last.ckpt"):
-        loaded = CorrelatedFGPVAE.load(path)
+        loaded = kind.load(path)
         assert same_state(model.state_dict(), loaded.state_dict())
         again = loaded.given(data).generate(x_new, unseen)
         assert torch.equal(model.given(data).generate(x_new, unseen), again)
 
 
-def test_mistakes_are_explained():
-    model, data = make_amortized(), make_data()
+def test_mistakes_are_explained(kind):
+    model, data = make_amortized(kind), make_data()
     with pytest.raises(GroupError, match=r"num_groups: expected None with a representation, .* got 7"):
-        make_amortized(num_groups=7)
+        make_amortized(kind, num_groups=7)
+    with pytest.raises(GroupError, match="num_groups: expected the groups of the training data, got None"):
+        build(kind, MLPEncoder([3], 3), MLPDecoder(3, [3]))
     with pytest.raises(GroupError, match="got one whose representation network gives them"):
         model.initialize_objects(data)
     with pytest.raises(GroupError, match=r"context: expected some of the 7 groups .* given\(train, context='new'\)"):
         model.given(data, context="seen").generate(torch.zeros(2, 1, 1), make_data(sizes=(2, 3)))
+    model.representation = RepresentationNetwork(MLPFeatures([3], 4), MLPFeatures([4], 5))
+    with pytest.raises(ShapeError, match=r"representation: expected shape \(G, 2\), got \(7, 5\). .*num_factors=m"):
+        model.terms(data[:])
