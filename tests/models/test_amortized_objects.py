@@ -8,7 +8,7 @@ from pyro.infer import SVI, Trace_ELBO
 
 from factories import make_data, same_state, state_of
 from fgp_gpytorch import ELBO, GaussianLikelihood, GroupedDataset, LocalChannels, fit
-from fgp_gpytorch.errors import GroupError, ShapeError
+from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 from fgp_gpytorch.models import SVGPVAE, CorrelatedFGPVAE
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures, RepresentationNetwork
 
@@ -72,6 +72,37 @@ def test_unseen_groups_are_those_of_a_model_that_knows_all_groups(kind, sizes):
     torch.testing.assert_close(got, wanted)
     assert (got - model.generate(x_new, unseen)).abs().max() > 1e-3  # other groups teach about a group
     assert model.given(data).generate(x_new, unseen, sample_shape=[5]).shape == (5, len(sizes), 2, 3)
+
+
+def test_a_batch_in_which_nobody_was_observed_is_trained_on(kind):
+    """What a group gets does not depend on who shares its batch."""
+    rows = make_data().flat()
+    observed = torch.ones_like(rows.y, dtype=torch.bool)
+    observed[rows.group == 5] = False
+    data = GroupedDataset(rows.y, rows.x, rows.group, observed)
+    model = make_amortized(kind, "attention").eval()
+    torch.testing.assert_close(model.object_vectors(data[[5]]), model.object_vectors(data[[5, 0]])[:1])
+    fit(model, data, epochs=1, batch_size=1, folder=None, progress=False, seed=0)
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def test_other_features_and_vectors_that_are_not_finite_are_refused(kind):
+    model, data = make_amortized(kind).eval(), make_data()
+    rows = data.flat()
+    two = GroupedDataset(rows.y, torch.cat([rows.x, rows.x], dim=-1), rows.group)
+    for context, given in (("new", model.given(data)), ("seen", model.given(data, context="seen"))):
+        with pytest.raises(ShapeError, match=r"x_new: expected shape \(7, Q\*, 1\), got \(7, 1, 2\)"):
+            given.generate(torch.rand(7, 1, 2), two)
+        if context == "new":
+            with pytest.raises(ShapeError, match=r"context.x: expected shape \(G, Q, 1\)"):
+                given.generate(torch.rand(7, 1, 1), two)
+    if kind is SVGPVAE:
+        with pytest.raises(ShapeError, match=r"x: expected shape \(N, 1\), got .*num_features="):
+            model.terms(two[:])
+    with torch.no_grad():
+        next(model.representation.f.parameters()).fill_(torch.nan)
+    with pytest.raises(DataError, match="representation: expected finite values"):
+        model.object_vectors(data)
 
 
 @pytest.mark.parametrize("make_loss", [Trace_ELBO, ELBO])

@@ -190,9 +190,14 @@ def test_numbers_and_kernels_that_do_not_fit_are_refused():
 
 def test_inducing_points_start_at_rows_with_the_vectors_of_their_groups():
     data = make_data()
-    network = RepresentationNetwork(MLPFeatures([3], 4), MLPFeatures([4], 2), "mean")
+    norm = torch.nn.BatchNorm1d(4)
+    network = RepresentationNetwork(torch.nn.Sequential(MLPFeatures([3], 4), norm), MLPFeatures([4], 2), "mean")
     model = SVGPVAE(MLPEncoder([3], 3), MLPDecoder(3, [3]), 3, num_factors=2, num_inducing=9, representation=network)
+    model.initialize_inducing(data[:])
     model.initialize_inducing(data)
+    assert norm.training
+    assert not norm.running_mean.any()
+    model.eval()
     vectors = torch.nn.functional.normalize(model.object_vectors(data), dim=-1).detach()
     rows = data.flat()
     pairs = torch.cat([vectors[rows.group], rows.x.to(F64)], dim=-1)

@@ -115,7 +115,9 @@ def test_mistakes_are_explained():
         network(y, mask[:, 1:])
     with pytest.raises(DataError, match=r"mask: expected torch.bool, got torch.float32"):
         network(y, mask.float())
-    with pytest.raises(DataError, match="mask: expected an observed member in some group, got none"):
-        network(y, torch.zeros_like(mask))
+    with pytest.raises(DataError, match=r"mask: expected an observed member in some group, got none.*width=16"):
+        RepresentationNetwork(nn.Identity())(y, torch.zeros_like(mask))
+    nobody = network(y, torch.zeros_like(mask))
+    torch.testing.assert_close(nobody, network.f(torch.zeros(5, network.width).to(y)))
     with pytest.raises(ShapeError, match=r"r: expected \(N, width\) from N = 30 observations, got \(30, 3, 1\)"):
         RepresentationNetwork(nn.Unflatten(-1, (3, 1)))(y)

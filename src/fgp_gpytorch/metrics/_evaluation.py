@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch._shapes import check_finite
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import ShapeError
@@ -52,18 +53,12 @@ def evaluation(model: FGPVAE | GivenRows, seed: int | None = None) -> Iterator[t
     Yields:
         The device of the model's parameters.
     """
-    modes = {module: module.training for module in model.modules()}  # a part may be frozen in its own
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     forked = [device] if device.type == "cuda" else []
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=forked, enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            yield device
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng(devices=forked, enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield device
 
 
 def batches(held_out: HeldOut, batch_size: int, device: torch.device) -> Iterator[HeldOutBatch]:

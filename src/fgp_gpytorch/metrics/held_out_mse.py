@@ -16,7 +16,8 @@ def held_out_mse(
         model: A trained model, or what its `given` made; it is used in evaluation mode and left in the mode it was in.
         held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape).
         sample: False decodes the posterior mean of z, True one draw of z, from the global random numbers.
-        batch_size: Groups at a time.
+        batch_size: Groups at a time. A model that couples groups conditions on those of a batch together, so its error
+            depends on it a little.
         num_samples: Draws of z whose decoded observations are averaged before the error is taken, with `sample=True`:
             many of them make the predictive mean E[y*], the best guess under a squared error. A model that knows little
             of z* (a VAE at a new member) is served by it far better than by decoding the mean of z*.

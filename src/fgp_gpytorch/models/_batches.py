@@ -88,17 +88,23 @@ def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
     return batch.mask if batch.y_mask is None else batch.mask & batch.y_mask.reshape(*batch.mask.shape, -1).any(-1)
 
 
-def check_targets(x_new: Tensor, context: GroupedBatch) -> None:
+def check_targets(x_new: Tensor, context: GroupedBatch, given: Tensor | None = None) -> None:
     """Require finite features (G, Q*, D) of new members, one row of them for each group of the context.
+
+    Args:
+        x_new: The features.
+        context: The groups.
+        given: Features (*b, D) that a model is conditioned on besides; None for the context's.
 
     Raises:
         GroupError: If there is another number of groups.
-        ShapeError: If there is another number of features.
+        ShapeError: If there is another number of features, or of dimensions.
         DataError: If a value is not finite or the dtype is not floating.
     """
     check_floating(x_new, "x_new")
-    groups, features = context.num_groups, context.x.shape[-1]
-    if x_new.dim() != 3 or len(x_new) != groups:
+    groups, features = context.num_groups, (context.x if given is None else given).shape[-1]
+    check_shape(x_new, "x_new", ("G", "Q*", "D"), "One group is x_new.unsqueeze(0).")
+    if len(x_new) != groups:
         raise GroupError(
             f"x_new: expected (G, Q*, D) with G = {groups} and D = {features}, one row of members for each group of "
             f"the context, got {tuple(x_new.shape)}. Try context=data[[...]] with the groups of x_new; an FGPVAE draws "

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fgp_gpytorch._shapes import check_shape
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.models._batches import check_targets, checked_batch
@@ -16,6 +17,7 @@ class AmortizedPosterior(Protocol):
     """q(Z) of groups at object vectors of their own, such as `MeanFieldPosterior`."""
 
     group_index: Tensor
+    x: Tensor
 
     def predict_groups(self, group_index: Tensor, x_new: Tensor) -> Prediction:
         """Predict at new members x_new (G, Q*, D) of the groups at positions (G,)."""
@@ -57,12 +59,13 @@ class GivenAmortizedRows(GivenRows):
 
         Raises:
             GroupError: If x_new has not one row for each group, or a context of seen groups has others.
-            ShapeError: If x_new has another number of features.
+            ShapeError: If x_new, or the x of new groups, has not the features of the rows of `given`.
             DataError: If a value is not finite or a dtype is not floating.
         """
         batch = checked_batch(context, "context")
-        check_targets(x_new, batch)
+        check_targets(x_new, batch, given=self.posterior.x)
         if self.new_groups:
+            check_shape(batch.x, "context.x", ("G", "Q", self.posterior.x.shape[-1]), "As the rows of `given` have.")
             posterior = self.model._join(self.posterior, self.model.infer(batch))
             positions = torch.arange(batch.num_groups, device=x_new.device) + len(self.posterior.group_index)
         else:

@@ -17,6 +17,8 @@ from fgp_gpytorch.models.prediction import Prediction
 class KnowsGroups(Protocol):
     """A posterior of all groups, such as `MeanFieldPosterior`."""
 
+    x: Tensor
+
     def predict_groups(self, group_index: Tensor, x_new: Tensor) -> Prediction:
         """Predict at new members x_new (G, Q*, D) of the groups at positions (G,)."""
         ...
@@ -65,7 +67,7 @@ class GivenRows(nn.Module):
 
         Raises:
             GroupError: If the context's groups are not known, or x_new has not one row for each group.
-            ShapeError: If x_new has another number of features.
+            ShapeError: If x_new has not the features of the rows of `given`.
             DataError: If a value is not finite or a dtype is not floating.
         """
         batch = whole_batch(context, "context")
@@ -85,12 +87,12 @@ class GivenRows(nn.Module):
 
         Raises:
             GroupError: If the context is not of the data set of P groups, or x_new has not one row for each group.
-            ShapeError: If x_new has another number of features.
+            ShapeError: If x_new has not the features of the rows of `given`.
             DataError: If a value is not finite or a dtype is not floating.
         """
         batch = checked_batch(context, "context")
         check_known_groups(batch, self.num_groups)
-        check_targets(x_new, batch)
+        check_targets(x_new, batch, given=self.posterior.x)
         return self.posterior.predict_groups(batch.group_index, x_new)
 
     def _decode(self, z: Tensor, x: Tensor) -> Tensor:

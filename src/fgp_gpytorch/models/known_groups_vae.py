@@ -8,6 +8,7 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
+from fgp_gpytorch._shapes import check_finite
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
@@ -128,7 +129,7 @@ class KnownGroupsVAE(FGPVAE):
         if self.representation is not None:
             raise GroupError(
                 "initialize_objects: expected a model with one object vector per group, got one whose representation "
-                "network gives them. Try to train it as it is."
+                f"network gives them. {self._start_hint}"
             )
         batch = self._check_groups(dataset[:], whole=True)
         observed = batch.observed.to(batch.y.dtype)
@@ -213,7 +214,7 @@ class KnownGroupsVAE(FGPVAE):
         if self.representation is None and context == "new":
             raise GroupError(
                 "context: expected 'seen' for a model with one object vector per training group, got 'new'. "
-                "Try GPVAE(..., representation=RepresentationNetwork(...)), or FGPVAE."
+                f"Try {type(self).__name__}(..., representation=RepresentationNetwork(...)), or FGPVAE."
             )
         frozen = copy.deepcopy(self).eval().requires_grad_(False)
         batch = checked_batch(dataset, "dataset")
@@ -244,6 +245,7 @@ class KnownGroupsVAE(FGPVAE):
                 f"representation: expected (G, m) = {(batch.num_groups, self.objects.num_factors)}, got {got}. "
                 "Try RepresentationNetwork(r, f)."
             )
+        check_finite(vectors, "representation")
         return self._prior_at(vectors, batch), torch.arange(batch.num_groups, device=vectors.device)
 
     def _prior_at(self, vectors: Tensor, batch: GroupedBatch) -> Any:
@@ -255,6 +257,7 @@ class KnownGroupsVAE(FGPVAE):
         raise NotImplementedError
 
     _minibatch_hint = ""
+    _start_hint = "Try to train it as it is."
 
 
 def objects_for(
@@ -273,6 +276,6 @@ def objects_for(
     if num_groups is not None:
         raise GroupError(
             f"num_groups: expected None with a representation, which gives every group its vector, got {num_groups}. "
-            "Try GPVAE(encoder, decoder, num_channels, representation=...)."
+            "Try to leave num_groups out."
         )
     return GivenObjects(num_factors, normalize)

@@ -10,6 +10,7 @@ from gpytorch.kernels import Kernel, PeriodicKernel
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
+from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import checked_batch, features_of
@@ -31,12 +32,18 @@ class SVGPVAE(KnownGroupsVAE):
         ELBO = sum_i E_q[log p(y_i | z_i)] - KL(q(u) || p(u))
 
     which equals theirs: the log of the pseudo-observations cancels between their two terms. In a minibatch of G of the
-    P groups q(u) is estimated by counting every row P/G times, as they do, so the bound holds for each batch,
-    and costs O(rows M^2); it is not an unbiased estimate of the bound of all rows, which has a better q(u).
+    P groups q(u) is estimated by counting every row P/G times, as they do, at a cost of O(rows M^2): the step's
+    objective is exactly that of a data set which has these groups P/G times over. It is no unbiased estimate of the
+    whole's and usually higher, since q(u) is fitted to these groups alone; histories of different batch sizes cannot
+    be compared. What is inferred afterwards from all rows (`given`) is exact either way.
 
     Groups are known by their object vectors, as in `GPVAE`: a group never trained on is refused. With `representation=`
     a network gives the object vectors of a batch's groups from their own images (paper, Appendix C), of groups never
-    trained on too; `GPVAE` says which call conditions on what, and what then becomes of the bound.
+    trained on too; `GPVAE` says which call conditions on what (for training groups: `given(train, context="seen")`)
+    and what then becomes of the bound.
+
+    Call `initialize_objects` or, with a representation, `initialize_inducing` before training: the inducing points'
+    x are standard normal until then, which for x far from 0 and a kernel that is not periodic see nothing.
 
     Args:
         encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
@@ -70,6 +77,7 @@ class SVGPVAE(KnownGroupsVAE):
     """
 
     prior: InducingPrior
+    _start_hint = "Try initialize_inducing(data)."
 
     def __init__(
         self,
@@ -105,21 +113,24 @@ class SVGPVAE(KnownGroupsVAE):
         self.initialize_inducing(dataset)
 
     @torch.no_grad()
-    def initialize_inducing(self, dataset: GroupedDataset) -> None:
+    def initialize_inducing(self, dataset: GroupedBatch | GroupedDataset) -> None:
         """Start the inducing points at random rows, with the object vectors that their groups have now.
 
         Args:
-            dataset: The training data.
+            dataset: The training data, or some groups of it.
 
         Raises:
-            GroupError: If the data set has not P groups.
-            ShapeError: If the representation gives another shape.
-            DataError: If a value is not finite.
+            GroupError: If the groups are not of a data set of P groups.
+            ShapeError: If the representation gives another shape, or x has not `num_features` features.
+            DataError: If a value is not finite or a feature not known.
         """
-        prior, positions = self._locate(self._check_groups(checked_batch(dataset, "dataset")))
-        vectors, rows = prior.objects.forward(positions), dataset.flat()
-        chosen = torch.randint(len(rows.x), (len(self.prior.inducing_x),), device=rows.x.device)
-        self.prior.set_inducing(vectors[rows.group[chosen]], rows.x[chosen].to(self.prior.dtype))
+        batch = self._check_groups(checked_batch(dataset, "dataset"))
+        with evaluation_mode(self):
+            prior, positions = self._locate(batch)
+        group, member = batch.mask.nonzero(as_tuple=True)
+        chosen = torch.randint(len(group), (len(self.prior.inducing_x),), device=group.device)
+        vectors, x = prior.objects.forward(positions), features_of(batch).to(self.prior.dtype)
+        self.prior.set_inducing(vectors[group[chosen]], x[group[chosen], member[chosen]])
 
     # Pyro
 

@@ -82,7 +82,8 @@ class RepresentationNetwork(Configurable, nn.Module):
         r: Module from (*batch, *y_shape) to (*batch, width), such as `PaperFeatures` or `MLPFeatures`.
         f: Module from (*batch, width) to (*batch, m), such as `MLPFeatures([width], m)`; None for the identity.
         aggregation: How members are brought together.
-        width: Width of r's output, which attention must know; None takes `r.width`.
+        width: Width of r's output, which attention must know, and a batch in which nobody was observed; None takes
+            `r.width` if there is one.
 
     Shape:
         Input (G, Q, *y_shape) and a mask (G, Q); output (G, m).
@@ -111,8 +112,8 @@ class RepresentationNetwork(Configurable, nn.Module):
         if aggregation not in _AGGREGATIONS:
             raise DataError(f"aggregation: expected one of {_AGGREGATIONS}, got {aggregation!r}. Try 'mean'.")
         self.r, self.f, self.aggregation = r, f, aggregation
+        self.width = width = getattr(r, "width", None) if width is None else width
         if aggregation == "attention":
-            width = getattr(r, "width", None) if width is None else width
             if not isinstance(width, int) or width < 1:
                 raise ShapeError(
                     f"width: expected the length of r's output for attention, got {width!r}. "
@@ -132,16 +133,14 @@ class RepresentationNetwork(Configurable, nn.Module):
 
         Raises:
             ShapeError: If the mask or r's output has the wrong shape.
-            DataError: If the mask is not boolean, or no member of any group was observed.
+            DataError: If the mask is not boolean, or no member of any group was observed and the width is not known.
         """
         if mask is None:
             mask = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
         check_shape(mask, "mask", tuple(y.shape[:2]), "The first two dimensions of y give G and Q.")
         if mask.dtype != torch.bool:
             raise DataError(f"mask: expected torch.bool, got {mask.dtype}. Try mask.bool(), True = observed.")
-        if not bool(mask.any()):
-            raise DataError("mask: expected an observed member in some group, got none. Try other groups.")
-        rows: Tensor = self.r(y[mask])
+        rows: Tensor = self.r(y[mask]) if bool(mask.any()) else self._no_rows(y)
         if rows.dim() != 2 or len(rows) != int(mask.sum()):
             raise ShapeError(
                 f"r: expected (N, width) from N = {int(mask.sum())} observations, got {tuple(rows.shape)}. "
@@ -150,6 +149,14 @@ class RepresentationNetwork(Configurable, nn.Module):
         members = rows.new_zeros(*mask.shape, rows.shape[-1]).masked_scatter(mask.unsqueeze(-1), rows)
         aggregate = (self._weights(members, mask).unsqueeze(-1) * members).sum(1)
         return aggregate if self.f is None else self.f(aggregate)
+
+    def _no_rows(self, y: Tensor) -> Tensor:  # shape: (0, width)
+        if not isinstance(self.width, int):
+            raise DataError(
+                "mask: expected an observed member in some group, got none, and the length of r's output is not known. "
+                "Try RepresentationNetwork(r, f, width=16)."
+            )
+        return y.new_zeros(0, self.width)
 
     def _weights(self, members: Tensor, mask: Tensor) -> Tensor:
         """w, (G, Q), 0 at members that are not observed."""

@@ -105,7 +105,12 @@ class InducingPrior(Configurable, gpytorch.Module):
 
         Returns:
             (N, M) and (N,).
+
+        Raises:
+            ShapeError: If there are not `num_features` features.
         """
+        hint = "Try num_features= of the model for other data."
+        check_shape(x, "x", ("N", self.inducing_x.shape[-1]), hint)
         points = self.inducing_vectors
         with gpytorch.settings.lazily_evaluate_kernels(False):
             among = self.kernel(self.inducing_x).to_dense() * (points @ points.mT)
@@ -113,7 +118,7 @@ class InducingPrior(Configurable, gpytorch.Module):
             diagonal = self.kernel(x, diag=True)
         assert isinstance(diagonal, Tensor)
         own = diagonal * vectors.square().sum(-1)
-        noise = _JITTER * among.diagonal().mean()
+        noise = (_JITTER * among.diagonal().mean()).clamp_min(torch.finfo(points.dtype).tiny)
         identity = torch.eye(len(points), dtype=points.dtype, device=points.device)
         cholesky = torch.linalg.cholesky(among + noise * identity)
         root = torch.linalg.solve_triangular(cholesky, cross.mT, upper=False).mT
