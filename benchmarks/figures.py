@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def all_angles(known: dict[tuple[str, str], FGPVAE], data: RotatedMNIST, part: s
         seen = torch.isin(data.angles, views.context[[position]].x[0, :, 0])
         rows.append(("truth", truth[place]))
         marked += [(len(rows) - 1, int(column)) for column in (~seen).nonzero()[:, 0]]
-        rows += [(label, images[place]) for label, images in generated.items()]
+        rows += [(textwrap.fill(label, 22), images[place]) for label, images in generated.items()]
     what = "Digits of the training set" if part == "test" else "Digits never seen in training"
     return image_rows(rows, degrees, f"{what}; red: angles that were not given", marked)
 
@@ -108,16 +109,18 @@ def scaling_figure(records: list[dict[str, Any]]) -> Figure:
 
 def context_figure(folder: Path) -> Figure:
     """Error against the number of images in the context, of seen and of unseen digits."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     axes = dict(zip(("test", "extrapolation"), figure.subplots(1, 2, sharey=True), strict=True))
     records = table1.read(folder)
+    shown: list[str] = []  # a system has one colour in both
     for name, block in SHOWN:
         runs = records.get(("equal", block, name), [])
         for part, axis in axes.items():
             values = [[run["evaluation"].get(f"{part} MSE from {size} views") for size in SIZES] for run in runs]
             if values and values[0][0] is not None:
                 label = name if block == "best" else f"{name}, published"
-                axis.plot(SIZES, np.mean(values, axis=0), "o-", ms=3, lw=1, label=label)
+                shown += [label] * (label not in shown)
+                axis.plot(SIZES, np.mean(values, axis=0), f"C{shown.index(label)}o-", ms=3, lw=1, label=label)
     rows = json.loads((RESULTS / "reference_rows.json").read_text())
     for part, axis in axes.items():
         axis.axhline(
@@ -125,7 +128,7 @@ def context_figure(folder: Path) -> Figure:
         )
         title = "seen digits" if part == "test" else "unseen digits"
         axis.set(title=f"{title}: test MSE per pixel", xlabel="images in the context", xticks=SIZES, ylim=(0, 0.13))
-    axes["extrapolation"].legend(fontsize=7)
+    figure.legend(*axes["extrapolation"].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
