@@ -246,7 +246,7 @@ def test_non_finite_observations_are_refused():
         model.infer(batch)
 
 
-@pytest.mark.parametrize("shape", [(6, 2, 1), (8, 2, 1), (7, 2), (1, 2, 1)])
+@pytest.mark.parametrize("shape", [(6, 2, 1), (8, 2, 1), (1, 2, 1)])
 def test_new_members_of_unknown_groups_are_refused(shape):
     with pytest.raises(GroupError, match=r"x_new: expected \(G, Q\*, D\) with G = 7 and D = 1, .*Try context=data"):
         make_model().generate(torch.ones(shape), context=make_data())
@@ -256,6 +256,8 @@ def test_new_members_with_other_features_are_refused():
     model, data = make_model(), make_data()
     with pytest.raises(ShapeError, match=r"x_new: expected .*\(7, Q\*, 1\).*got \(7, 2, 2\)"):
         model.generate(torch.ones(7, 2, 2), context=data)
+    with pytest.raises(ShapeError, match=r"x_new: expected shape \(G, Q\*, D\), got \(7, 2\)\. .*unsqueeze\(-1\)"):
+        model.generate(torch.ones(7, 2), context=data)
     with pytest.raises(DataError, match=r"x_new: expected a floating-point dtype, got torch\.int64"):
         model.generate(torch.ones(7, 2, 1, dtype=torch.long), context=data)
     with pytest.raises(DataError, match="x_new: expected finite"):

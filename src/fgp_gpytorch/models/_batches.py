@@ -103,7 +103,7 @@ def check_targets(x_new: Tensor, context: GroupedBatch, given: Tensor | None = N
     """
     check_floating(x_new, "x_new")
     groups, features = context.num_groups, (context.x if given is None else given).shape[-1]
-    check_shape(x_new, "x_new", ("G", "Q*", "D"), "One group is x_new.unsqueeze(0).")
+    check_shape(x_new, "x_new", ("G", "Q*", "D"), "One feature is x_new.unsqueeze(-1), one group x_new.unsqueeze(0).")
     if len(x_new) != groups:
         raise GroupError(
             f"x_new: expected (G, Q*, D) with G = {groups} and D = {features}, one row of members for each group of "
