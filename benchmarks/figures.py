@@ -25,6 +25,7 @@ from fgp_gpytorch import FGPVAE
 from fgp_gpytorch.datasets import RotatedMNIST, rotated_mnist
 from fgp_gpytorch.metrics._evaluation import global_channels
 from fgp_gpytorch.plots import image_rows
+from paper_tables import label
 from systems import BUILD, ask, load
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -57,14 +58,13 @@ def all_angles(known: dict[tuple[str, str], FGPVAE], data: RotatedMNIST, part: s
         asked = getattr(ask(model, data.train, data.test, data.extrapolation), part)
         if asked is not None:
             generator, held_out = asked
-            label = name if block == "best" else f"{name}, published"
-            generated[label] = generator.generate(x, held_out.context[list(positions)])
+            generated[label(name, block)] = generator.generate(x, held_out.context[list(positions)])
     rows, marked = [], []
     for place, position in enumerate(positions):
         seen = torch.isin(data.angles, views.context[[position]].x[0, :, 0])
         rows.append(("truth", truth[place]))
         marked += [(len(rows) - 1, int(column)) for column in (~seen).nonzero()[:, 0]]
-        rows += [(textwrap.fill(label, 22), images[place]) for label, images in generated.items()]
+        rows += [(textwrap.fill(row, 22), images[place]) for row, images in generated.items()]
     what = "Digits of the training set" if part == "test" else "Digits never seen in training"
     return image_rows(rows, degrees, f"{what}; red: angles that were not given", marked)
 
@@ -112,15 +112,15 @@ def context_figure(folder: Path) -> Figure:
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     axes = dict(zip(("test", "extrapolation"), figure.subplots(1, 2, sharey=True), strict=True))
     records = table1.read(folder)
-    shown: list[str] = []  # a system has one colour in both
+    colors: dict[str, str] = {}  # a system has one in both
     for name, block in SHOWN:
         runs = records.get(("equal", block, name), [])
         for part, axis in axes.items():
             values = [[run["evaluation"].get(f"{part} MSE from {size} views") for size in SIZES] for run in runs]
             if values and values[0][0] is not None:
-                label = name if block == "best" else f"{name}, published"
-                shown += [label] * (label not in shown)
-                axis.plot(SIZES, np.mean(values, axis=0), f"C{shown.index(label)}o-", ms=3, lw=1, label=label)
+                row = label(name, block)
+                color = colors.setdefault(row, f"C{len(colors)}")
+                axis.plot(SIZES, np.mean(values, axis=0), "o-", color=color, ms=3, lw=1, label=row)
     rows = json.loads((RESULTS / "reference_rows.json").read_text())
     for part, axis in axes.items():
         axis.axhline(

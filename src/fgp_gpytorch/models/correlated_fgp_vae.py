@@ -14,7 +14,7 @@ from fgp_gpytorch.models._batches import features_of, standard_normal
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for
 from fgp_gpytorch.models.member_dropout import drop_members
 from fgp_gpytorch.prior import ChannelBlock, CorrelatedGPPrior, CorrelatedPosterior, ObjectRoot
-from fgp_gpytorch.prior.given_correlated_objects import CorrelatedGPPriorAt, join_correlated_groups
+from fgp_gpytorch.prior.given_correlated_objects import CorrelatedGPPriorAt
 
 
 class CorrelatedFGPVAE(KnownGroupsVAE):
@@ -152,9 +152,6 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
 
     def _prior_at(self, vectors: Tensor, batch: GroupedBatch) -> CorrelatedGPPriorAt:
         return CorrelatedGPPriorAt(self.prior, vectors)
-
-    def _join(self, first: CorrelatedPosterior, second: CorrelatedPosterior) -> CorrelatedPosterior:
-        return join_correlated_groups(first, second)
 
     def _blocks(self) -> list[ChannelBlock]:
         return list(self.prior.local.blocks)  # pyright: ignore[reportReturnType]

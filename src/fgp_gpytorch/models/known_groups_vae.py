@@ -18,6 +18,7 @@ from fgp_gpytorch.models.given_amortized_rows import GivenAmortizedRows
 from fgp_gpytorch.models.given_rows import GivenRows, check_known_groups
 from fgp_gpytorch.prior import ObjectRoot
 from fgp_gpytorch.prior.given_objects import GivenObjects
+from fgp_gpytorch.prior.prior_at import join_conditioned
 
 
 class CoupledPrior(Protocol):
@@ -254,7 +255,7 @@ class KnownGroupsVAE(FGPVAE):
 
     def _join(self, first: Any, second: Any) -> Any:
         """The posterior of the groups of two posteriors together, those of the second counted on."""
-        raise NotImplementedError
+        return join_conditioned(first, second)
 
     _minibatch_hint = ""
     _start_hint = "Try to train it as it is."

@@ -16,7 +16,7 @@ from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import checked_batch, features_of
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for
 from fgp_gpytorch.prior import InducingPosterior, InducingPrior
-from fgp_gpytorch.prior.given_inducing_objects import InducingPriorAt, join_inducing_groups
+from fgp_gpytorch.prior.given_inducing_objects import InducingPriorAt
 
 
 class SVGPVAE(KnownGroupsVAE):
@@ -195,9 +195,6 @@ class SVGPVAE(KnownGroupsVAE):
 
     def _prior_at(self, vectors: Tensor, batch: GroupedBatch) -> InducingPriorAt:
         return InducingPriorAt(self.prior, vectors)
-
-    def _join(self, first: InducingPosterior, second: InducingPosterior) -> InducingPosterior:
-        return join_inducing_groups(first, second)
 
     def _split_kl(self, posterior: InducingPosterior) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         groups = len(posterior.group_index)

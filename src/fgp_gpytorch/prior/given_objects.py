@@ -155,33 +155,3 @@ def join_groups(first: MeanFieldPosterior, second: MeanFieldPosterior) -> MeanFi
         values = part.x, part.raw_mean, part.raw_variance, part.observed
         parts.append(both.condition(part.group_index + offset, *values))
     return MeanFieldPosterior.cat(parts)
-
-
-GivenRows = tuple[Tensor, Tensor, Tensor, Tensor | None]  # x, mean, variance (G, Q, ...) and the mask (G, Q)
-
-
-def joined_rows(first: GivenRows, second: GivenRows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The rows of two sets of groups as those of one, padded to the larger number of members.
-
-    Args:
-        first: What a posterior was conditioned on.
-        second: What another was, of other groups.
-
-    Returns:
-        x, mean, variance and the mask, (G + G', Q, ...).
-    """
-    members = max(first[0].shape[1], second[0].shape[1])
-    x, mean, variance, mask = (
-        torch.cat(pair) for pair in zip(_padded(first, members), _padded(second, members), strict=True)
-    )
-    return x, mean, variance, mask
-
-
-def _padded(rows: GivenRows, members: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows (G, Q, ...) as (G, members, ...)."""
-    x, mean, variance, mask = rows
-    observed = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-    present = torch.arange(members, device=x.device) < x.shape[1]
-    # repeated last members, which the mask leaves out: x stays in its range
-    position = torch.arange(members, device=x.device).clamp_max(x.shape[1] - 1)
-    return x[:, position], mean[:, position], variance[:, position], observed[:, position] & present
