@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -112,15 +113,16 @@ def context_figure(folder: Path) -> Figure:
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     axes = dict(zip(("test", "extrapolation"), figure.subplots(1, 2, sharey=True), strict=True))
     records = table1.read(folder)
-    colors: dict[str, str] = {}  # a system has one in both
+    colors = dict(zip(BUILD, colormaps["tab20"].colors, strict=False))  # pyright: ignore[reportAttributeAccessIssue]
     for name, block in SHOWN:
         runs = records.get(("equal", block, name), [])
         for part, axis in axes.items():
             values = [[run["evaluation"].get(f"{part} MSE from {size} views") for size in SIZES] for run in runs]
             if values and values[0][0] is not None:
-                row = label(name, block)
-                color = colors.setdefault(row, f"C{len(colors)}")
-                axis.plot(SIZES, np.mean(values, axis=0), "o-", color=color, ms=3, lw=1, label=row)
+                line = "o-" if block == "best" else "o:"
+                axis.plot(
+                    SIZES, np.mean(values, axis=0), line, color=colors[name], ms=3, lw=1, label=label(name, block)
+                )
     rows = json.loads((RESULTS / "reference_rows.json").read_text())
     for part, axis in axes.items():
         axis.axhline(

@@ -5,6 +5,7 @@ What a system may differ in is its `Recipe`. Networks (Table A.1), loader, optim
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import gpytorch
 import lightning
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import fgp_gpytorch
 from fgp_gpytorch import (
     CVAE,
@@ -44,6 +46,7 @@ from fgp_gpytorch.nets import (
     RepresentationNetwork,
 )
 from fgp_gpytorch.training import FitResult
+from rotated_mnist import PRESETS, build
 
 CHANNELS = 16  # L of Table A.1
 
@@ -58,7 +61,7 @@ class Recipe:
     cosine: bool = False
     beta: float = 1.0  # weight of the KL in the ELBO
     kappa: float | None = None  # GECO's target, None for the ELBO with the optimal decoder variance
-    member_dropout: float = 0.0
+    member_dropout: float | tuple[float, float] = 0.0
     num_local: int = 8  # J
     learn_lengthscale: bool = False
     period: float = 2 * math.pi
@@ -125,6 +128,12 @@ def fgp_vae(recipe: Recipe, groups: int) -> FGPVAE:
     return FGPVAE(PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), prior, likelihood(recipe), recipe.member_dropout)
 
 
+def fgp_vae_of_any_context(recipe: Recipe, groups: int) -> FGPVAE:
+    """Every channel's mean over the angle and its variance are learned, as in the default run of the example."""
+    preset = dataclasses.replace(PRESETS["short"], num_local=recipe.num_local, member_dropout=recipe.member_dropout)
+    return build(preset)
+
+
 def correlated_fgp_vae(recipe: Recipe, groups: int, learn_objects: bool = True) -> CorrelatedFGPVAE:
     return CorrelatedFGPVAE(
         PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), [local_channels(recipe)], CHANNELS - recipe.num_local,
@@ -165,6 +174,7 @@ BUILD: dict[str, Callable[[Recipe, int], FGPVAE]] = {
     "SVGP-VAE": svgp_vae,
     "SVGP-VAE, representation network": svgp_vae_of_images,
     "FGP-VAE": fgp_vae,
+    "FGP-VAE, any context": fgp_vae_of_any_context,
     "FGP-VAE, correlated by PCA": pca_correlated_fgp_vae,
     "FGP-VAE, correlated, learned": correlated_fgp_vae,
     "FGP-VAE, correlated, representation network": correlated_fgp_vae_of_images,

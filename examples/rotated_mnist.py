@@ -44,7 +44,7 @@ class Preset:
     num_local: int  # J of Table A.1
     learning_rate: float
     lr_schedule: Literal["cosine"] | None
-    member_dropout: float
+    member_dropout: float | tuple[float, float]
     learn_lengthscale: bool
     kappa: float | None = None  # GECO's target, None for the ELBO
     maximum_multiplier: float | None = None  # GECO's bound

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from factories import ConstantEncoder, make_data, make_model
+from fgp_gpytorch import FGPVAE
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.models.member_dropout import drop_members
 
@@ -92,7 +93,41 @@ def exact_log_evidence(model, batch):
     return total
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0])
+def test_a_pair_gives_contexts_of_every_size_by_its_uniform_law():
+    mask = torch.ones(40_000, 4, dtype=torch.bool)
+    kept = drop_members(mask, (0.0, 1.0)).sum(-1)
+    share = torch.bincount(kept, minlength=5) / len(kept)
+    # round(4 u) dropped: 0 below u = 1/8, one to 3/8, two to 5/8, three from there, as one stays; standard error 0.0025
+    torch.testing.assert_close(share, torch.tensor([0, 3 / 8, 1 / 4, 1 / 4, 1 / 8]), rtol=0, atol=0.012)
+    narrow = drop_members(mask, (0.2, 0.6)).sum(-1)
+    share = torch.bincount(narrow, minlength=5) / len(narrow)
+    torch.testing.assert_close(share, torch.tensor([0, 0, 0.225 / 0.4, 0.175 / 0.4, 0]), rtol=0, atol=0.012)
+    assert (drop_members(mask, (0.5, 0.5)).sum(-1) == 2).all()
+
+
+def test_groups_of_a_batch_draw_their_fractions_apart_and_ragged_ones_keep_one():
+    sizes = torch.tensor([1, 2, 3, 5, 8, 11, 0]).repeat(50)
+    mask = torch.arange(11) < sizes[:, None]
+    kept = drop_members(mask, (0.0, 1.0))
+    assert not (kept & ~mask).any()
+    assert (kept.sum(-1) >= sizes.clamp_max(1)).all()
+    assert len(kept.sum(-1)[sizes == 11].unique()) > 5
+
+
+def test_model_trains_and_is_saved_with_a_pair(tmp_path):
+    model, data = make_model(member_dropout=(0.0, 1.0)), make_data(sizes=(6, 6, 6, 6))
+    batch = data[:]
+    seen = {int(n) for _ in range(30) for n in model._infer(batch).mask.sum(-1)}
+    assert seen == {1, 2, 3, 4, 5, 6}
+    model.save(tmp_path / "model.pt")
+    assert FGPVAE.load(tmp_path / "model.pt").member_dropout == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "fraction", [-0.1, 1.0, 2.0, float("nan"), "0.2", None, (0.5, 0.2), (-0.1, 1), (0, 1.1), (0.1,)]
+)
 def test_a_fraction_that_leaves_nothing_is_refused(fraction):
-    with pytest.raises(DataError, match=r"member_dropout: expected a fraction in \[0, 1\), got .*Try 0\.2, or 0"):
+    with pytest.raises(
+        DataError, match=r"member_dropout: expected a fraction in \[0, 1\), or a pair .*Try 0\.2, 0, or"
+    ):
         make_model(member_dropout=fraction)

@@ -12,7 +12,6 @@ from fgp_gpytorch.data import GroupedBatch
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import features_of, standard_normal
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for
-from fgp_gpytorch.models.member_dropout import drop_members
 from fgp_gpytorch.prior import ChannelBlock, CorrelatedGPPrior, CorrelatedPosterior, ObjectRoot
 from fgp_gpytorch.prior.given_correlated_objects import CorrelatedGPPriorAt
 
@@ -73,7 +72,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
         num_factors: int = 8,
         learn_objects: bool = True,
         likelihood: Likelihood | None = None,
-        member_dropout: float = 0.0,
+        member_dropout: float | tuple[float, float] = 0.0,
         normalize: bool = True,
         representation: nn.Module | None = None,
     ) -> None:
@@ -144,8 +143,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
     def _infer(self, batch: GroupedBatch) -> CorrelatedPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._check_groups(batch)
         x, mean, variance, mask = self._pseudo_observations(batch)
-        if self.training and self.member_dropout > 0:
-            mask = drop_members(batch.mask if mask is None else mask, self.member_dropout)
+        mask = self._practice(mask, batch)
         prior, positions = self._locate(batch)
         scale = batch.num_dataset_groups / batch.num_groups
         return prior.condition(positions, x, mean, variance, mask, scale)

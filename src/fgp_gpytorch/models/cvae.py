@@ -34,7 +34,7 @@ class CVAE(FGPVAE):
 
     Raises:
         ShapeError: If an argument is not a module of its kind; later, if the features have not one row for each of x.
-        DataError: If `member_dropout` is outside [0, 1).
+        DataError: If `member_dropout` is out of range.
     """
 
     features: nn.Module
@@ -46,7 +46,7 @@ class CVAE(FGPVAE):
         prior: FactorizedGPPrior,
         features: nn.Module | None = None,
         likelihood: Likelihood | None = None,
-        member_dropout: float = 0.0,
+        member_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
         super().__init__(encoder, decoder, prior, likelihood, member_dropout)
         self.features = nn.Identity() if features is None else features

@@ -26,7 +26,7 @@ from fgp_gpytorch.models._batches import (
     standard_normal,
     whole_batch,
 )
-from fgp_gpytorch.models.member_dropout import drop_members
+from fgp_gpytorch.models.member_dropout import check_dropout, drop_members
 from fgp_gpytorch.models.prediction import Prediction
 from fgp_gpytorch.models.saving import load_model, save_model
 from fgp_gpytorch.models.terms import Terms
@@ -67,11 +67,12 @@ class FGPVAE(Configurable, PyroModule):
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
         member_dropout: Fraction of each group's pseudo-observations left out of q in a training step, while every
             member is still reconstructed: a coarser q, still a valid ELBO, and practice for unseen members. At least
-            one is kept. 0 is the paper.
+            one is kept. 0 is the paper. A pair (low, high) draws each group's fraction uniformly between the two, anew
+            in every step: (0, 1) trains for contexts of any size, down to a single member.
 
     Raises:
         ShapeError: If an argument is not a module of its kind.
-        DataError: If `member_dropout` is outside [0, 1).
+        DataError: If `member_dropout` is outside [0, 1), or is no pair with 0 <= low <= high <= 1.
 
     Example:
         >>> model = FGPVAE(PaperEncoder(16), PaperDecoder(16), prior)
@@ -91,7 +92,7 @@ class FGPVAE(Configurable, PyroModule):
         decoder: nn.Module,
         prior: FactorizedGPPrior,
         likelihood: Likelihood | None = None,
-        member_dropout: float = 0.0,
+        member_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
         # a name of its own: Pyro's global parameter store would make two models of one name share parameters
         PyroModule.__init__(self, f"fgpvae_{next(_instances)}")
@@ -105,10 +106,8 @@ class FGPVAE(Configurable, PyroModule):
                     f"{name}: expected a {kind.__name__}, got {type(given[name]).__name__}. "
                     "Try FGPVAE(encoder, decoder, prior, likelihood)."
                 )
-        if not 0 <= member_dropout < 1:
-            raise DataError(f"member_dropout: expected a fraction in [0, 1), got {member_dropout}. Try 0.2, or 0.")
         self.encoder, self.decoder, self.prior, self.likelihood = encoder, decoder, prior, likelihood
-        self.member_dropout = member_dropout
+        self.member_dropout = check_dropout(member_dropout)
 
     def __getattr__(self, name: str) -> Any:
         """As Pyro's, which announces a part's parameters when it is used, without its warning of the fixed ones.
@@ -365,9 +364,13 @@ class FGPVAE(Configurable, PyroModule):
 
     def _infer(self, batch: GroupedBatch) -> LatentPosterior:
         x, mean, variance, mask = self._pseudo_observations(batch)
-        if self.training and self.member_dropout > 0:
-            mask = drop_members(batch.mask if mask is None else mask, self.member_dropout)
-        return self.prior.condition(x, mean, variance, mask)
+        return self.prior.condition(x, mean, variance, self._practice(mask, batch))
+
+    def _practice(self, mask: Tensor | None, batch: GroupedBatch) -> Tensor | None:
+        """Whom q conditions on: in training mode without the members that are dropped; None for all."""
+        if not self.training or self.member_dropout == 0:
+            return mask
+        return drop_members(batch.mask if mask is None else mask, self.member_dropout)
 
     def _pseudo_observations(self, batch: GroupedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         full = is_full(batch)

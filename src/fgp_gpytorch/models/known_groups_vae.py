@@ -49,7 +49,7 @@ class KnownGroupsVAE(FGPVAE):
 
     Raises:
         ShapeError: If an argument is not a module of its kind.
-        DataError: If `member_dropout` is outside [0, 1).
+        DataError: If `member_dropout` is out of range.
     """
 
     prior: Any  # a CoupledPrior
@@ -61,7 +61,7 @@ class KnownGroupsVAE(FGPVAE):
         decoder: nn.Module,
         prior: CoupledPrior,
         likelihood: Likelihood | None = None,
-        member_dropout: float = 0.0,
+        member_dropout: float | tuple[float, float] = 0.0,
         representation: nn.Module | None = None,
     ) -> None:
         super().__init__(encoder, decoder, prior, likelihood, member_dropout)  # pyright: ignore[reportArgumentType]

@@ -79,7 +79,7 @@ class LatentAngleFGPVAE(FGPVAE):
         prior: FactorizedGPPrior,
         angle_encoder: nn.Module,
         likelihood: Likelihood | None = None,
-        member_dropout: float = 0.0,
+        member_dropout: float | tuple[float, float] = 0.0,
         feature: int = 0,
         period: float = 2 * math.pi,
         supervision: float = 10.0,

@@ -1,21 +1,55 @@
 """Observed-member dropout: leave some pseudo-observations out of q."""
 
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fgp_gpytorch.errors import DataError
 
-def drop_members(mask: Tensor, fraction: float) -> Tensor:
+
+def check_dropout(member_dropout: Any) -> float | tuple[float, float]:
+    """A fraction as it is, a pair of bounds as a tuple.
+
+    Args:
+        member_dropout: In [0, 1), or two numbers 0 <= low <= high <= 1.
+
+    Raises:
+        DataError: If it is neither.
+    """
+    pair = isinstance(member_dropout, list | tuple)
+    bounds = list(member_dropout) if pair else [member_dropout] * 2
+    if len(bounds) != 2 or not all(isinstance(value, numbers.Real) for value in bounds):
+        bounds = [math.nan, math.nan]
+    low, high = (float(value) for value in bounds)
+    if not 0 <= low <= high or not (high <= 1 if pair else high < 1):
+        raise DataError(
+            f"member_dropout: expected a fraction in [0, 1), or a pair 0 <= low <= high <= 1, got {member_dropout!r}. "
+            "Try 0.2, 0, or (0, 1) for contexts of any size."
+        )
+    return (low, high) if pair else low
+
+
+def drop_members(mask: Tensor, fraction: float | Sequence[float]) -> Tensor:
     """Drop round(fraction * size) random members of every group, always keeping one.
 
     Args:
         mask: True where a member is there, (G, Q).
-        fraction: In [0, 1).
+        fraction: In [0, 1), or two bounds, between which each group's fraction is drawn uniformly.
 
     Returns:
         True where a member is kept, (G, Q); False wherever `mask` is.
     """
     size = mask.sum(-1)
-    kept = size - torch.minimum((fraction * size).round().to(size.dtype), (size - 1).clamp_min(0))
+    if isinstance(fraction, Sequence):
+        low, high = fraction
+        dropped = (low + (high - low) * torch.rand(size.shape, device=mask.device)) * size
+    else:
+        dropped = fraction * size
+    kept = size - torch.minimum(dropped.round().to(size.dtype), (size - 1).clamp_min(0))
     # the members with the smallest random keys are kept; padding comes last
     keys = torch.rand(mask.shape, device=mask.device).masked_fill_(~mask, 2.0)
     rank = keys.argsort(-1).argsort(-1)
