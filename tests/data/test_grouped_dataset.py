@@ -365,6 +365,14 @@ def test_a_repeated_group_is_no_subset(data):
         data.subset([0, 0])
 
 
+def test_selecting_by_a_column_of_a_table_is_refused():
+    """Its rows are in the order of the table and not sorted by group: they would select others."""
+    table = pd.DataFrame({"y": [1.0, 2.0, 3.0], "month": [1.0, 9.0, 2.0], "patient": ["b", "a", "a"]})
+    data = GroupedDataset.from_dataframe(table, y="y", x="month", group="patient")
+    with pytest.raises(DataError, match=r"members: expected a mask .*got a pandas Series.*df\[members\]"):
+        data.select(table.month < 6)
+
+
 def test_selecting_wants_a_mask_over_members(data):
     with pytest.raises(ShapeError, match=r"members: expected shape \(6,?\), got \(3,\)"):
         data.select(torch.ones(3, dtype=torch.bool))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import distributions
 
+from factories import make_data, make_model
 from fgp_gpytorch import BernoulliLikelihood, GaussianLikelihood
 from fgp_gpytorch.errors import DataError
 
@@ -57,7 +58,7 @@ def test_optimal_variance_maximizes_the_likelihood(observations):
         assert other.log_prob(output, y, observed).sum() < best
 
 
-def test_running_variance_starts_with_the_first_batch_and_moves_by_a_hundredth(observations):
+def test_running_variance_starts_with_the_first_batch_and_moves_by_a_tenth(observations):
     output, y, observed = observations
     likelihood = GaussianLikelihood(variance=77.0).double()
     errors = []
@@ -67,8 +68,8 @@ def test_running_variance_starts_with_the_first_batch_and_moves_by_a_hundredth(o
         likelihood.log_prob(scaled, y, observed)
     expected = errors[0]
     for error in errors[1:]:
-        expected += 0.01 * (error - expected)
-    assert likelihood.variance.item() == pytest.approx(expected, rel=1e-7)  # a hundredth in float32
+        expected += 0.1 * (error - expected)
+    assert likelihood.variance.item() == pytest.approx(expected, rel=1e-7)  # a tenth in float32
 
 
 def test_outside_training_the_running_variance_is_used_and_left_alone(observations):
@@ -149,3 +150,36 @@ def test_impossible_variances_are_refused(variance):
 def test_unknown_mode_is_refused():
     with pytest.raises(DataError, match=r'mode: expected "optimal", "learned" or "fixed", got \'best\''):
         GaussianLikelihood("best")
+
+
+def test_running_variance_ends_with_the_error_of_the_last_steps_and_not_of_the_first():
+    likelihood = GaussianLikelihood()
+    errors = [max(0.5**k, 0.01) for k in range(60)]
+    for error in errors:
+        likelihood.log_prob_of_squared_error(torch.tensor([20 * error]), torch.tensor([20.0]))
+    assert likelihood.variance.item() == pytest.approx(0.01, rel=0.3)  # a memory of a hundred steps has 0.55
+
+
+class PerColumn(GaussianLikelihood):
+    """Another distribution under the name of a Gaussian."""
+
+    def __init__(self):
+        super().__init__("fixed")
+        self.log_scale = torch.nn.Parameter(torch.zeros(3))
+
+    def distribution(self, output, y=None, observed=None):
+        return torch.distributions.Normal(output, self.log_scale.exp().expand(output.shape))
+
+
+def test_a_subclass_of_the_gaussian_is_asked_for_its_own_distribution():
+    model, batch = make_model(PerColumn()), make_data()[:]
+    with torch.no_grad():
+        model.likelihood.log_scale.copy_(torch.tensor([-1.0, 0.0, 2.0]))
+    torch.manual_seed(0)
+    terms = model.terms(batch)
+    torch.manual_seed(0)
+    z = model._infer(batch).rsample((), marginals=True)
+    expected = model.likelihood.log_prob(model._output(z, batch.x, batch.y.shape[2:]), batch.y, batch.observed).sum(-1)
+    torch.testing.assert_close(terms.log_likelihood, expected)
+    terms.log_likelihood.sum().backward()
+    assert (model.likelihood.log_scale.grad != 0).all()

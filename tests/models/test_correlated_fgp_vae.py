@@ -10,7 +10,9 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
 from factories import SIZES, make_data, make_model, same_state, state_of
 from fgp_gpytorch import ELBO, GaussianLikelihood, GroupedDataset, LocalChannels, fit
-from fgp_gpytorch.errors import GroupError
+from fgp_gpytorch.data import HeldOutMembers
+from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.metrics import mse_by_context_size
 from fgp_gpytorch.models import CorrelatedFGPVAE
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
@@ -178,3 +180,22 @@ def test_pyro_trains_it(make_loss):
     assert sum(losses[-10:]) < sum(losses[:10]) - 100
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(start[name], parameter)}
     assert moved == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_pca_of_groups_that_lack_an_element_finds_the_factor_and_not_who_lacks():
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(7, generator=generator)
+    y = 50 + factor[:, None] * torch.tensor([1.0, -0.5, 2.0]) + 0.01 * torch.randn(7, 3, generator=generator)
+    y_mask = torch.ones(7, 3, dtype=torch.bool)
+    y_mask[[1, 4], 0] = False
+    model = make_correlated(learn_objects=False, normalize=False)
+    model.initialize_objects(GroupedDataset(y, torch.zeros(7), torch.arange(7), y_mask))
+    found = torch.corrcoef(torch.stack([model.objects.vectors[:, 0], factor.double()]))[0, 1]
+    assert abs(found) > 0.9
+
+
+def test_a_model_given_its_rows_has_no_error_by_context_size():
+    model, data = make_correlated().eval(), make_data()
+    held_out = HeldOutMembers(data, data[:].x[:, :1], data[:].y[:, :1])
+    with pytest.raises(DataError, match="expected one that conditions on its context, got one that was given its rows"):
+        mse_by_context_size(model.given(data), held_out, (1,))

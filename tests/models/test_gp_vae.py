@@ -255,7 +255,8 @@ def test_objects_start_from_the_principal_components_of_the_mean_observations():
         batch = data[[g]]
         for k in range(3):
             seen = batch.y[0, :, k][batch.observed[0, :, k]]
-            means[g, k] = seen.double().mean() if len(seen) else 0.0
+            means[g, k] = seen.double().mean() if len(seen) else math.nan
+    means = means.where(~means.isnan(), means.nanmean(0))  # a group without an element has the mean of the others
     means = means - means.mean(0)
     _, vectors = torch.linalg.eigh(means.T @ means)
     scores = means @ vectors[:, [2, 1]]

@@ -335,7 +335,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
 
 
 def test_resuming_from_the_best_checkpoint_equals_uninterrupted(tmp_path):
-    options = {"validation": make_data(seed=9), "lr_schedule": None, "learning_rate": 0.1}
+    options = {"validation": make_data(seed=9), "lr_schedule": None, "learning_rate": 0.3}
     whole = full_run(folder=tmp_path, **options)
     assert torch.load(whole[1].best_checkpoint, weights_only=True)["epoch"] < 5
     assert_same_end(whole, full_run(folder=None, resume=whole[1].best_checkpoint, **options))
@@ -588,7 +588,7 @@ def test_cosine_counts_the_steps_of_the_optimizer():
 def test_targets_of_the_wrong_shape_are_refused():
     others = held_out()
     others.y_new = others.y_new[:, 0]
-    with pytest.raises(ShapeError, match=r"y_new \(G, Q\*, \*y_shape\) = \(3, 1, 3\), got \(3, 1, 1\) and \(3, 3\)"):
+    with pytest.raises(ShapeError, match=r"y_shape = \(3,\), got \(3, 1, 1\) and \(3, 3\)\. .*y_new\.unsqueeze\(1\)"):
         train(validation=others)
 
 
@@ -630,5 +630,5 @@ def test_impossible_options_are_refused(options, words):
 
 def test_held_out_members_of_another_number_of_groups_are_refused():
     others = held_out()
-    with pytest.raises(ShapeError, match=r"validation: expected x_new and y_new for the 3 groups of the context"):
+    with pytest.raises(ShapeError, match=r"validation: expected x_new .* with the context's G = 3 and"):
         train(validation=HeldOutMembers(others.context, others.x_new[:2], others.y_new))

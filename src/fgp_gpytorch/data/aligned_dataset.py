@@ -1,6 +1,6 @@
 """Some groups of a data set, counted as they are counted there."""
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.data.grouped_dataset import GroupedDataset
-from fgp_gpytorch.errors import GroupError
+from fgp_gpytorch.errors import DataError, GroupError
 
 __all__ = ["AlignedDataset"]
 
@@ -70,5 +70,11 @@ def align_held_out(held_out: Any, reference: GroupedDataset) -> Any:
 
     Raises:
         GroupError: If a group of the context is none of the reference's.
+        DataError: If it is no dataclass.
     """
-    return replace(held_out, context=AlignedDataset(held_out.context, reference))
+    if not is_dataclass(held_out) or isinstance(held_out, type):
+        raise DataError(
+            f"held_out: expected a dataclass with context, x_new and y_new, got {type(held_out).__name__}. Try "
+            "HeldOutMembers(context, x_new, y_new)."
+        )
+    return replace(held_out, context=AlignedDataset(held_out.context, reference))  # pyright: ignore[reportAttributeAccessIssue]

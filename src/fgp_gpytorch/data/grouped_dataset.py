@@ -50,7 +50,7 @@ class GroupedDataset(Dataset):
 
     Args:
         y: Observations, shape (N, *shape), of a floating dtype, which is kept.
-        x: Auxiliary features in any unit, shape (N, D) or (N,); integers become the default floating dtype.
+        x: Auxiliary features in any unit, shape (N, D) or (N,); integers and lists become float64.
         group: A label for each row, shape (N,): integers, floats that hold exact integers, strings, a pandas
             categorical (ordered as its categories are), or any other labels that can be sorted.
         y_mask: True where that element of `y` was observed, the shape of `y`; None = all. What is False may
@@ -261,8 +261,14 @@ class GroupedDataset(Dataset):
 
         Raises:
             ShapeError: If the mask has not N entries.
-            DataError: If it is not boolean, or no member is left.
+            DataError: If it is not boolean, a pandas Series, or no member is left.
         """
+        if isinstance(members, pd.Series):
+            raise DataError(
+                "members: expected a mask over the rows of data.flat(), which are sorted by group, got a pandas "
+                "Series, whose rows are those of its table. Try from_dataframe(df[members], ...), or a mask made of "
+                "data.flat()."
+            )
         mask = as_mask(members, "members").to(self._y.device)
         check_shape(
             mask,

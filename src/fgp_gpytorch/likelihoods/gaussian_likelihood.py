@@ -10,7 +10,7 @@ from torch import Tensor
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.likelihoods.likelihood import Likelihood
 
-_MOMENTUM = 0.01  # of the running variance: its memory is some hundred steps
+_MOMENTUM = 0.1  # of the running variance: ten steps, or short and full-batch runs end with that of their start
 
 
 class GaussianLikelihood(Likelihood):
@@ -24,8 +24,8 @@ class GaussianLikelihood(Likelihood):
             only what a model that was never trained generates with.
 
     Attributes:
-        variance: The variance in use, a scalar. In "optimal" mode a running mean over training batches: the batch's
-            own enters only its log likelihood, and only in training mode; without gradients nothing moves.
+        variance: The variance in use, a scalar. In "optimal" mode a running mean over about ten training batches:
+            the batch's own enters only its log likelihood, and only in training mode; without gradients nothing moves.
 
     Raises:
         DataError: If the mode is unknown or the variance is not positive and finite.

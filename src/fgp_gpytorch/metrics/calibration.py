@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import torch
 
+from fgp_gpytorch.data.held_out import HeldOut
 from fgp_gpytorch.errors import DataError
-from fgp_gpytorch.metrics._evaluation import HeldOut, batches, evaluation
+from fgp_gpytorch.metrics._evaluation import batches, evaluation
 from fgp_gpytorch.metrics.scores import _crps_of_sorted, _interval_of_sorted, log_mean_exp
 from fgp_gpytorch.models import FGPVAE, GivenRows
 
@@ -62,15 +63,16 @@ def held_out_calibration(
         raise DataError(f"num_samples: expected at least {_LEAST}, for intervals of 90 %, got {num_samples}. Try 199.")
     totals, elements = torch.zeros(4, dtype=torch.float64), 0
     with evaluation(model, seed) as device:
-        for context, x_new, y_new in batches(held_out, batch_size, device):
-            z = model.predict(x_new, context).rsample((num_samples,))
-            output = model._decode(z, x_new)
-            log_likelihood = log_mean_exp(model.likelihood.log_prob(output, y_new).double())
+        for batch in batches(held_out, batch_size, device):
+            y_new = batch.y_new
+            z = model.predict(batch.x_new, batch.context).rsample((num_samples,))
+            output = model._decode(z, batch.x_new)
+            log_likelihood = log_mean_exp(model.likelihood.log_prob(output, y_new, batch.observed).double())
             ordered = model.likelihood.distribution(output).sample().sort(0).values
-            sums = [-log_likelihood.sum(), _crps_of_sorted(ordered, y_new).double().sum()]
+            sums = [-log_likelihood.sum(), batch.masked(_crps_of_sorted(ordered, y_new).double()).sum()]
             for level in (0.5, 0.9):
                 low, high = _interval_of_sorted(ordered, level)
-                sums.append(((low <= y_new) & (y_new <= high)).sum())
+                sums.append(batch.masked(((low <= y_new) & (y_new <= high)).double()).sum())
             totals += torch.stack([value.cpu().double() for value in sums])
-            elements += y_new.numel()
+            elements += batch.num_elements
     return Calibration(*(totals / elements).tolist())

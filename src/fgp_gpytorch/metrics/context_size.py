@@ -7,20 +7,21 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch.data.held_out import HeldOut, check_held_out
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import HeldOut, check_held_out
 from fgp_gpytorch.metrics.held_out_mse import held_out_mse
-from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.models import FGPVAE, GivenRows
 
 
 class _Part(NamedTuple):
     context: GroupedDataset
     x_new: Tensor
     y_new: Tensor
+    y_new_mask: Tensor | None
 
 
 def mse_by_context_size(
-    model: FGPVAE,
+    model: FGPVAE | GivenRows,
     held_out: HeldOut,
     sizes: Iterable[int] = (1, 2, 4, 8, 11, 15),
     seed: int = 0,
@@ -47,7 +48,7 @@ def mse_by_context_size(
         elements.
 
     Raises:
-        DataError: If `num_subsets` is below 1, or there are no sizes.
+        DataError: If `num_subsets` is below 1, there are no sizes, or the model reads no row of the context.
         GroupError: If a size is below 1 or a group has fewer members.
         ShapeError: If `x_new` or `y_new` are not of the context's groups.
     """
@@ -59,6 +60,11 @@ def mse_by_context_size(
             f"num_subsets={num_subsets}. Try sizes=(1, 4), num_subsets=4."
         )
     check_held_out(held_out)
+    if isinstance(model, GivenRows) and not getattr(model, "new_groups", False):
+        raise DataError(
+            "model: expected one that conditions on its context, got one that was given its rows and reads none of the "
+            "context's. Try the model itself, or given(data, context='new') with a representation."
+        )
     smallest = int(members.min())
     unfit = [size for size in sizes if not 1 <= size <= smallest]
     if unfit:
@@ -68,6 +74,7 @@ def mse_by_context_size(
             f"{number} of {len(members)} groups have fewer than {max(unfit)}. Try sizes up to {smallest}, or data with "
             "more members (rotated_mnist(views=15))."
         )
+    mask = getattr(held_out, "y_new_mask", None)
     generator = torch.Generator().manual_seed(seed)
     errors: dict[int, list[float]] = {size: [] for size in sizes}
     for repetition in range(num_subsets):
@@ -75,7 +82,7 @@ def mse_by_context_size(
         for size in errors:
             if repetition > 0 and size == int(members.max()):
                 continue  # all members, as before
-            part = _Part(held_out.context.select(place < size), held_out.x_new, held_out.y_new)
+            part = _Part(held_out.context.select(place < size), held_out.x_new, held_out.y_new, mask)
             errors[size].append(held_out_mse(model, part, batch_size=batch_size))
     return {size: sum(values) / len(values) for size, values in errors.items()}
 

@@ -1,7 +1,8 @@
 """Squared error at held-out members."""
 
+from fgp_gpytorch.data.held_out import HeldOut
 from fgp_gpytorch.errors import DataError
-from fgp_gpytorch.metrics._evaluation import HeldOut, batches, evaluation
+from fgp_gpytorch.metrics._evaluation import batches, evaluation
 from fgp_gpytorch.models import FGPVAE, GivenRows
 
 
@@ -36,10 +37,10 @@ def held_out_mse(
         )
     total, count = 0.0, 0
     with evaluation(model) as device:
-        for context, x_new, y_new in batches(held_out, batch_size, device):
+        for batch in batches(held_out, batch_size, device):
             shape = (num_samples,) if sample else None
-            generated = model.generate(x_new, context, sample_shape=shape)
+            generated = model.generate(batch.x_new, batch.context, sample_shape=shape)
             generated = generated.mean(0) if sample else generated
-            error = (generated - y_new).square()
-            total, count = total + error.double().sum().item(), count + error.numel()
+            error = batch.masked((generated - batch.y_new).square())
+            total, count = total + error.double().sum().item(), count + batch.num_elements
     return total / count

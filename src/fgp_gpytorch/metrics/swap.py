@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fgp_gpytorch.data.held_out import HeldOut, check_held_out, held_out_batch
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import HeldOut, check_held_out, evaluation, global_channels
+from fgp_gpytorch.metrics._evaluation import evaluation, global_channels
 from fgp_gpytorch.models import FGPVAE, GivenRows
 
 
@@ -59,7 +60,7 @@ def swap_errors(model: FGPVAE | GivenRows, held_out: HeldOut, seed: int = 0, bat
     if groups < 2:
         raise GroupError("held_out: expected at least two groups to mix, got 1. Try more groups.")
     local_from = _other_group(groups, seed)
-    totals = torch.zeros(3, dtype=torch.float64)
+    totals, elements = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     with evaluation(model) as device:
         is_global = is_global.to(device)
 
@@ -71,10 +72,11 @@ def swap_errors(model: FGPVAE | GivenRows, held_out: HeldOut, seed: int = 0, bat
             a = local_from[b]
             for position, (local, shared, target) in enumerate(((a, b, b), (a, b, a), (b, b, b))):
                 z = torch.where(is_global, mean_at(shared, target), mean_at(local, target))
-                x_new, y_new = held_out.x_new[target].to(device), held_out.y_new[target].to(device)
-                error = model.likelihood.mean(model._decode(z, x_new)) - y_new
-                totals[position] += error.double().square().sum().cpu()
-    return SwapErrors(*(totals / held_out.y_new.numel()).tolist())
+                truth = held_out_batch(held_out, target).to(device)
+                error = model.likelihood.mean(model._decode(z, truth.x_new)) - truth.y_new
+                totals[position] += truth.masked(error.double().square()).sum().cpu()
+                elements[position] += truth.num_elements
+    return SwapErrors(*(totals / elements).tolist())
 
 
 def _other_group(groups: int, seed: int) -> Tensor:  # shape: (G,)

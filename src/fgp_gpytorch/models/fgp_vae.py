@@ -212,7 +212,7 @@ class FGPVAE(Configurable, PyroModule):
             num_elements = squared_error.new_full((batch.num_groups,), batch.y[0].numel())
         # shape: (s, G)
         squared_error = squared_error.flatten(output.dim() - batch.y.dim() + 1).sum(-1).reshape(-1, batch.num_groups)
-        if isinstance(self.likelihood, GaussianLikelihood):
+        if type(self.likelihood) is GaussianLikelihood:  # a subclass may have another distribution
             log_likelihood = self.likelihood.log_prob_of_squared_error(squared_error, num_elements)
         else:
             log_likelihood = self.likelihood.log_prob(output, batch.y, observed).sum(-1).reshape(-1, batch.num_groups)

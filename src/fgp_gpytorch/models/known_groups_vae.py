@@ -134,8 +134,9 @@ class KnownGroupsVAE(FGPVAE):
             )
         batch = self._check_groups(dataset[:], whole=True)
         observed = batch.observed.to(batch.y.dtype)
-        total, count = (batch.y * observed).sum(1), observed.sum(1)
-        means = (total / count.clamp_min(1)).flatten(1).double()
+        total, count = ((batch.y * observed).sum(1).flatten(1).double(), observed.sum(1).flatten(1).double())
+        means = total / count  # NaN where a group has none of an element, which then gets the mean over groups
+        means = torch.where(count > 0, means, means.nanmean(0)).nan_to_num()
         if center:
             means = means - means.mean(0)
         factors = self.objects.num_factors

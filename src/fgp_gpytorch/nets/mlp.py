@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fgp_gpytorch._config import Configurable
+from fgp_gpytorch.errors import ShapeError
 
 
 class MLPEncoder(Configurable, nn.Module):
@@ -27,12 +28,17 @@ class MLPEncoder(Configurable, nn.Module):
         self, y_shape: Sequence[int], num_channels: int, hidden: Sequence[int] = (64, 64), num_features: int = 0
     ) -> None:
         super().__init__()
-        self.y_shape = tuple(y_shape)
+        self.y_shape, self.num_features = tuple(y_shape), num_features
         self.layers = _perceptron([math.prod(self.y_shape) + num_features, *hidden, 2 * num_channels])
 
     def forward(self, y: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of the pseudo-observations."""
-        rows = y.reshape(*y.shape[: y.dim() - len(self.y_shape)], -1)
+        """Return mean and variance of the pseudo-observations.
+
+        Raises:
+            ShapeError: If y or the features have another shape.
+        """
+        check_features(features, self.num_features, "MLPEncoder")
+        rows = as_rows(y, self.y_shape, "MLPEncoder")
         mean, log_variance = self.layers(beside(rows, features)).chunk(2, dim=-1)
         return mean, log_variance.exp()
 
@@ -54,12 +60,50 @@ class MLPDecoder(Configurable, nn.Module):
         self, num_channels: int, y_shape: Sequence[int], hidden: Sequence[int] = (64, 64), num_features: int = 0
     ) -> None:
         super().__init__()
-        self.y_shape = tuple(y_shape)
+        self.y_shape, self.num_channels, self.num_features = tuple(y_shape), num_channels, num_features
         self.layers = _perceptron([num_channels + num_features, *hidden, math.prod(self.y_shape)])
 
     def forward(self, z: Tensor, features: Tensor | None = None) -> Tensor:
-        """Return the likelihood's parameter: a mean, or logits."""
+        """Return the likelihood's parameter: a mean, or logits.
+
+        Raises:
+            ShapeError: If z or the features have another width.
+        """
+        if z.shape[-1] != self.num_channels:
+            raise ShapeError(
+                f"z: expected (*batch, L) with L = {self.num_channels}, got {tuple(z.shape)}. "
+                f"Try MLPDecoder({z.shape[-1]}, y_shape): the prior's channels."
+            )
+        check_features(features, self.num_features, "MLPDecoder")
         return self.layers(beside(z, features)).reshape(*z.shape[:-1], *self.y_shape)
+
+
+def as_rows(y: Tensor, y_shape: tuple[int, ...], network: str) -> Tensor:  # shape: (*batch, *y_shape) -> (*batch, K)
+    """Flatten the observations that a network was made for.
+
+    Raises:
+        ShapeError: If they have another shape.
+    """
+    front = y.dim() - len(y_shape)
+    if front < 0 or tuple(y.shape[front:]) != y_shape:
+        raise ShapeError(
+            f"y: expected (*batch, *y_shape) with y_shape = {y_shape}, got {tuple(y.shape)}. "
+            f"Try {network}({list(y.shape[1:])}, ...)."
+        )
+    return y.reshape(*y.shape[:front], -1)
+
+
+def check_features(features: Tensor | None, num_features: int, network: str) -> None:
+    """Require as many features as a network was made for.
+
+    Raises:
+        ShapeError: If there are others.
+    """
+    given = 0 if features is None else features.shape[-1]
+    if given != num_features:
+        raise ShapeError(
+            f"features: expected {num_features} beside each row, got {given}. Try {network}(..., num_features={given})."
+        )
 
 
 def beside(rows: Tensor, features: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_shape
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.nets.elu import elu
-from fgp_gpytorch.nets.mlp import MLPDecoder
+from fgp_gpytorch.nets.mlp import MLPDecoder, as_rows
 
 _AGGREGATIONS = ("sum", "mean", "attention")
 
@@ -34,8 +34,12 @@ class MLPFeatures(Configurable, nn.Module):
         self.perceptron = MLPDecoder(math.prod(self.y_shape), [width], hidden)
 
     def forward(self, y: Tensor) -> Tensor:
-        """Return the vectors."""
-        return self.perceptron(y.reshape(*y.shape[: y.dim() - len(self.y_shape)], -1))
+        """Return the vectors.
+
+        Raises:
+            ShapeError: If y has another shape.
+        """
+        return self.perceptron(as_rows(y, self.y_shape, "MLPFeatures"))
 
 
 class PaperFeatures(Configurable, nn.Module):

@@ -41,6 +41,7 @@ class FourierRoot(Configurable, gpytorch.Module):
     Example:
         >>> kernel = gpytorch.kernels.PeriodicKernel()
         >>> kernel.period_length = 2 * math.pi
+        >>> kernel.raw_period_length.requires_grad_(False)  # harmonics of a moving period would be others
         >>> FourierRoot(kernel)(torch.rand(5, 1)).shape
         torch.Size([5, 25])
     """
@@ -142,5 +143,5 @@ class FourierRoot(Configurable, gpytorch.Module):
             raise DataError(
                 f"kernel: expected k(t) = k(-t) = k(t + period) for period = {self.period:.6g}, got values that differ "
                 f"by {float(error):.2g}. Try kernel.period_length = period before (GPyTorch starts it at 0.69), or "
-                "period= the kernel's own."
+                "period= the kernel's own; if it moved in training, kernel.raw_period_length.requires_grad_(False)."
             )

@@ -21,10 +21,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch.data.held_out import HeldOut
 from fgp_gpytorch.errors import CheckpointError, DataError, MissingFileError
 from fgp_gpytorch.objectives import ELBO, Objective
 from fgp_gpytorch.objectives.objective import HasTerms
-from fgp_gpytorch.training.held_out import HeldOut, HeldOutDataset
+from fgp_gpytorch.training.held_out import HeldOutDataset
 from fgp_gpytorch.training.lightning_module import OptimizerFactory, ScheduleFactory, TrainingModule
 
 

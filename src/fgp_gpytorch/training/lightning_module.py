@@ -138,8 +138,8 @@ class TrainingModule(lightning.LightningModule):
         """Error at held-out members, or the negative ELBO of held-out groups."""
         if isinstance(batch, HeldOutBatch):
             generated = self.model.generate(batch.x_new, batch.context)
-            error = generated - batch.y_new  # of one shape: `HeldOutDataset` looked at it
-            sums = {"val_mse": (error.square().sum().item(), error.numel())}
+            error = batch.masked((generated - batch.y_new).square())  # of one shape: `HeldOutDataset` looked at it
+            sums = {"val_mse": (error.sum().item(), batch.num_elements)}
         else:
             terms = self.model.terms(batch)
             elbo = (terms.log_likelihood - terms.kl).sum().item()

@@ -1,0 +1,176 @@
+"""Held-out members of groups, to be predicted from the others: what metrics and `fit` are judged by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from fgp_gpytorch._shapes import check_finite
+from fgp_gpytorch.data._inputs import as_mask
+from fgp_gpytorch.data.aligned_dataset import AlignedDataset
+from fgp_gpytorch.data.grouped_batch import GroupedBatch
+from fgp_gpytorch.data.grouped_dataset import GroupedDataset
+from fgp_gpytorch.errors import DataError, ShapeError
+
+__all__ = ["HeldOut", "HeldOutBatch", "HeldOutMembers", "check_held_out", "held_out_batch"]
+
+
+@runtime_checkable
+class HeldOut(Protocol):
+    """Groups with a context to condition on, and members to predict: `HeldOutMembers`, or anything like it.
+
+    An attribute `y_new_mask`, if there is one, says what of `y_new` was observed, as in `HeldOutMembers`.
+    """
+
+    @property
+    def context(self) -> GroupedDataset:
+        """G groups to condition on."""
+        ...
+
+    @property
+    def x_new(self) -> Tensor:
+        """Auxiliary features to predict at, (G, Q*, D), in the order of the groups of `context`."""
+        ...
+
+    @property
+    def y_new(self) -> Tensor:
+        """What was observed there, (G, Q*, *y_shape)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutMembers:
+    """Members to predict from the others of their groups; groups may lack some of them, and members some elements.
+
+    Attributes:
+        context: G groups to condition on.
+        x_new: Auxiliary features to predict at, (G, Q*, D), in the order of the groups of `context`.
+        y_new: What was observed there, (G, Q*, *y_shape).
+        y_new_mask: True where it was observed, (G, Q*) for whole members or (G, Q*, *y_shape) for elements; None for
+            everywhere. What is not observed counts in no metric.
+
+    Raises:
+        ShapeError: If the shapes do not fit together.
+        DataError: If a mask is not boolean, no element was observed, or an observed one is not finite.
+
+    Example:
+        >>> is_past = data.flat().x[:, 0] < 8
+        >>> held_out = HeldOutMembers.of(data.select(is_past), data.select(~is_past))
+        >>> held_out_mse(model, held_out)
+    """
+
+    context: GroupedDataset
+    x_new: Tensor
+    y_new: Tensor
+    y_new_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_held_out(self)
+
+    @classmethod
+    def of(cls, context: GroupedDataset, targets: GroupedDataset) -> "HeldOutMembers":
+        """The members of one data set, to be predicted from those of another; groups are matched by their labels.
+
+        Args:
+            context: What to condition on. Its groups of whom `targets` has nobody are left out.
+            targets: What to predict; it may be ragged, and have a `y_mask`.
+
+        Raises:
+            GroupError: If a group of `targets` is none of the context's.
+            ShapeError: If the two have different observations or features.
+        """
+        batch = AlignedDataset(targets, context)[:]
+        if targets.num_features != context.num_features:
+            raise ShapeError(
+                f"targets: expected {context.num_features} features as the context has, got {targets.num_features}. "
+                "Try the same columns for both."
+            )
+        return cls(context.subset(batch.group_index), batch.x, batch.y, batch.observed)
+
+
+@dataclass
+class HeldOutBatch:
+    """Some of the groups of a `HeldOut`: context, x_new (G, Q*, D), y_new (G, Q*, *y_shape), and what was observed.
+
+    `observed` is a boolean of the shape of `y_new`, or None for everything.
+    """
+
+    context: GroupedBatch
+    x_new: Tensor
+    y_new: Tensor
+    observed: Tensor | None
+
+    def to(self, *args: Any, **kwargs: Any) -> "HeldOutBatch":
+        """Move all tensors, as `torch.Tensor.to`."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: part.to(*args, **kwargs) for name, part in parts.items() if part is not None}
+        if self.observed is not None:
+            moved["observed"] = moved["observed"].bool()  # a dtype is meant for the numbers
+        return replace(self, **moved)
+
+    def pin_memory(self) -> "HeldOutBatch":
+        """Pin all tensors."""
+        observed = None if self.observed is None else self.observed.pin_memory()
+        return HeldOutBatch(self.context.pin_memory(), self.x_new.pin_memory(), self.y_new.pin_memory(), observed)
+
+    def masked(self, values: Tensor) -> Tensor:  # shape: (*s, G, Q*, *y_shape)
+        """The values with 0 where nothing was observed."""
+        return values if self.observed is None else torch.where(self.observed, values, 0.0)
+
+    @property
+    def num_elements(self) -> int:
+        """How many elements of y_new were observed."""
+        return self.y_new.numel() if self.observed is None else int(self.observed.sum())
+
+
+def held_out_batch(held_out: HeldOut, groups: Sequence[int] | slice | Tensor) -> HeldOutBatch:
+    """Some of the groups of held-out members that were checked."""
+    y_new, observed = held_out.y_new[groups], _observed(held_out)
+    if observed is not None:
+        observed = observed[groups]
+        y_new = torch.where(observed, y_new, 0.0)  # what was not may be NaN
+    return HeldOutBatch(held_out.context[groups], held_out.x_new[groups], y_new, observed)
+
+
+def check_held_out(held_out: HeldOut, name: str = "held_out") -> None:
+    """Require one row of new members for each group of the context, and finite observations: nothing is broadcast.
+
+    Raises:
+        ShapeError: If x_new, y_new or its mask have another number of groups, or not the same number of members.
+        DataError: If the context is no data set, a mask is not boolean, no element of y_new was observed, or an
+            observed one is not finite.
+    """
+    if not isinstance(held_out.context, GroupedDataset):
+        raise DataError(
+            f"{name}: expected a GroupedDataset as context, got {type(held_out.context).__name__}. "
+            "Try GroupedDataset(y, x, group), or data.subset(groups)."
+        )
+    x_new, y_new = tuple(held_out.x_new.shape), tuple(held_out.y_new.shape)
+    groups, y_shape = len(held_out.context), tuple(held_out.context.y_shape)
+    if len(x_new) != 3 or x_new[0] != groups or y_new != (*x_new[:2], *y_shape):
+        raise ShapeError(
+            f"{name}: expected x_new (G, Q*, D) and y_new (G, Q*, *y_shape) with the context's G = {groups} and "
+            f"y_shape = {y_shape}, got {x_new} and {y_new}. Try context.subset(groups) for the groups of x_new, "
+            "and y_new.unsqueeze(1) if there is one new member for each group."
+        )
+    mask = getattr(held_out, "y_new_mask", None)
+    if mask is not None and tuple(as_mask(mask, "y_new_mask").shape) not in (y_new, y_new[:2]):
+        raise ShapeError(
+            f"y_new_mask: expected (G, Q*) = {y_new[:2]} or the shape of y_new {y_new}, got {tuple(mask.shape)}. "
+            "Try None if everything was observed."
+        )
+    observed = _observed(held_out)
+    if observed is not None and not bool(observed.any()):
+        raise DataError("y_new_mask: expected an observed element, got none. Try ~y_new_mask if True was to hide it.")
+    check_finite(held_out.y_new, "y_new", observed)
+
+
+def _observed(held_out: HeldOut) -> Tensor | None:
+    """What was observed, in the shape of y_new; None for everything."""
+    mask = getattr(held_out, "y_new_mask", None)
+    if mask is None:
+        return None
+    y_new = held_out.y_new
+    return mask.reshape(*mask.shape, *[1] * (y_new.dim() - mask.dim())).expand(y_new.shape)
