@@ -535,7 +535,10 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"objective": GECO(0.1)}, "objective GECO, there ELBO"),
+        ({"objective": GECO(0.1)}, r"objective GECO\(kappa=0\.1, .*, there ELBO\(beta=1\.0, num_particles=1\)"),
+        ({"objective": ELBO(beta=2.0)}, r"objective ELBO\(beta=2\.0, num_particles=1\), there ELBO\(beta=1\.0"),
+        ({"gradient_clip": 1.0}, r"gradient_clip 1\.0, there None"),
+        ({"data": make_data(seed=7)}, r"checksum of the data \d+, there \d+"),
         ({"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=1e-3)}, "optimizer your own, there Adam"),
         ({"learning_rate": 0.5}, r"learning_rate 0\.5, there 0\.001"),
         ({"lr_schedule": "cosine"}, "lr_schedule cosine, there None"),

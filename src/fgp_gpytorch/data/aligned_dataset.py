@@ -55,6 +55,7 @@ class AlignedDataset(GroupedDataset):
             group_index=self._index[positions],
             num_dataset_groups=self._reference.num_groups,
             num_dataset_members=self._reference.num_members,
+            labels_digest=self._reference._labels_digest(),
         )
 
     def _derive(self, rows: Tensor, sizes: Tensor, labels: np.ndarray) -> "AlignedDataset":

@@ -38,6 +38,8 @@ class GroupedBatch:
             None when every element of every member was observed.
         num_dataset_groups: Number of groups of the whole data set.
         num_dataset_members: Number of members, summed over all groups of the whole data set, without padding.
+        labels_digest: A number that tells the labels of the data set's groups from others; None if the batch was made
+            of tensors. Models that know groups by a parameter see by it that they are asked for the same ones.
 
     Raises:
         ShapeError: If the shapes do not fit together.
@@ -55,6 +57,7 @@ class GroupedBatch:
     y_mask: Tensor | None  # shape: (G, Q, *shape)
     num_dataset_groups: int
     num_dataset_members: int
+    labels_digest: int | None = None
 
     def __post_init__(self) -> None:
         if self.y.ndim < 2:
@@ -195,6 +198,7 @@ class GroupedBatch:
             y_mask,
             first.num_dataset_groups,
             first.num_dataset_members,
+            first.labels_digest,
         )
 
     @property

@@ -1,5 +1,6 @@
 """Flat rows in any order as a data set of groups."""
 
+import zlib
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -109,7 +110,7 @@ class GroupedDataset(Dataset):
         """Keep checked rows that are sorted by group."""
         self._y, self._x, self._y_mask = y, x, y_mask
         self.group_sizes = sizes.to(y.device)
-        self.labels = labels
+        self.labels, self._digest = labels, None
         self._offsets = self.group_sizes.cumsum(0) - self.group_sizes
 
     @classmethod
@@ -304,6 +305,12 @@ class GroupedDataset(Dataset):
         data._store(self._y[rows], self._x[rows], y_mask, sizes, labels)
         return data
 
+    def _labels_digest(self) -> int:
+        """A number of the labels and their order, the same in every process; the integer 1 is not the string "1"."""
+        if self._digest is None:
+            self._digest = 1 + zlib.crc32("\0".join(map(repr, self.labels.tolist())).encode())
+        return self._digest
+
     def _gather(self, positions: Tensor) -> GroupedBatch:  # shape: (G,)
         """Pad the groups at valid positions: row (g, q) is at offset[g] + q, or padding if q >= size[g]."""
         sizes = self.group_sizes[positions]
@@ -317,7 +324,8 @@ class GroupedDataset(Dataset):
             x.masked_fill_(~expand_mask(mask, x), 0)
             if y_mask is not None:
                 y_mask.masked_fill_(~expand_mask(mask, y_mask), False)
-        return GroupedBatch(y, x, mask, positions, y_mask, self.num_groups, self.num_members)
+        counts = self.num_groups, self.num_members
+        return GroupedBatch(y, x, mask, positions, y_mask, *counts, self._labels_digest())
 
     def _positions(self, index: Any) -> Tensor:  # shape: (G,)
         """Turn any index into positions from 0 to G - 1.

@@ -49,7 +49,7 @@ class LazyDataset(GroupedDataset):
         if first.y_mask is not None:
             raise DataError("rows: expected no y_mask, got one. Try rows.select(members) without what is missing.")
         self.rows, self._make = rows, make
-        self.labels, self.group_sizes = rows.labels, rows.group_sizes
+        self.labels, self.group_sizes, self._digest = rows.labels, rows.group_sizes, None
         made = self._observations(first)
         self._y_shape, self._y_dtype = made.shape[2:], made.dtype
 

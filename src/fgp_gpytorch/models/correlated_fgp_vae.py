@@ -141,7 +141,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
                 pyro.sample(f"u_{index}", distribution)
 
     def _infer(self, batch: GroupedBatch) -> CorrelatedPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
-        self._check_groups(batch)
+        self._meet_groups(batch)
         x, mean, variance, mask = self._pseudo_observations(batch)
         mask = self._practice(mask, batch)
         prior, positions = self._locate(batch)

@@ -36,7 +36,7 @@ class GivenAmortizedRows(GivenRows):
     """
 
     def __init__(self, model: Any, rows: GroupedBatch, posterior: AmortizedPosterior, new_groups: bool) -> None:
-        super().__init__(model, posterior, rows.num_dataset_groups)
+        super().__init__(model, posterior, rows.num_dataset_groups, rows.labels_digest)
         self.model: Any = model
         self.posterior: AmortizedPosterior = posterior
         self.new_groups = new_groups
@@ -74,7 +74,8 @@ class GivenAmortizedRows(GivenRows):
 
     def _positions(self, batch: GroupedBatch) -> Tensor:  # shape: (G,)
         same = batch.group_index.unsqueeze(-1) == self.group_index
-        if batch.num_dataset_groups != self.num_groups or not bool(same.any(-1).all()):
+        others = None not in (self.labels_digest, batch.labels_digest) and self.labels_digest != batch.labels_digest
+        if others or batch.num_dataset_groups != self.num_groups or not bool(same.any(-1).all()):
             raise GroupError(
                 f"context: expected some of the {len(self.group_index)} groups that were given, of a data set of "
                 f"{self.num_groups}, got groups {batch.group_index.tolist()[:5]} of a data set of "

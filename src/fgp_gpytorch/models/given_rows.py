@@ -31,11 +31,15 @@ class GivenRows(nn.Module):
         model: The model, whose decoder and likelihood are used.
         posterior: q(Z) of all rows to condition on.
         num_groups: P.
+        labels_digest: Of the data set whose groups they are, if it is known.
     """
 
-    def __init__(self, model: FGPVAE, posterior: KnowsGroups, num_groups: int) -> None:
+    def __init__(
+        self, model: FGPVAE, posterior: KnowsGroups, num_groups: int, labels_digest: int | None = None
+    ) -> None:
         super().__init__()
         self.train(model.training)
+        self.labels_digest = labels_digest
         self.model, self.posterior, self.num_groups = model, posterior, num_groups
 
     @property
@@ -91,7 +95,7 @@ class GivenRows(nn.Module):
             DataError: If a value is not finite or a dtype is not floating.
         """
         batch = checked_batch(context, "context")
-        check_known_groups(batch, self.num_groups)
+        check_known_groups(batch, self.num_groups, self.labels_digest)
         check_targets(x_new, batch, given=self.posterior.x)
         return self.posterior.predict_groups(batch.group_index, x_new)
 
@@ -99,12 +103,18 @@ class GivenRows(nn.Module):
         return self.model._decode(z, x)
 
 
-def check_known_groups(batch: GroupedBatch, num_groups: int) -> None:
+def check_known_groups(batch: GroupedBatch, num_groups: int, labels_digest: int | None = None) -> None:
     """Require a batch of the data set whose groups have object vectors.
 
     Raises:
-        GroupError: If it counts other groups.
+        GroupError: If it counts other groups, or as many under other labels.
     """
+    if None not in (labels_digest, batch.labels_digest) and labels_digest != batch.labels_digest:
+        raise GroupError(
+            f"batch: expected groups of the data set whose object vectors the model has, got a batch of a data set of "
+            f"{batch.num_dataset_groups} groups with other labels. Try AlignedDataset(rows, train), whose labels must "
+            "be of one kind (1 is not '1'); new groups need another model, such as FGPVAE."
+        )
     if batch.num_dataset_groups != num_groups:
         raise GroupError(
             f"batch: expected groups of the data set of {num_groups} groups whose object vectors the model has, got a "

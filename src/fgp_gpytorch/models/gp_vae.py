@@ -221,6 +221,7 @@ class GPVAE(KnownGroupsVAE):
     # inside
 
     def _infer(self, batch: GroupedBatch) -> MeanFieldPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._meet_groups(batch)
         prior, positions = self._locate(batch)
         x, mean, variance, mask = self._pseudo_observations(batch)
         return prior.condition(positions, x, mean, variance, mask, predict_unobserved=False)

@@ -53,6 +53,7 @@ class KnownGroupsVAE(FGPVAE):
     """
 
     prior: Any  # a CoupledPrior
+    _labels_digest: Tensor
     _prior_kind = nn.Module
 
     def __init__(
@@ -67,6 +68,7 @@ class KnownGroupsVAE(FGPVAE):
         super().__init__(encoder, decoder, prior, likelihood, member_dropout)  # pyright: ignore[reportArgumentType]
         self.num_groups = prior.objects.num_groups
         self.representation = representation
+        self.register_buffer("_labels_digest", torch.tensor(0))  # of the data set that was trained on; 0 if unknown
 
     @pyro_method
     def register_parameters(self) -> None:
@@ -132,6 +134,7 @@ class KnownGroupsVAE(FGPVAE):
                 "initialize_objects: expected a model with one object vector per group, got one whose representation "
                 f"network gives them. {self._start_hint}"
             )
+        self._labels_digest.zero_()  # whatever was trained on before
         batch = self._check_groups(dataset[:], whole=True)
         observed = batch.observed.to(batch.y.dtype)
         total, count = ((batch.y * observed).sum(1).flatten(1).double(), observed.sum(1).flatten(1).double())
@@ -153,6 +156,7 @@ class KnownGroupsVAE(FGPVAE):
         left, values, _ = torch.linalg.svd(means, full_matrices=False)
         scores = left[:, :factors] * values[:factors]
         self.objects.set_vectors(scores / scores.square().sum(-1).mean().sqrt())
+        self._labels_digest.fill_(batch.labels_digest or 0)
 
     @torch.no_grad()
     def generate(
@@ -222,12 +226,12 @@ class KnownGroupsVAE(FGPVAE):
         batch = checked_batch(dataset, "dataset")
         posterior: Any = frozen.infer(batch)
         if self.representation is None:
-            return GivenRows(frozen, posterior, self.num_groups)
+            return GivenRows(frozen, posterior, self.num_groups, batch.labels_digest)
         return GivenAmortizedRows(frozen, batch, posterior, new_groups=context != "seen")
 
     def _check_groups(self, batch: GroupedBatch, whole: bool = False) -> GroupedBatch:
         if self.representation is None:
-            check_known_groups(batch, self.num_groups)
+            check_known_groups(batch, self.num_groups, int(self._labels_digest) or None)
         groups = batch.num_dataset_groups
         if whole and not (batch.num_groups == len(batch.group_index.unique()) == groups):
             raise GroupError(
@@ -235,6 +239,16 @@ class KnownGroupsVAE(FGPVAE):
                 f"groups. Try batch_size=len(data){self._minibatch_hint}."
             )
         return batch
+
+    def _meet_groups(self, batch: GroupedBatch) -> None:
+        """Check the groups of a step, and remember in training whose vectors are learned."""
+        self._check_groups(batch)
+        if self.representation is None and self.training and torch.is_grad_enabled() and int(self._labels_digest) == 0:
+            self._labels_digest.fill_(batch.labels_digest or 0)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.setdefault(f"{prefix}_labels_digest", self._labels_digest)  # files from before there was one
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _locate(self, batch: GroupedBatch) -> tuple[Any, Tensor]:
         """A prior that knows the batch's groups, and their positions (G,) in it."""

@@ -188,7 +188,7 @@ class SVGPVAE(KnownGroupsVAE):
     # inside
 
     def _infer(self, batch: GroupedBatch) -> InducingPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
-        self._check_groups(batch)
+        self._meet_groups(batch)
         scale = batch.num_dataset_groups / batch.num_groups
         prior, positions = self._locate(batch)
         return prior.condition(positions, *self._pseudo_observations(batch), scale)

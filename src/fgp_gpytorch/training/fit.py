@@ -1,11 +1,13 @@
 """Training on Lightning."""
 
 import importlib.util
+import inspect
 import logging
 import math
 import secrets
 import signal
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -142,13 +144,15 @@ def fit(
         num_workers=num_workers,
         seed=seed,
         settings={
-            "objective": type(objective or ELBO()).__qualname__,
+            "objective": _words(objective or ELBO()),
             "optimizer": "Adam" if optimizer is None else "your own",
             "learning_rate": learning_rate if optimizer is None else None,
             "lr_schedule": lr_schedule if lr_schedule is None or isinstance(lr_schedule, str) else "your own",
+            "gradient_clip": gradient_clip,
             "batch_size": batch_size,
             "groups": len(train),
             "members": train.num_members,
+            "checksum of the data": _checksum(train),
         },
     )
     monitor = "val_mse" if isinstance(held_out, HeldOutDataset) else "val_loss"
@@ -213,6 +217,21 @@ class _SaveEnd(Callback):
         """Save."""
         if trainer.current_epoch % self._checkpoint_every != 0:
             trainer.save_checkpoint(self._path)
+
+
+def _words(objective: Objective) -> str:
+    """An objective with its settings, and without its state."""
+    names = [name for name in inspect.signature(type(objective)).parameters if name in vars(objective)]
+    return f"{type(objective).__qualname__}({', '.join(f'{name}={vars(objective)[name]}' for name in names)})"
+
+
+def _checksum(data: GroupedDataset) -> int:
+    """A number of the values of some groups at both ends, and of all labels."""
+    ends = sorted({*range(min(8, len(data))), *range(max(0, len(data) - 8), len(data))})
+    batch = data[ends]
+    parts = [batch.y, batch.x, batch.observed]
+    content = [part.contiguous().cpu().view(torch.uint8).numpy().tobytes() for part in parts]
+    return zlib.crc32(b"".join(content), batch.labels_digest or 0)
 
 
 def _adam(learning_rate: float) -> OptimizerFactory:

@@ -1,0 +1,84 @@
+"""Models that know a group by a parameter are never asked for another data set's groups unnoticed."""
+
+import pytest
+import torch
+from test_correlated_fgp_vae import make_correlated
+from test_gp_vae import make_gp_vae
+from test_svgp_vae import make_svgp_vae
+
+from factories import SIZES, make_data
+from fgp_gpytorch import AlignedDataset, GaussianLikelihood, GroupedBatch, GroupedDataset, fit
+from fgp_gpytorch.data import LazyDataset
+from fgp_gpytorch.errors import GroupError
+from fgp_gpytorch.models import GPVAE, SVGPVAE, CorrelatedFGPVAE
+
+MAKE = {CorrelatedFGPVAE: make_correlated, GPVAE: make_gp_vae, SVGPVAE: make_svgp_vae}
+
+
+def relabelled(data, label):
+    rows = data.flat()
+    return GroupedDataset(rows.y, rows.x, [label(int(g)) for g in rows.group])
+
+
+@pytest.mark.parametrize("kind", MAKE)
+@pytest.mark.parametrize("start", ["trained", "from a PCA"])
+def test_as_many_groups_under_other_labels_are_refused(kind, start, tmp_path):
+    model, data = MAKE[kind](likelihood=GaussianLikelihood()), make_data()
+    if start == "trained":
+        fit(model, data, epochs=1, batch_size=len(data), seed=0, folder=None, progress=False)
+    else:
+        model.initialize_objects(data)
+    x_new = torch.zeros(len(SIZES), 1, 1)
+    same, others = relabelled(data, int), relabelled(data, lambda g: g + 1)
+    strings = relabelled(data, str)
+    assert torch.equal(model.generate(x_new, same), model.generate(x_new, data))
+    model.save(tmp_path / "model.pt")
+    for asked in (model, model.given(data), kind.load(tmp_path / "model.pt")):
+        for unknown in (others, strings):
+            with pytest.raises(GroupError, match=r"groups with other labels.*AlignedDataset\(rows, train\)"):
+                asked.generate(x_new, unknown)
+    some = AlignedDataset(same.subset([2, 4]), data)
+    assert model.given(data).generate(x_new[:2], some).shape == (2, 1, 3)
+    plain = data[:]
+    by_hand = GroupedBatch.from_tensors(plain.y, plain.x, plain.mask)  # nobody knows its labels
+    assert torch.equal(model.generate(x_new, by_hand), model.generate(x_new, data))
+
+
+def test_a_new_start_on_other_data_forgets_the_old_groups():
+    model, data = make_correlated(), make_data()
+    others = relabelled(data, lambda g: g + 1)
+    model.initialize_objects(data)
+    model.initialize_objects(others)
+    model.infer(others)
+    with pytest.raises(GroupError, match="other labels"):
+        model.infer(data)
+
+
+def test_a_look_before_training_binds_a_model_to_nothing():
+    model, data = make_correlated(), make_data()
+    model.infer(data)
+    with torch.no_grad():
+        model.terms(data[:])
+    model.terms(relabelled(data, str)[:])
+    with pytest.raises(GroupError, match="other labels"):
+        model.terms(data[:])
+
+
+def test_files_from_before_labels_were_kept_are_read():
+    model = make_correlated()
+    state = model.state_dict()
+    del state["_labels_digest"]
+    other = make_correlated(seed=2)
+    other.load_state_dict(state)
+    assert torch.equal(other.objects.vectors, model.objects.vectors)
+
+
+def test_batches_of_one_data_set_carry_one_number_of_its_labels():
+    data = make_data()
+    lazy = LazyDataset(data, lambda batch: batch.y)
+    digests = {data[[0]].labels_digest, data[:].to(torch.float64).labels_digest, lazy[[1, 2]].labels_digest}
+    merged, aligned = GroupedBatch.cat([data[[0]], data[[3]]]), AlignedDataset(data.subset([1]), data)[:]
+    digests |= {merged.labels_digest, aligned.labels_digest}
+    assert len(digests) == 1
+    assert data.subset([1, 0])[:].labels_digest not in digests
+    assert relabelled(data, str)[:].labels_digest not in digests
