@@ -63,8 +63,9 @@ class GPVAE(KnownGroupsVAE):
         num_channels: L.
         num_groups: P, groups of the training data; None with a representation, which takes any number.
         num_factors: m, the length of an object vector.
-        view_root: Root of the view's kernel, (*b, N, D) to (*b, N, M_view), made float64 in place; None for
-            `FourierRoot` of the paper's periodic kernel of an angle in radians, its lengthscale learned.
+        view_root: Root of the view's kernel, (*b, N, D) to (*b, N, M_view), made float64 in place: `FourierRoot` of a
+            periodic kernel, `NystromRoot` of any; None for that of the paper's periodic kernel of an angle in radians,
+            its lengthscale learned.
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
         noise: alpha at the start.
         learn_noise: Whether alpha is learned.

@@ -10,6 +10,7 @@ from fgp_gpytorch.prior.inducing_posterior import InducingPosterior, InducingPre
 from fgp_gpytorch.prior.inducing_prior import InducingPrior
 from fgp_gpytorch.prior.latent_posterior import LatentPaths, LatentPosterior, LatentPrediction
 from fgp_gpytorch.prior.mean_field_posterior import MeanFieldPosterior, MeanFieldPrediction
+from fgp_gpytorch.prior.nystrom_root import NystromRoot
 from fgp_gpytorch.prior.object_root import ObjectRoot, ProductRoot
 from fgp_gpytorch.prior.object_view_prior import ObjectViewPrior
 
@@ -32,6 +33,7 @@ __all__ = [
     "LocalChannels",
     "MeanFieldPosterior",
     "MeanFieldPrediction",
+    "NystromRoot",
     "ObjectRoot",
     "ObjectViewPrior",
     "ProductRoot",

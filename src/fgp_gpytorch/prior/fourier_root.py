@@ -98,7 +98,7 @@ class FourierRoot(Configurable, gpytorch.Module):
             ShapeError: If x has another number of features.
             DataError: If the kernel does not repeat after `period`.
         """
-        check_shape(x, "x", ("...", "N", 1), "A Fourier root is of one feature; multiply two for two.")
+        check_shape(x, "x", ("...", "N", 1), "A Fourier root is of one feature; NystromRoot takes more.")
         coefficients = self.coefficients()
         # the square root of what rounding leaves of a vanished harmonic would have an unbounded gradient
         noise = torch.finfo(coefficients.dtype).eps * coefficients.detach().amax(-1, keepdim=True)

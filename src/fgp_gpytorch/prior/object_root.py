@@ -87,10 +87,14 @@ class ProductRoot(Configurable, gpytorch.Module):
 
     Args:
         objects: D.
-        view: S, a root of auxiliary features (*b, N, F) to (*b, N, M_view), such as `FourierRoot`.
+        view: S, a root of auxiliary features (*b, N, F) to (*b, N, M_view) with `num_features` M_view, such as
+            `FourierRoot` of a periodic kernel or `NystromRoot` of any.
 
     Attributes:
         num_features: M = m M_view.
+
+    Raises:
+        DataError: If `view` is no root: a kernel, or a module without `num_features`.
     """
 
     objects: ObjectRoot
@@ -98,6 +102,12 @@ class ProductRoot(Configurable, gpytorch.Module):
 
     def __init__(self, objects: ObjectRoot, view: nn.Module) -> None:
         super().__init__()
+        if not isinstance(view, nn.Module) or not hasattr(view, "num_features"):
+            raise DataError(
+                f"view_root: expected a root, a module from x (*b, N, F) to features (*b, N, M) with num_features = M, "
+                f"got {type(view).__name__}. Try FourierRoot(kernel, period) for a periodic kernel, "
+                "NystromRoot(kernel, points) for any other."
+            )
         self.objects, self.view = objects, view
 
     @property
