@@ -113,7 +113,8 @@ def context_figure(folder: Path) -> Figure:
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     axes = dict(zip(("test", "extrapolation"), figure.subplots(1, 2, sharey=True), strict=True))
     records = table1.read(folder)
-    colors = dict(zip(BUILD, colormaps["tab20"].colors, strict=False))  # pyright: ignore[reportAttributeAccessIssue]
+    palette = colormaps["tab20"].colors  # pyright: ignore[reportAttributeAccessIssue]
+    colors = dict(zip(BUILD, palette[::2] + palette[1::2], strict=False))
     for name, block in SHOWN:
         runs = records.get(("equal", block, name), [])
         for part, axis in axes.items():

@@ -26,6 +26,14 @@ from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 F64 = torch.float64
 
 
+@pytest.mark.parametrize("shape", [20, 2.0, [1.5], "ab", [-1]])
+def test_a_number_in_the_place_of_a_shape_of_draws_is_refused(shape):
+    model, data = make_model().eval(), make_data()
+    for context in (data, None):
+        with pytest.raises(DataError, match=r"sample_shape: expected a sequence of integers or None, got .*Try \["):
+            model.generate(torch.zeros(len(data), 1, 1), context, sample_shape=shape)
+
+
 def test_a_decoder_of_another_shape_is_refused_everywhere():
     model = FGPVAE(MLPEncoder([3], 3), MLPDecoder(3, [1]), make_prior())
     batch = make_data()[[0, 4]]

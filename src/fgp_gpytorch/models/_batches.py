@@ -1,5 +1,8 @@
 """What models do with batches before and after their networks."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -81,6 +84,18 @@ def whole_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch
             "Try GroupedDataset(y, x, group)[[0, 1]], or GroupedBatch.from_tensors(y, x)."
         )
     return value
+
+
+def check_sample_shape(sample_shape: Any) -> None:
+    """Require a shape of draws, or None.
+
+    Raises:
+        DataError: If it is a number, or not of whole numbers.
+    """
+    known = sample_shape is None or isinstance(sample_shape, Sequence)
+    if not known or not all(isinstance(size, int) and size >= 0 for size in sample_shape or ()):
+        hint = f"[{sample_shape}]" if isinstance(sample_shape, int) else "[20] for twenty draws"
+        raise DataError(f"sample_shape: expected a sequence of integers or None, got {sample_shape!r}. Try {hint}.")
 
 
 def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)

@@ -18,6 +18,7 @@ from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood
 from fgp_gpytorch.models._batches import (
     cast_for,
+    check_sample_shape,
     check_targets,
     checked_batch,
     features_of,
@@ -306,6 +307,7 @@ class FGPVAE(Configurable, PyroModule):
             ShapeError: If x_new or the encoder's output has the wrong shape.
             DataError: If a value is not finite or a dtype is not floating.
         """
+        check_sample_shape(sample_shape)
         if context is None:
             check_floating(x_new, "x_new")
             check_shape(x_new, "x_new", ("G", "Q*", "D"), "One group is x_new.unsqueeze(0).")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import check_targets, checked_batch, whole_batch
+from fgp_gpytorch.models._batches import check_sample_shape, check_targets, checked_batch, whole_batch
 from fgp_gpytorch.models.fgp_vae import FGPVAE
 from fgp_gpytorch.models.prediction import Prediction
 
@@ -74,6 +74,7 @@ class GivenRows(nn.Module):
             ShapeError: If x_new has not the features of the rows of `given`.
             DataError: If a value is not finite or a dtype is not floating.
         """
+        check_sample_shape(sample_shape)
         batch = whole_batch(context, "context")
         prediction = self.predict(x_new, batch)
         z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)

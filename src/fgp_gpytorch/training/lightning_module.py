@@ -213,7 +213,8 @@ class TrainingModule(lightning.LightningModule):
         return (
             f"training stopped: {term} is not finite in epoch {self.current_epoch}, in the batch of groups {groups} "
             "(positions in the training data). The last checkpoint is untouched. Try a smaller learning rate, "
-            "gradient_clip=, or look at these groups' y."
+            "gradient_clip=, or look at these groups' y (and x, "
+            "where a network is told x): are they scaled?"
         )
 
 
