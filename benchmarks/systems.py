@@ -15,7 +15,7 @@ import gpytorch
 import lightning
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import fgp_gpytorch
 from fgp_gpytorch import (
     CVAE,
@@ -130,8 +130,9 @@ def fgp_vae(recipe: Recipe, groups: int) -> FGPVAE:
 
 def fgp_vae_of_any_context(recipe: Recipe, groups: int) -> FGPVAE:
     """Every channel's mean over the angle and its variance are learned, as in the default run of the example."""
-    preset = dataclasses.replace(PRESETS["short"], num_local=recipe.num_local, member_dropout=recipe.member_dropout)
-    return build(preset)
+    assert recipe.period == 2 * math.pi
+    changed = {name: getattr(recipe, name) for name in ("num_local", "member_dropout", "learn_lengthscale", "kappa")}
+    return build(dataclasses.replace(PRESETS["short"], **changed))
 
 
 def correlated_fgp_vae(recipe: Recipe, groups: int, learn_objects: bool = True) -> CorrelatedFGPVAE:

@@ -1,6 +1,8 @@
 """Held-out members that are ragged and partly missing: every metric as if what is missing were not there."""
 
 import dataclasses
+import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +11,10 @@ import torch
 from factories import make_data, make_model
 from fgp_gpytorch import GroupedDataset, fit
 from fgp_gpytorch.data import AlignedDataset, HeldOutMembers, align_held_out
+from fgp_gpytorch.data.held_out import held_out_batch
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
-from fgp_gpytorch.metrics import held_out_calibration, held_out_mse, mse_by_context_size, swap_errors
+from fgp_gpytorch.metrics import central_interval, held_out_calibration, held_out_mse, mse_by_context_size, swap_errors
+from fgp_gpytorch.metrics.swap import _other_group
 
 SIZES = (6, 5, 8, 4)
 
@@ -54,23 +58,72 @@ def test_what_was_not_observed_changes_no_metric():
         assert metric(model, hidden) == metric(model, held_out)
 
 
-def test_calibration_of_padded_targets_is_that_of_the_members():
-    model, (context, targets) = make_model().eval(), split(element_mask=False)
-    held_out = HeldOutMembers.of(context, targets)
-    found = held_out_calibration(model, held_out, num_samples=999)
-    parts, count = torch.zeros(4), 0
-    for part, x_new, y_new, _ in one_by_one(context, targets):
-        single = held_out_calibration(model, HeldOutMembers(part, x_new, y_new), num_samples=999)
-        parts, count = parts + torch.tensor(single), count + 1
-    # two sets of 999 draws of a Gaussian with noise: standard errors below 0.02
-    torch.testing.assert_close(torch.tensor(found), parts / count, rtol=0, atol=0.05)
+def test_calibration_counts_the_observed_elements_and_no_others():
+    model, held_out = make_model().eval(), HeldOutMembers.of(*split())
+    found = held_out_calibration(model, held_out, num_samples=99, seed=3)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        z = model.predict(held_out_batch(held_out, slice(None)).x_new, held_out.context).rsample((99,))
+        output = model.decoder(z.float())
+        draws = model.likelihood.distribution(output).sample().double()
+    score, inside, log_likelihood = 0.0, [0, 0], 0.0
+    y, observed, count = held_out.y_new, held_out.y_new_mask, int(held_out.y_new_mask.sum())
+    for g, q in itertools.product(range(4), range(y.shape[1])):
+        seen = observed[g, q].nonzero()[:, 0].tolist()
+        density = torch.distributions.Normal(output[:, g, q].double(), model.likelihood.variance.double().sqrt())
+        elements = density.log_prob(y[g, q].double())[:, seen]
+        log_likelihood += torch.logsumexp(elements.sum(-1), 0).item() - math.log(99)
+        for k in seen:
+            value, sample = y[g, q, k].double(), draws[:, g, q, k]
+            pairs = (sample[:, None] - sample).abs().sum() / (99 * 98)
+            score += ((sample - value).abs().mean() - 0.5 * pairs).item()
+            for place, level in enumerate((0.5, 0.9)):
+                low, high = central_interval(sample, level)
+                inside[place] += bool(low <= value <= high)
+    expected = [-log_likelihood / count, score / count, inside[0] / count, inside[1] / count]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
-def test_swap_of_members_that_were_not_observed_counts_the_others():
-    model, (context, targets) = make_model().eval(), split(element_mask=False)
-    held_out = HeldOutMembers.of(context, targets)
-    expected = held_out_mse(model, held_out)
-    assert swap_errors(model, held_out).unswapped == pytest.approx(expected, rel=1e-6)
+def test_swap_counts_the_observed_elements_of_the_member_that_it_is_compared_with():
+    model, held_out = make_model().eval(), HeldOutMembers.of(*split())
+    local_from = _other_group(4, 0)
+    expected = []
+    with torch.no_grad():
+        for which in ("to_global", "to_local", "unswapped"):
+            total, count = 0.0, 0
+            for b in range(4):
+                a = int(local_from[b])
+                target = a if which == "to_local" else b
+                giver = b if which == "unswapped" else a
+                local = model.predict(held_out.x_new[[target]], held_out.context[[giver]]).mean
+                shared = model.predict(held_out.x_new[[target]], held_out.context[[b]]).mean
+                z = torch.cat([local[..., :2], shared[..., 2:]], dim=-1)
+                error = (model.decoder(z.float()) - held_out.y_new[[target]])[held_out.y_new_mask[[target]]]
+                total, count = total + error.double().square().sum().item(), count + error.numel()
+            expected.append(total / count)
+    found = swap_errors(model, held_out)
+    assert [found.to_global, found.to_local, found.unswapped] == pytest.approx(expected, rel=1e-5)
+
+
+def test_features_of_members_who_are_not_there_cost_nobody_precision_and_may_be_nan():
+    """Dates in seconds: with 0 for who is not there, a kernel would be evaluated at 1.7e9 lengthscales."""
+    data = make_data(sizes=SIZES)
+    rows = data.flat()
+    dated = GroupedDataset(rows.y, 1.7e9 + rows.x.double(), rows.group)
+    place = torch.cat([torch.arange(size) for size in SIZES])
+    held_out = HeldOutMembers.of(dated.select(place < 3), dated.select(place >= 3))
+    batch = held_out_batch(held_out, slice(None))
+    there = held_out.y_new_mask[..., 0]
+    assert (batch.x_new - 1.7e9).abs().max() < 4
+    assert torch.equal(batch.x_new[there], held_out.x_new[there])
+    unknown = dataclasses.replace(held_out, x_new=held_out.x_new.masked_fill(~there.unsqueeze(-1), torch.nan))
+    model = make_model().eval()
+    assert held_out_mse(model, unknown) == held_out_mse(model, held_out)
+    nobody = dataclasses.replace(
+        unknown, y_new_mask=held_out.y_new_mask & torch.tensor([False, True, True, True])[:, None, None]
+    )
+    assert held_out_batch(nobody, [0]).x_new.isfinite().all()
+    assert held_out_mse(model, nobody, batch_size=1) == pytest.approx(held_out_mse(model, nobody), rel=1e-6)
 
 
 def test_a_mask_of_members_is_one_of_their_elements():
@@ -91,7 +144,7 @@ def test_groups_are_matched_by_label_and_those_without_targets_left_out():
     assert isinstance(align_held_out(held_out, context).context, AlignedDataset)
     with pytest.raises(GroupError, match="got 1 others, the first 'z'"):
         HeldOutMembers.of(context, GroupedDataset(y[:1], torch.zeros(1), ["z"]))
-    with pytest.raises(ShapeError, match="targets: expected 1 features as the context has, got 2"):
+    with pytest.raises(ShapeError, match="expected x_new with the context's 1 features"):
         HeldOutMembers.of(context, GroupedDataset(y[:1], torch.zeros(1, 2), ["a"]))
 
 
@@ -115,10 +168,14 @@ def test_errors_say_what_to_try():
         "mask of numbers": ({"y_new_mask": torch.ones(4, 5)}, DataError, "y_new_mask: expected a boolean"),
         "nothing observed": ({"y_new_mask": torch.zeros(4, 5, dtype=torch.bool)}, DataError, "y_new_mask: .*got none"),
         "a batch": ({"context": context[:]}, DataError, "expected a GroupedDataset as context, got GroupedBatch"),
+        "other features": ({"x_new": held_out.x_new.expand(-1, -1, 2)}, ShapeError, "the context's 1 features, got"),
+        "whole numbers": ({"y_new": torch.ones(4, 5, 3, dtype=torch.int64)}, DataError, "y_new: expected a floating"),
         "one new member": ({"y_new": held_out.y_new[:, 0]}, ShapeError, r"y_new.unsqueeze\(1\)"),
     }
     for fields, error, words in change.values():
         with pytest.raises(error, match=words):
             dataclasses.replace(held_out, **fields)
+    arrays = HeldOutMembers(context, *(part.numpy() for part in (held_out.x_new, held_out.y_new, held_out.y_new_mask)))
+    assert held_out_mse(make_model().eval(), arrays) == held_out_mse(make_model().eval(), held_out)
     with pytest.raises(DataError, match=r"held_out: expected a dataclass .*Try HeldOutMembers"):
         align_held_out(SimpleNamespace(context=context), context)

@@ -1,5 +1,7 @@
 """Models that know a group by a parameter are never asked for another data set's groups unnoticed."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_correlated_fgp_vae import make_correlated
@@ -9,7 +11,7 @@ from test_svgp_vae import make_svgp_vae
 from factories import SIZES, make_data
 from fgp_gpytorch import AlignedDataset, GaussianLikelihood, GroupedBatch, GroupedDataset, fit
 from fgp_gpytorch.data import LazyDataset
-from fgp_gpytorch.errors import GroupError
+from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.models import GPVAE, SVGPVAE, CorrelatedFGPVAE
 
 MAKE = {CorrelatedFGPVAE: make_correlated, GPVAE: make_gp_vae, SVGPVAE: make_svgp_vae}
@@ -64,12 +66,69 @@ def test_a_look_before_training_binds_a_model_to_nothing():
         model.terms(data[:])
 
 
+def test_a_failed_start_forgets_nothing_and_forgetting_is_asked_for():
+    model, data = make_correlated(), make_data()
+    others = relabelled(data, str)
+    model.initialize_objects(data)
+    with pytest.raises(GroupError):
+        model.initialize_objects(data.subset([0, 1]))
+    with pytest.raises(GroupError, match=r"model\.forget_groups\(\)"):
+        model.infer(others)
+    vectors = model.objects.vectors.clone()
+    model.forget_groups()
+    model.terms(others[:])
+    assert torch.equal(model.objects.vectors, vectors)
+    with pytest.raises(GroupError, match="other labels"):
+        model.infer(data)
+
+
+def test_averages_of_weights_average_no_labels():
+    model, data = make_correlated(), make_data()
+    model.initialize_objects(data)
+    averaged = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    for _ in range(3):
+        averaged.update_parameters(model)
+    averaged.module.infer(data)
+    with pytest.raises(GroupError, match="other labels"):
+        averaged.module.infer(relabelled(data, str))
+
+
+def test_labels_are_equal_whatever_made_the_column():
+    y, x = torch.rand(3, 2), torch.arange(3.0)
+    names = np.array(["a", "b", "c"])
+
+    def digest(labels):
+        return GroupedDataset(y, x, labels).labels_digest
+
+    assert digest(["a", "b", "c"]) == digest([names[i] for i in range(3)]) == digest(pd.Categorical(names))
+    assert digest([0, 1, 2]) == digest(np.arange(3, dtype=np.int32)) == digest(pd.Series([0, 1, 2], dtype="Int64"))
+    assert digest(list(zip([0, 1, 2], "abc", strict=True))) == digest(list(zip(np.arange(3), names, strict=True)))
+    assert digest([0, 1, 2]) != digest(["0", "1", "2"])
+
+    class Opaque:
+        def __init__(self, n):
+            self.n = n
+
+        def __lt__(self, other):
+            return self.n < other.n
+
+    assert digest([Opaque(0), Opaque(1), Opaque(2)]) is None
+
+
+def test_batches_of_other_labels_are_not_merged():
+    data = make_data()
+    with pytest.raises(DataError, match="two with other labels"):
+        GroupedBatch.cat([data[[0]], relabelled(data, str)[[1]]])
+
+
 def test_files_from_before_labels_were_kept_are_read():
     model = make_correlated()
     state = model.state_dict()
-    del state["_labels_digest"]
+    assert "_labels_digest" not in state
     other = make_correlated(seed=2)
+    other.initialize_objects(make_data())
     other.load_state_dict(state)
+    other.infer(relabelled(make_data(), str))
     assert torch.equal(other.objects.vectors, model.objects.vectors)
 
 

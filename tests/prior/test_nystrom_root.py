@@ -1,9 +1,13 @@
 """Roots of any kernel: the kernel itself at the points, a smaller one elsewhere; a GP-VAE on data without a period."""
 
+import warnings
+
 import gpytorch
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from gpytorch.kernels import MaternKernel, PeriodicKernel, RBFKernel, ScaleKernel
+from gpytorch.kernels import CosineKernel, MaternKernel, PeriodicKernel, RBFKernel, ScaleKernel
 
 from factories import make_data
 from fgp_gpytorch import GPVAE, GaussianLikelihood, GroupedDataset, fit
@@ -73,6 +77,30 @@ def test_it_is_described_and_rebuilt():
     torch.testing.assert_close(other.double()(x), root.double()(x))
 
 
+@pytest.mark.parametrize("make", [np.array, pd.Series, list, torch.tensor, lambda v: pd.DataFrame({"month": v})])
+def test_points_of_any_kind_are_saved(make, tmp_path):
+    model = GPVAE(
+        MLPEncoder([3], 2),
+        MLPDecoder(2, [3]),
+        2,
+        num_groups=7,
+        view_root=NystromRoot(RBFKernel(), make([0.0, 1.0, 2.0])),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save(tmp_path / "model.pt")
+    x = torch.rand(4, 1)
+    loaded = GPVAE.load(tmp_path / "model.pt")
+    assert torch.equal(loaded.prior.root.view(x), model.prior.root.view(x))
+
+
+def test_no_row_depends_on_those_beside_it():
+    root = NystromRoot(RBFKernel(), 1.7e9 + torch.arange(5.0, dtype=F64))
+    x = 1.7e9 + torch.tensor([[0.3], [2.2]], dtype=F64)
+    beside = torch.cat([x, torch.zeros(1, 1, dtype=F64)])
+    torch.testing.assert_close(root(beside)[:2], root(x), rtol=0, atol=0)
+
+
 def test_gp_vae_of_months_predicts_the_last_ones_better_than_the_mean(tmp_path):
     generator = torch.Generator().manual_seed(0)
     months = torch.arange(8.0)
@@ -107,6 +135,8 @@ def test_errors_say_what_to_try():
         NystromRoot(RBFKernel(), [1.0, 1.0])
     with pytest.raises(DataError, match="points: expected finite"):
         NystromRoot(RBFKernel(), [1.0, float("nan")])
+    with pytest.raises(DataError, match="kernel: expected a positive definite matrix at the 9 points"):
+        NystromRoot(CosineKernel(), torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0)) / 3)(torch.rand(4, 2))
     with pytest.raises(ShapeError, match=r"points: expected shape \(M, D\)"):
         NystromRoot(RBFKernel(), torch.rand(2, 3, 1))
     with pytest.raises(ShapeError, match="As the points have"):

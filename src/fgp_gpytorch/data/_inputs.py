@@ -1,5 +1,6 @@
 """What callers hand in (tensors, arrays, pandas columns, lists) as tensors and group codes."""
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from fgp_gpytorch._shapes import as_tensor, check_finite, check_same_device, check_shape
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 
-__all__ = ["as_features", "as_mask", "as_numbers", "encode_groups", "expand_mask", "hide_unknown"]
+__all__ = ["as_features", "as_mask", "as_numbers", "digest_of", "encode_groups", "expand_mask", "hide_unknown"]
 
 
 def as_numbers(value: Any, name: str) -> Tensor:
@@ -131,6 +132,28 @@ def encode_groups(group: Any) -> tuple[Tensor, np.ndarray]:  # shape: (N,), (G,)
     if unique.dtype == object and any(isinstance(u, float | complex) for u in unique):
         raise GroupError("group: expected labels of one kind, got numbers among other labels. Try group.astype(str).")
     return torch.from_numpy(codes.astype(np.int64)), unique
+
+
+def digest_of(labels: np.ndarray) -> int | None:
+    """A number of labels and their order, the same in every process; the integer 1 is not the string "1".
+
+    Args:
+        labels: Sorted labels, (G,).
+
+    Returns:
+        None if labels cannot be written down: objects whose `repr` is an address.
+    """
+    plain = [_plain(label) for label in labels.tolist()]
+    if any(type(label).__repr__ is object.__repr__ for label in plain):
+        return None
+    return 1 + zlib.crc32("\0".join(map(repr, plain)).encode())
+
+
+def _plain(label: Any) -> Any:
+    """A label without NumPy's types, which some ways of making a column leave inside."""
+    if isinstance(label, tuple):
+        return tuple(_plain(part) for part in label)
+    return label.item() if isinstance(label, np.generic) else label
 
 
 def _as_series(group: Any) -> pd.Series:

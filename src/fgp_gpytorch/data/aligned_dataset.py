@@ -1,5 +1,6 @@
 """Some groups of a data set, counted as they are counted there."""
 
+import functools
 from dataclasses import is_dataclass, replace
 from typing import Any
 
@@ -48,6 +49,11 @@ class AlignedDataset(GroupedDataset):
         self._index: Tensor = torch.tensor([positions[label] for label in labels], device=data._y.device)
         self._reference = reference
 
+    @functools.cached_property
+    def labels_digest(self) -> int | None:
+        """The reference's: it is there that the groups are counted."""
+        return self._reference.labels_digest
+
     def _gather(self, positions: Tensor) -> GroupedBatch:
         batch = super()._gather(positions)
         return replace(
@@ -55,7 +61,6 @@ class AlignedDataset(GroupedDataset):
             group_index=self._index[positions],
             num_dataset_groups=self._reference.num_groups,
             num_dataset_members=self._reference.num_members,
-            labels_digest=self._reference._labels_digest(),
         )
 
     def _derive(self, rows: Tensor, sizes: Tensor, labels: np.ndarray) -> "AlignedDataset":

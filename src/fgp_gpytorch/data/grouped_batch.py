@@ -175,8 +175,8 @@ class GroupedBatch:
             A batch with the groups of the first, then of the second, and so on.
 
         Raises:
-            DataError: If there is no batch, the batches come from data sets of different sizes, or their
-                dtypes differ.
+            DataError: If there is no batch, the batches come from data sets of different sizes or labels, or
+                their dtypes differ.
             ShapeError: If D or the shape of an observation differs.
         """
         if len(batches) == 0:
@@ -291,6 +291,11 @@ def _pad(tensor: Tensor, members: int) -> Tensor:  # shape: (G, Q, ...) -> (G, m
     return torch.cat([tensor, padding], dim=1)
 
 
+def same_labels(first: int | None, other: int | None) -> bool:
+    """Whether two digests of labels may be of one data set: an unknown one may be of any."""
+    return None in (first, other) or first == other
+
+
 def _check_mergeable(first: GroupedBatch, other: GroupedBatch) -> None:
     """Require two batches to be of one data set."""
     sizes = [(b.num_dataset_groups, b.num_dataset_members) for b in (first, other)]
@@ -299,6 +304,11 @@ def _check_mergeable(first: GroupedBatch, other: GroupedBatch) -> None:
             f"batches: expected batches of one data set, got (groups, members) = {sizes[0]} and {sizes[1]}. "
             "Try one GroupedDataset of all rows, or give from_tensors the same num_dataset_groups and "
             "num_dataset_members."
+        )
+    if not same_labels(first.labels_digest, other.labels_digest):
+        raise DataError(
+            "batches: expected batches of one data set, got groups of two with other labels. Try one GroupedDataset of "
+            "all rows."
         )
     shapes = [(tuple(b.y.shape[2:]), b.x.shape[-1]) for b in (first, other)]
     if shapes[0] != shapes[1]:

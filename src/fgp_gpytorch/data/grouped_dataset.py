@@ -1,6 +1,6 @@
 """Flat rows in any order as a data set of groups."""
 
-import zlib
+import functools
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device, check_shape
-from fgp_gpytorch.data._inputs import as_features, as_mask, as_numbers, encode_groups, expand_mask, hide_unknown
+from fgp_gpytorch.data._inputs import (
+    as_features,
+    as_mask,
+    as_numbers,
+    digest_of,
+    encode_groups,
+    expand_mask,
+    hide_unknown,
+)
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 
@@ -110,7 +118,7 @@ class GroupedDataset(Dataset):
         """Keep checked rows that are sorted by group."""
         self._y, self._x, self._y_mask = y, x, y_mask
         self.group_sizes = sizes.to(y.device)
-        self.labels, self._digest = labels, None
+        self.labels = labels
         self._offsets = self.group_sizes.cumsum(0) - self.group_sizes
 
     @classmethod
@@ -199,6 +207,11 @@ class GroupedDataset(Dataset):
         """Number of observed elements of `y`, over all members (what a mean squared error divides by)."""
         return self._y.numel() if self._y_mask is None else int(self._y_mask.sum())
 
+    @functools.cached_property
+    def labels_digest(self) -> int | None:
+        """What batches say of the labels of the data set that their groups are counted in; None if it is unknown."""
+        return digest_of(self.labels)
+
     def __len__(self) -> int:
         return self.num_groups
 
@@ -267,8 +280,8 @@ class GroupedDataset(Dataset):
         if isinstance(members, pd.Series):
             raise DataError(
                 "members: expected a mask over the rows of data.flat(), which are sorted by group, got a pandas "
-                "Series, whose rows are those of its table. Try from_dataframe(df[members], ...), or a mask made of "
-                "data.flat()."
+                "Series, whose rows may be those of its table. Try from_dataframe(df[members], ...), or if it was "
+                "made of data.flat() members.to_numpy()."
             )
         mask = as_mask(members, "members").to(self._y.device)
         check_shape(
@@ -305,12 +318,6 @@ class GroupedDataset(Dataset):
         data._store(self._y[rows], self._x[rows], y_mask, sizes, labels)
         return data
 
-    def _labels_digest(self) -> int:
-        """A number of the labels and their order, the same in every process; the integer 1 is not the string "1"."""
-        if self._digest is None:
-            self._digest = 1 + zlib.crc32("\0".join(map(repr, self.labels.tolist())).encode())
-        return self._digest
-
     def _gather(self, positions: Tensor) -> GroupedBatch:  # shape: (G,)
         """Pad the groups at valid positions: row (g, q) is at offset[g] + q, or padding if q >= size[g]."""
         sizes = self.group_sizes[positions]
@@ -325,7 +332,7 @@ class GroupedDataset(Dataset):
             if y_mask is not None:
                 y_mask.masked_fill_(~expand_mask(mask, y_mask), False)
         counts = self.num_groups, self.num_members
-        return GroupedBatch(y, x, mask, positions, y_mask, *counts, self._labels_digest())
+        return GroupedBatch(y, x, mask, positions, y_mask, *counts, self.labels_digest)
 
     def _positions(self, index: Any) -> Tensor:  # shape: (G,)
         """Turn any index into positions from 0 to G - 1.

@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._shapes import check_finite
-from fgp_gpytorch.data._inputs import as_mask
+from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device
+from fgp_gpytorch.data._inputs import as_features, as_mask, as_numbers
 from fgp_gpytorch.data.aligned_dataset import AlignedDataset
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.data.grouped_dataset import GroupedDataset
 from fgp_gpytorch.errors import DataError, ShapeError
 
-__all__ = ["HeldOut", "HeldOutBatch", "HeldOutMembers", "check_held_out", "held_out_batch"]
+__all__ = ["HeldOut", "HeldOutBatch", "HeldOutMembers", "HeldOutTargets", "check_held_out", "held_out_batch"]
 
 
 @runtime_checkable
@@ -46,14 +46,16 @@ class HeldOutMembers:
 
     Attributes:
         context: G groups to condition on.
-        x_new: Auxiliary features to predict at, (G, Q*, D), in the order of the groups of `context`.
+        x_new: Auxiliary features to predict at, (G, Q*, D), in the order of the groups of `context`. What stands at
+            members of whom nothing was observed plays no part.
         y_new: What was observed there, (G, Q*, *y_shape).
         y_new_mask: True where it was observed, (G, Q*) for whole members or (G, Q*, *y_shape) for elements; None for
             everywhere. What is not observed counts in no metric.
 
     Raises:
         ShapeError: If the shapes do not fit together.
-        DataError: If a mask is not boolean, no element was observed, or an observed one is not finite.
+        DataError: If the context is no data set, a mask is not boolean, no element was observed, an observed one is
+            not finite, y is not floating, or the devices differ.
 
     Example:
         >>> is_past = data.flat().x[:, 0] < 8
@@ -67,6 +69,11 @@ class HeldOutMembers:
     y_new_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
+        converted = {"x_new": as_features(self.x_new, feature_dim=2), "y_new": as_numbers(self.y_new, "y_new")}
+        if self.y_new_mask is not None:
+            converted["y_new_mask"] = as_mask(self.y_new_mask, "y_new_mask")
+        for name, value in converted.items():
+            object.__setattr__(self, name, value)
         check_held_out(self)
 
     @classmethod
@@ -75,45 +82,44 @@ class HeldOutMembers:
 
         Args:
             context: What to condition on. Its groups of whom `targets` has nobody are left out.
-            targets: What to predict; it may be ragged, and have a `y_mask`.
+            targets: What to predict, in memory; it may be ragged, and have a `y_mask`.
 
         Raises:
             GroupError: If a group of `targets` is none of the context's.
             ShapeError: If the two have different observations or features.
+            DataError: If nothing was observed, or the targets are not in memory.
         """
         batch = AlignedDataset(targets, context)[:]
-        if targets.num_features != context.num_features:
-            raise ShapeError(
-                f"targets: expected {context.num_features} features as the context has, got {targets.num_features}. "
-                "Try the same columns for both."
-            )
-        return cls(context.subset(batch.group_index), batch.x, batch.y, batch.observed)
+        observed = None if bool(batch.observed.all()) else batch.observed
+        return cls(context.subset(batch.group_index), batch.x, batch.y, observed)
 
 
 @dataclass
-class HeldOutBatch:
-    """Some of the groups of a `HeldOut`: context, x_new (G, Q*, D), y_new (G, Q*, *y_shape), and what was observed.
+class HeldOutTargets:
+    """What is to be predicted of some groups of a `HeldOut`.
 
-    `observed` is a boolean of the shape of `y_new`, or None for everything.
+    Attributes:
+        x_new: Auxiliary features, (G, Q*, D).
+        y_new: Observations, (G, Q*, *y_shape), 0 where there is none.
+        observed: True where there is one, the shape of `y_new`; None for everywhere.
     """
 
-    context: GroupedBatch
     x_new: Tensor
     y_new: Tensor
     observed: Tensor | None
 
-    def to(self, *args: Any, **kwargs: Any) -> "HeldOutBatch":
-        """Move all tensors, as `torch.Tensor.to`."""
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move all tensors, as `torch.Tensor.to`; a dtype is meant for the numbers."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {name: part.to(*args, **kwargs) for name, part in parts.items() if part is not None}
         if self.observed is not None:
-            moved["observed"] = moved["observed"].bool()  # a dtype is meant for the numbers
+            moved["observed"] = self.observed.to(moved["y_new"].device)
         return replace(self, **moved)
 
-    def pin_memory(self) -> "HeldOutBatch":
+    def pin_memory(self) -> Self:
         """Pin all tensors."""
-        observed = None if self.observed is None else self.observed.pin_memory()
-        return HeldOutBatch(self.context.pin_memory(), self.x_new.pin_memory(), self.y_new.pin_memory(), observed)
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: part.pin_memory() for name, part in parts.items() if part is not None})
 
     def masked(self, values: Tensor) -> Tensor:  # shape: (*s, G, Q*, *y_shape)
         """The values with 0 where nothing was observed."""
@@ -125,28 +131,54 @@ class HeldOutBatch:
         return self.y_new.numel() if self.observed is None else int(self.observed.sum())
 
 
+@dataclass
+class HeldOutBatch(HeldOutTargets):
+    """Some groups of a `HeldOut`: their targets, and the context to predict them from.
+
+    Attributes:
+        context: The same groups.
+    """
+
+    context: GroupedBatch
+
+
+def held_out_targets(held_out: HeldOut, groups: Sequence[int] | slice | Tensor) -> HeldOutTargets:
+    """The targets of some of the groups of held-out members that were checked."""
+    x_new, y_new, observed = held_out.x_new[groups], held_out.y_new[groups], _observed(held_out)
+    if observed is None:
+        return HeldOutTargets(x_new, y_new, None)
+    # features far from all others would cost a kernel its precision, and may be NaN where nobody is
+    there = observed.flatten(2).any(-1)
+    first = there.flatten().int().argmax()
+    own = held_out.x_new[torch.arange(len(there), device=there.device), there.int().argmax(-1)]
+    own = torch.where(there.any(-1, keepdim=True), own, held_out.x_new.flatten(0, 1)[first])[groups].unsqueeze(1)
+    observed, there = observed[groups], there[groups].unsqueeze(-1)
+    # what was not observed may be NaN
+    return HeldOutTargets(torch.where(there, x_new, own), torch.where(observed, y_new, 0.0), observed)
+
+
 def held_out_batch(held_out: HeldOut, groups: Sequence[int] | slice | Tensor) -> HeldOutBatch:
     """Some of the groups of held-out members that were checked."""
-    y_new, observed = held_out.y_new[groups], _observed(held_out)
-    if observed is not None:
-        observed = observed[groups]
-        y_new = torch.where(observed, y_new, 0.0)  # what was not may be NaN
-    return HeldOutBatch(held_out.context[groups], held_out.x_new[groups], y_new, observed)
+    targets = held_out_targets(held_out, groups)
+    return HeldOutBatch(targets.x_new, targets.y_new, targets.observed, held_out.context[groups])
 
 
 def check_held_out(held_out: HeldOut, name: str = "held_out") -> None:
     """Require one row of new members for each group of the context, and finite observations: nothing is broadcast.
 
     Raises:
-        ShapeError: If x_new, y_new or its mask have another number of groups, or not the same number of members.
-        DataError: If the context is no data set, a mask is not boolean, no element of y_new was observed, or an
-            observed one is not finite.
+        ShapeError: If x_new, y_new or its mask have another number of groups, or not the same number of members, or
+            x_new other features than the context.
+        DataError: If the context is no data set, a mask is not boolean, no element of y_new was observed, an observed
+            one is not finite, y_new is not floating, or the devices differ.
     """
     if not isinstance(held_out.context, GroupedDataset):
         raise DataError(
             f"{name}: expected a GroupedDataset as context, got {type(held_out.context).__name__}. "
             "Try GroupedDataset(y, x, group), or data.subset(groups)."
         )
+    for part in ("x_new", "y_new"):
+        check_floating(getattr(held_out, part), part)
     x_new, y_new = tuple(held_out.x_new.shape), tuple(held_out.y_new.shape)
     groups, y_shape = len(held_out.context), tuple(held_out.context.y_shape)
     if len(x_new) != 3 or x_new[0] != groups or y_new != (*x_new[:2], *y_shape):
@@ -155,12 +187,20 @@ def check_held_out(held_out: HeldOut, name: str = "held_out") -> None:
             f"y_shape = {y_shape}, got {x_new} and {y_new}. Try context.subset(groups) for the groups of x_new, "
             "and y_new.unsqueeze(1) if there is one new member for each group."
         )
-    mask = getattr(held_out, "y_new_mask", None)
-    if mask is not None and tuple(as_mask(mask, "y_new_mask").shape) not in (y_new, y_new[:2]):
+    if x_new[-1] != held_out.context.num_features:
         raise ShapeError(
-            f"y_new_mask: expected (G, Q*) = {y_new[:2]} or the shape of y_new {y_new}, got {tuple(mask.shape)}. "
-            "Try None if everything was observed."
+            f"{name}: expected x_new with the context's {held_out.context.num_features} features, got {x_new}. "
+            "Try the same columns for both."
         )
+    mask = getattr(held_out, "y_new_mask", None)
+    if mask is not None:
+        mask = as_mask(mask, "y_new_mask")
+        if tuple(mask.shape) not in (y_new, y_new[:2]):
+            raise ShapeError(
+                f"y_new_mask: expected (G, Q*) = {y_new[:2]} or the shape of y_new {y_new}, got {tuple(mask.shape)}. "
+                "Try None if everything was observed."
+            )
+        check_same_device(y_new=held_out.y_new, y_new_mask=mask)
     observed = _observed(held_out)
     if observed is not None and not bool(observed.any()):
         raise DataError("y_new_mask: expected an observed element, got none. Try ~y_new_mask if True was to hide it.")
@@ -172,5 +212,5 @@ def _observed(held_out: HeldOut) -> Tensor | None:
     mask = getattr(held_out, "y_new_mask", None)
     if mask is None:
         return None
-    y_new = held_out.y_new
+    mask, y_new = as_mask(mask, "y_new_mask"), held_out.y_new
     return mask.reshape(*mask.shape, *[1] * (y_new.dim() - mask.dim())).expand(y_new.shape)

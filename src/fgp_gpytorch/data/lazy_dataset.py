@@ -49,7 +49,7 @@ class LazyDataset(GroupedDataset):
         if first.y_mask is not None:
             raise DataError("rows: expected no y_mask, got one. Try rows.select(members) without what is missing.")
         self.rows, self._make = rows, make
-        self.labels, self.group_sizes, self._digest = rows.labels, rows.group_sizes, None
+        self.labels, self.group_sizes = rows.labels, rows.group_sizes
         made = self._observations(first)
         self._y_shape, self._y_dtype = made.shape[2:], made.dtype
 
@@ -97,7 +97,7 @@ class LazyDataset(GroupedDataset):
 
         Raises:
             ShapeError: If the mask has not N entries.
-            DataError: If it is not boolean, or no member is left.
+            DataError: If it is not boolean, a pandas Series, or no member is left.
         """
         return LazyDataset(self.rows.select(members), self._make)
 

@@ -47,7 +47,8 @@ def held_out_calibration(
 
     Args:
         model: A trained model, or what its `given` made; it is used in evaluation mode and left in the mode it was in.
-        held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape).
+        held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape), and `y_new_mask` if some
+            was not observed.
         num_samples: S, at least 19.
         seed: Of the draws; the global random numbers are left alone.
         batch_size: Groups at a time; S times as many members are decoded at once.
@@ -56,8 +57,8 @@ def held_out_calibration(
         The averages.
 
     Raises:
-        DataError: If there are too few draws.
-        ShapeError: If `x_new` or `y_new` are not of the context's groups.
+        DataError: If there are too few draws, nothing of `y_new` was observed, or what was is not finite.
+        ShapeError: If `x_new`, `y_new` or `y_new_mask` are not of the context's groups.
     """
     if num_samples < _LEAST:
         raise DataError(f"num_samples: expected at least {_LEAST}, for intervals of 90 %, got {num_samples}. Try 199.")

@@ -36,7 +36,8 @@ def mse_by_context_size(
 
     Args:
         model: A trained model; it is used in evaluation mode and left in the mode it was in.
-        held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape). For rotated MNIST
+        held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape), and `y_new_mask` if some
+            was not observed. For rotated MNIST
             `rotated_mnist(views=15).extrapolation` has all 15 views; `views=11` has 11.
         sizes: Numbers of members, each at least 1 and at most that of the smallest group.
         seed: Of the orders.
@@ -48,9 +49,10 @@ def mse_by_context_size(
         elements.
 
     Raises:
-        DataError: If `num_subsets` is below 1, there are no sizes, or the model reads no row of the context.
+        DataError: If `num_subsets` is below 1, there are no sizes, the model reads no row of the context, nothing of `y_new` was
+            observed, or what was is not finite.
         GroupError: If a size is below 1 or a group has fewer members.
-        ShapeError: If `x_new` or `y_new` are not of the context's groups.
+        ShapeError: If `x_new`, `y_new` or `y_new_mask` are not of the context's groups.
     """
     sizes = tuple(sizes)
     members = held_out.context.group_sizes.cpu()

@@ -15,7 +15,8 @@ def held_out_mse(
 
     Args:
         model: A trained model, or what its `given` made; it is used in evaluation mode and left in the mode it was in.
-        held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape).
+        held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape), and `y_new_mask` if some
+            was not observed.
         sample: False decodes the posterior mean of z, True one draw of z, from the global random numbers.
         batch_size: Groups at a time. A model that couples groups conditions on those of a batch together, so its error
             depends on it a little.
@@ -27,8 +28,9 @@ def held_out_mse(
         Units of y squared, averaged over groups, members and elements (for images: per pixel, ink 1, paper 0).
 
     Raises:
-        DataError: If `num_samples` is below 1, or above it without `sample=True`.
-        ShapeError: If `x_new` or `y_new` are not of the context's groups.
+        DataError: If `num_samples` is below 1, or above it without `sample=True`; if nothing of `y_new` was observed,
+            or what was is not finite.
+        ShapeError: If `x_new`, `y_new` or `y_new_mask` are not of the context's groups.
     """
     if not isinstance(num_samples, int) or num_samples < 1 or (num_samples > 1 and not sample):
         raise DataError(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.data.held_out import HeldOut, check_held_out, held_out_batch
+from fgp_gpytorch.data.held_out import HeldOut, check_held_out, held_out_targets
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics._evaluation import evaluation, global_channels
 from fgp_gpytorch.models import FGPVAE, GivenRows
@@ -37,7 +37,8 @@ def swap_errors(model: FGPVAE | GivenRows, held_out: HeldOut, seed: int = 0, bat
     Args:
         model: A trained model with local and global channels, or what its `given` made; it is used in evaluation mode
             and left in the mode it was in.
-        held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape).
+        held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape), and `y_new_mask` if some
+            was not observed.
         seed: Of the pairs.
         batch_size: Groups at a time.
 
@@ -45,9 +46,10 @@ def swap_errors(model: FGPVAE | GivenRows, held_out: HeldOut, seed: int = 0, bat
         The errors.
 
     Raises:
-        DataError: If the model has not both kinds of channels.
+        DataError: If the model has not both kinds of channels, nothing of `y_new` was observed, or what was is not
+            finite.
         GroupError: If there are fewer than two groups.
-        ShapeError: If `x_new` or `y_new` are not of the context's groups.
+        ShapeError: If `x_new`, `y_new` or `y_new_mask` are not of the context's groups.
     """
     check_held_out(held_out)
     is_global = global_channels(model)
@@ -60,22 +62,23 @@ def swap_errors(model: FGPVAE | GivenRows, held_out: HeldOut, seed: int = 0, bat
     if groups < 2:
         raise GroupError("held_out: expected at least two groups to mix, got 1. Try more groups.")
     local_from = _other_group(groups, seed)
-    totals, elements = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    totals, elements = torch.zeros(3, dtype=torch.float64), 0
     with evaluation(model) as device:
         is_global = is_global.to(device)
 
         def mean_at(givers: Tensor, targets: Tensor) -> Tensor:
             """Posterior mean of the givers at the targets' x_new, (g, Q*, L)."""
-            return model.predict(held_out.x_new[targets].to(device), held_out.context[givers].to(device)).mean
+            x_new = held_out_targets(held_out, targets).x_new.to(device)
+            return model.predict(x_new, held_out.context[givers].to(device)).mean
 
         for b in torch.arange(groups).split(batch_size):
             a = local_from[b]
             for position, (local, shared, target) in enumerate(((a, b, b), (a, b, a), (b, b, b))):
                 z = torch.where(is_global, mean_at(shared, target), mean_at(local, target))
-                truth = held_out_batch(held_out, target).to(device)
+                truth = held_out_targets(held_out, target).to(device)
                 error = model.likelihood.mean(model._decode(z, truth.x_new)) - truth.y_new
                 totals[position] += truth.masked(error.double().square()).sum().cpu()
-                elements[position] += truth.num_elements
+                elements += truth.num_elements if position == 0 else 0  # each target is met once in each position
     return SwapErrors(*(totals / elements).tolist())
 
 

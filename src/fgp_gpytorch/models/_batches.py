@@ -1,6 +1,7 @@
 """What models do with batches before and after their networks."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import pyro.distributions as dist
@@ -92,8 +93,10 @@ def check_sample_shape(sample_shape: Any) -> None:
     Raises:
         DataError: If it is a number, or not of whole numbers.
     """
-    known = sample_shape is None or isinstance(sample_shape, Sequence)
-    if not known or not all(isinstance(size, int) and size >= 0 for size in sample_shape or ()):
+    sizes = () if sample_shape is None else sample_shape
+    whole = isinstance(sizes, Sequence) and all(isinstance(n, Integral) and not isinstance(n, bool) for n in sizes)
+    whole = whole and all(int(n) >= 0 for n in sizes)
+    if not whole:
         hint = f"[{sample_shape}]" if isinstance(sample_shape, int) else "[20] for twenty draws"
         raise DataError(f"sample_shape: expected a sequence of integers or None, got {sample_shape!r}. Try {hint}.")
 

@@ -305,7 +305,7 @@ class FGPVAE(Configurable, PyroModule):
         Raises:
             GroupError: If x_new has not one row of members for each group of the context.
             ShapeError: If x_new or the encoder's output has the wrong shape.
-            DataError: If a value is not finite or a dtype is not floating.
+            DataError: If a value is not finite, a dtype is not floating, or `sample_shape` is no sequence of integers.
         """
         check_sample_shape(sample_shape)
         if context is None:

@@ -9,7 +9,7 @@ from fgp_gpytorch._shapes import check_shape
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.models._batches import check_targets, checked_batch
-from fgp_gpytorch.models.given_rows import GivenRows
+from fgp_gpytorch.models.given_rows import GivenRows, check_labels
 from fgp_gpytorch.models.prediction import Prediction
 
 
@@ -74,8 +74,9 @@ class GivenAmortizedRows(GivenRows):
 
     def _positions(self, batch: GroupedBatch) -> Tensor:  # shape: (G,)
         same = batch.group_index.unsqueeze(-1) == self.group_index
-        others = None not in (self.labels_digest, batch.labels_digest) and self.labels_digest != batch.labels_digest
-        if others or batch.num_dataset_groups != self.num_groups or not bool(same.any(-1).all()):
+        if batch.num_dataset_groups == self.num_groups:
+            check_labels(batch, self.labels_digest)
+        if batch.num_dataset_groups != self.num_groups or not bool(same.any(-1).all()):
             raise GroupError(
                 f"context: expected some of the {len(self.group_index)} groups that were given, of a data set of "
                 f"{self.num_groups}, got groups {batch.group_index.tolist()[:5]} of a data set of "

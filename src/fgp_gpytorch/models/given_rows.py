@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.data.grouped_batch import same_labels
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import check_sample_shape, check_targets, checked_batch, whole_batch
@@ -72,7 +73,7 @@ class GivenRows(nn.Module):
         Raises:
             GroupError: If the context's groups are not known, or x_new has not one row for each group.
             ShapeError: If x_new has not the features of the rows of `given`.
-            DataError: If a value is not finite or a dtype is not floating.
+            DataError: If a value is not finite, a dtype is not floating, or `sample_shape` is no sequence of integers.
         """
         check_sample_shape(sample_shape)
         batch = whole_batch(context, "context")
@@ -96,7 +97,8 @@ class GivenRows(nn.Module):
             DataError: If a value is not finite or a dtype is not floating.
         """
         batch = checked_batch(context, "context")
-        check_known_groups(batch, self.num_groups, self.labels_digest)
+        check_known_groups(batch, self.num_groups)
+        check_labels(batch, self.labels_digest)
         check_targets(x_new, batch, given=self.posterior.x)
         return self.posterior.predict_groups(batch.group_index, x_new)
 
@@ -104,18 +106,26 @@ class GivenRows(nn.Module):
         return self.model._decode(z, x)
 
 
-def check_known_groups(batch: GroupedBatch, num_groups: int, labels_digest: int | None = None) -> None:
+def check_labels(batch: GroupedBatch, labels_digest: int | None) -> None:
+    """Require a batch of a data set with these labels, if both are known.
+
+    Raises:
+        GroupError: If it has others.
+    """
+    if not same_labels(labels_digest, batch.labels_digest):
+        raise GroupError(
+            "batch: expected groups of the data set that the model was trained on or given, got a batch of "
+            f"{batch.num_dataset_groups} groups with other labels. Try AlignedDataset(rows, train), whose labels must "
+            "be of one kind (1 is not '1'), model.forget_groups() to train it on others, or for new groups FGPVAE."
+        )
+
+
+def check_known_groups(batch: GroupedBatch, num_groups: int) -> None:
     """Require a batch of the data set whose groups have object vectors.
 
     Raises:
-        GroupError: If it counts other groups, or as many under other labels.
+        GroupError: If it counts other groups.
     """
-    if None not in (labels_digest, batch.labels_digest) and labels_digest != batch.labels_digest:
-        raise GroupError(
-            f"batch: expected groups of the data set whose object vectors the model has, got a batch of a data set of "
-            f"{batch.num_dataset_groups} groups with other labels. Try AlignedDataset(rows, train), whose labels must "
-            "be of one kind (1 is not '1'); new groups need another model, such as FGPVAE."
-        )
     if batch.num_dataset_groups != num_groups:
         raise GroupError(
             f"batch: expected groups of the data set of {num_groups} groups whose object vectors the model has, got a "

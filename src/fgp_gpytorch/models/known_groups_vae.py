@@ -15,7 +15,7 @@ from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import cast_for, checked_batch, observed_members
 from fgp_gpytorch.models.fgp_vae import FGPVAE
 from fgp_gpytorch.models.given_amortized_rows import GivenAmortizedRows
-from fgp_gpytorch.models.given_rows import GivenRows, check_known_groups
+from fgp_gpytorch.models.given_rows import GivenRows, check_known_groups, check_labels
 from fgp_gpytorch.prior import ObjectRoot
 from fgp_gpytorch.prior.given_objects import GivenObjects
 from fgp_gpytorch.prior.prior_at import join_conditioned
@@ -53,7 +53,6 @@ class KnownGroupsVAE(FGPVAE):
     """
 
     prior: Any  # a CoupledPrior
-    _labels_digest: Tensor
     _prior_kind = nn.Module
 
     def __init__(
@@ -68,7 +67,7 @@ class KnownGroupsVAE(FGPVAE):
         super().__init__(encoder, decoder, prior, likelihood, member_dropout)  # pyright: ignore[reportArgumentType]
         self.num_groups = prior.objects.num_groups
         self.representation = representation
-        self.register_buffer("_labels_digest", torch.tensor(0))  # of the data set that was trained on; 0 if unknown
+        self._labels_digest: int | None = None  # of the data set that was trained on
 
     @pyro_method
     def register_parameters(self) -> None:
@@ -134,8 +133,7 @@ class KnownGroupsVAE(FGPVAE):
                 "initialize_objects: expected a model with one object vector per group, got one whose representation "
                 f"network gives them. {self._start_hint}"
             )
-        self._labels_digest.zero_()  # whatever was trained on before
-        batch = self._check_groups(dataset[:], whole=True)
+        batch = self._check_groups(dataset[:], whole=True, labels=False)
         observed = batch.observed.to(batch.y.dtype)
         total, count = ((batch.y * observed).sum(1).flatten(1).double(), observed.sum(1).flatten(1).double())
         means = total / count  # NaN where a group has none of an element, which then gets the mean over groups
@@ -156,7 +154,7 @@ class KnownGroupsVAE(FGPVAE):
         left, values, _ = torch.linalg.svd(means, full_matrices=False)
         scores = left[:, :factors] * values[:factors]
         self.objects.set_vectors(scores / scores.square().sum(-1).mean().sqrt())
-        self._labels_digest.fill_(batch.labels_digest or 0)
+        self._labels_digest = batch.labels_digest
 
     @torch.no_grad()
     def generate(
@@ -226,12 +224,22 @@ class KnownGroupsVAE(FGPVAE):
         batch = checked_batch(dataset, "dataset")
         posterior: Any = frozen.infer(batch)
         if self.representation is None:
-            return GivenRows(frozen, posterior, self.num_groups, batch.labels_digest)
+            digest = self._labels_digest if batch.labels_digest is None else batch.labels_digest
+            return GivenRows(frozen, posterior, self.num_groups, digest)
         return GivenAmortizedRows(frozen, batch, posterior, new_groups=context != "seen")
 
-    def _check_groups(self, batch: GroupedBatch, whole: bool = False) -> GroupedBatch:
+    def forget_groups(self) -> None:
+        """Let the model be trained on other groups: whose object vectors it has is known from its first training step.
+
+        The vectors stay as they are; `initialize_objects` starts them anew, and forgets as well.
+        """
+        self._labels_digest = None
+
+    def _check_groups(self, batch: GroupedBatch, whole: bool = False, labels: bool = True) -> GroupedBatch:
         if self.representation is None:
-            check_known_groups(batch, self.num_groups, int(self._labels_digest) or None)
+            check_known_groups(batch, self.num_groups)
+            if labels:
+                check_labels(batch, self._labels_digest)
         groups = batch.num_dataset_groups
         if whole and not (batch.num_groups == len(batch.group_index.unique()) == groups):
             raise GroupError(
@@ -243,11 +251,19 @@ class KnownGroupsVAE(FGPVAE):
     def _meet_groups(self, batch: GroupedBatch) -> None:
         """Check the groups of a step, and remember in training whose vectors are learned."""
         self._check_groups(batch)
-        if self.representation is None and self.training and torch.is_grad_enabled() and int(self._labels_digest) == 0:
-            self._labels_digest.fill_(batch.labels_digest or 0)
+        if self.representation is None and self.training and torch.is_grad_enabled() and self._labels_digest is None:
+            self._labels_digest = batch.labels_digest
+
+    # no buffer, although it is saved as one: averages of weights would average it
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._labels_digest is not None:
+            destination[f"{prefix}_labels_digest"] = torch.tensor(self._labels_digest)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        state_dict.setdefault(f"{prefix}_labels_digest", self._labels_digest)  # files from before there was one
+        digest = state_dict.pop(f"{prefix}_labels_digest", None)  # files from before there was one have none
+        self._labels_digest = None if digest is None else int(digest)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _locate(self, batch: GroupedBatch) -> tuple[Any, Tensor]:

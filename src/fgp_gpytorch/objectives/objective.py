@@ -1,5 +1,6 @@
 """What the objectives share: a `pyro.infer.ELBO` that reads the terms of a model."""
 
+import inspect
 import math
 from abc import abstractmethod
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +10,7 @@ import torch
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
+from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.data import GroupedBatch
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.models import Terms
@@ -27,7 +29,7 @@ class HasTerms(Protocol):
         ...
 
 
-class Objective(pyro.infer.ELBO):
+class Objective(pyro.infer.ELBO, Configurable):
     """A loss for `pyro.infer.SVI` and for `fit`, computed from a model's analytic terms.
 
     All losses are for the whole dataset: a batch is scaled by `num_dataset_groups / num_groups`, which makes its
@@ -52,6 +54,13 @@ class Objective(pyro.infer.ELBO):
 
     def update(self, terms: Terms) -> None:
         """Move the objective's own state after a training step; nothing here."""
+
+    def settings(self) -> dict[str, float | str | None]:
+        """What the objective was made with, defaults too, as far as it is numbers and words: what `fit` compares."""
+        signature = inspect.signature(type(self)).parameters.items()
+        given = {name: self.constructor_arguments.get(name, parameter.default) for name, parameter in signature}
+        known = {k: float(v) if isinstance(v, int | float) else v for k, v in given.items()}
+        return {k: v for k, v in known.items() if isinstance(v, float | str | None)}
 
     def state_dict(self) -> dict[str, Any]:
         """The objective's own state, to be saved with the model's; empty here."""

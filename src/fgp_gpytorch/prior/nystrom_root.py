@@ -8,7 +8,8 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from fgp_gpytorch._config import Configurable
-from fgp_gpytorch._shapes import as_tensor, check_finite, check_shape
+from fgp_gpytorch._shapes import check_finite, check_shape
+from fgp_gpytorch.data._inputs import as_features
 from fgp_gpytorch.errors import DataError
 
 _JITTER = 1e-8  # of the points' mean variance
@@ -26,7 +27,8 @@ class NystromRoot(Configurable, gpytorch.Module):
 
     Args:
         kernel: A GPyTorch kernel on D features, without batch shape.
-        points: X, (M, D) or (M,), such as the distinct rows of `data.flat().x`, or some of them.
+        points: X, (M, D) or (M,), such as the distinct rows of `data.flat().x`, or some of them: a tensor, an array or
+            columns of a table. Kept in float64.
 
     Attributes:
         num_features: M.
@@ -51,8 +53,7 @@ class NystromRoot(Configurable, gpytorch.Module):
                 f"kernel: expected a gpytorch.kernels.Kernel without batch shape, got {got}. "
                 "Try gpytorch.kernels.MaternKernel(nu=1.5)."
             )
-        points = as_tensor(points, "points").detach().double()
-        points = points.unsqueeze(-1) if points.dim() == 1 else points
+        points = as_features(points, feature_dim=1).detach().double()
         check_shape(points, "points", ("M", "D"), "Try data.flat().x.unique(dim=0).")
         check_finite(points, "points")
         if not len(points) or len(points.unique(dim=0)) < len(points):
@@ -60,6 +61,8 @@ class NystromRoot(Configurable, gpytorch.Module):
                 f"points: expected distinct ones, got {len(points)} of which {len(points.unique(dim=0))} differ. "
                 "Try points.unique(dim=0)."
             )
+        if "points" in self.constructor_arguments:
+            self.constructor_arguments["points"] = points  # what can be saved, whatever they were made of
         self.kernel = kernel
         self.register_buffer("points", points)
 
@@ -79,18 +82,31 @@ class NystromRoot(Configurable, gpytorch.Module):
 
         Raises:
             ShapeError: If x has another number of features than the points.
+            DataError: If the kernel is not positive definite at the points.
         """
         check_shape(x, "x", ("...", "N", self.points.shape[-1]), "As the points have.")
+        x, points = x.double(), self.points.double()  # the factorization would fail in float32
         with gpytorch.settings.lazily_evaluate_kernels(False):
-            among = self.kernel(self.points).to_dense()
-            cross = self.kernel(x.to(self.points.dtype), self.points).to_dense()
+            among = self.kernel(points).to_dense().double()
+            # the points first: GPyTorch centres on the first argument, and no row must depend on those beside it
+            cross = self.kernel(points.expand(*x.shape[:-2], *points.shape), x).to_dense().double()
         noise = _JITTER * among.diagonal().mean()
         identity = torch.eye(len(among), dtype=among.dtype, device=among.device)
-        cholesky = torch.linalg.cholesky(among + noise * identity)
-        return torch.linalg.solve_triangular(cholesky, cross.mT, upper=False).mT
+        cholesky, failed = torch.linalg.cholesky_ex(among + noise * identity)
+        if bool(failed):
+            raise DataError(
+                f"kernel: expected a positive definite matrix at the {len(points)} points, got none. Try fewer points, "
+                "further apart, or another kernel."
+            )
+        return torch.linalg.solve_triangular(cholesky, cross, upper=False).mT
 
     def missing_variance(self, x: Tensor) -> Tensor:
-        """k(x, x) - Phi(x) Phi(x)' at x (*b, N, D), which the root leaves out: (*b, N), at least 0."""
-        own = self.kernel(x.to(self.points.dtype), diag=True)
+        """k(x, x) - Phi(x) Phi(x)' at x (*b, N, D), which the root leaves out: (*b, N), at least 0.
+
+        Raises:
+            ShapeError: If x has another number of features than the points.
+            DataError: If the kernel is not positive definite at the points.
+        """
+        own = self.kernel(x.double(), diag=True)
         assert isinstance(own, Tensor)
         return (own - self.forward(x).square().sum(-1)).clamp_min(0.0)

@@ -1,7 +1,6 @@
 """Training on Lightning."""
 
 import importlib.util
-import inspect
 import logging
 import math
 import secrets
@@ -22,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import Dataset
 
-from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch.data import GroupedDataset, LazyDataset
 from fgp_gpytorch.data.held_out import HeldOut
 from fgp_gpytorch.errors import CheckpointError, DataError, MissingFileError
 from fgp_gpytorch.objectives import ELBO, Objective
@@ -113,8 +112,10 @@ def fit(
 
     Raises:
         DataError: If a number is out of range, the data are no `GroupedDataset`, or an option needs another one.
+        ShapeError: If held-out members do not fit their context.
         MissingFileError: If the checkpoint to resume from does not exist.
-        CheckpointError: If it is no checkpoint of `fit`, or of another model, data set, objective or setting.
+        CheckpointError: If it is no checkpoint of `fit`, or of another model, data set (by its features and a million
+            of its values), objective or setting.
         NonFiniteError: If a loss or gradient is NaN or infinite; it names the term, the epoch and the groups.
     """
     _check_data(model, train, validation)
@@ -144,7 +145,8 @@ def fit(
         num_workers=num_workers,
         seed=seed,
         settings={
-            "objective": _words(objective or ELBO()),
+            "objective": type(objective or ELBO()).__qualname__,
+            "settings of the objective": (objective or ELBO()).settings(),
             "optimizer": "Adam" if optimizer is None else "your own",
             "learning_rate": learning_rate if optimizer is None else None,
             "lr_schedule": lr_schedule if lr_schedule is None or isinstance(lr_schedule, str) else "your own",
@@ -152,7 +154,7 @@ def fit(
             "batch_size": batch_size,
             "groups": len(train),
             "members": train.num_members,
-            "checksum of the data": _checksum(train),
+            **({} if path is None and checkpoint is None else {"checksum of the data": _checksum(train)}),
         },
     )
     monitor = "val_mse" if isinstance(held_out, HeldOutDataset) else "val_loss"
@@ -219,19 +221,13 @@ class _SaveEnd(Callback):
             trainer.save_checkpoint(self._path)
 
 
-def _words(objective: Objective) -> str:
-    """An objective with its settings, and without its state."""
-    names = [name for name in inspect.signature(type(objective)).parameters if name in vars(objective)]
-    return f"{type(objective).__qualname__}({', '.join(f'{name}={vars(objective)[name]}' for name in names)})"
-
-
 def _checksum(data: GroupedDataset) -> int:
-    """A number of the values of some groups at both ends, and of all labels."""
-    ends = sorted({*range(min(8, len(data))), *range(max(0, len(data) - 8), len(data))})
-    batch = data[ends]
-    parts = [batch.y, batch.x, batch.observed]
+    """A number of all features and sizes, and of a million values of y at equal distances (a LazyDataset's rows)."""
+    rows = (data.rows if isinstance(data, LazyDataset) else data).flat()
+    y = rows.y.flatten()
+    parts = [rows.x, rows.group, y[:: max(1, y.numel() // 2**20)]]
     content = [part.contiguous().cpu().view(torch.uint8).numpy().tobytes() for part in parts]
-    return zlib.crc32(b"".join(content), batch.labels_digest or 0)
+    return zlib.crc32(b"".join(content), data.labels_digest or 0)
 
 
 def _adam(learning_rate: float) -> OptimizerFactory:

@@ -194,11 +194,13 @@ class TrainingModule(lightning.LightningModule):
             mine, theirs = (json.loads(parts) for parts in (described["parts"], checkpoint[KEY]["parts"]))
             found += [f"{name} is another" for name in mine if mine[name] != theirs.get(name)]
         state, saved = self.state_dict(), checkpoint["state_dict"]
-        names = sorted(set(state) ^ set(saved)) or [k for k in state if state[k].shape != saved[k].shape]
+        names = [k for k in sorted(set(state) ^ set(saved)) if not k.endswith("_labels_digest")] or [
+            k for k in state if k in saved and state[k].shape != saved[k].shape
+        ]
         found += [f"{name} differs" for name in names]
         for name, value in self._settings.items():
-            if checkpoint["settings"].get(name) != value:
-                found.append(f"{name} {value}, there {checkpoint['settings'].get(name)}")
+            if name in checkpoint["settings"] and checkpoint["settings"][name] != value:  # older ones have fewer
+                found.append(f"{name} {value}, there {checkpoint['settings'][name]}")
         if seed is not None and seed != checkpoint["seed"]:
             found.append(f"seed {seed}, there {checkpoint['seed']}")
         return found
