@@ -49,8 +49,8 @@ def mse_by_context_size(
         elements.
 
     Raises:
-        DataError: If `num_subsets` is below 1, there are no sizes, the model reads no row of the context, nothing of `y_new` was
-            observed, or what was is not finite.
+        DataError: If `num_subsets` is below 1, there are no sizes, the model reads no row of the context, nothing of
+            `y_new` was observed, or what was is not finite.
         GroupError: If a size is below 1 or a group has fewer members.
         ShapeError: If `x_new`, `y_new` or `y_new_mask` are not of the context's groups.
     """
