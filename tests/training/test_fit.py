@@ -663,3 +663,16 @@ def test_held_out_members_of_another_number_of_groups_are_refused():
     others = held_out()
     with pytest.raises(ShapeError, match=r"validation: expected x_new .* with the context's G = 3 and"):
         train(validation=HeldOutMembers(others.context, others.x_new[:2], others.y_new))
+
+
+def test_y_in_raw_units_is_warned_of():
+    rows = make_data().flat()
+    raw = GroupedDataset(140 + 4 * rows.y, rows.x, rows.group)
+    with pytest.warns(UserWarning, match=r"y: expected .* scale near 1, .* of 14\d.*y\.std\(0\)") as found:
+        train(data=raw, epochs=1)
+    assert [w.filename for w in found] == [__file__]
+    train(make_model(PoissonLike()), data=raw, epochs=1)  # another likelihood may well have another scale
+
+
+class PoissonLike(GaussianLikelihood):
+    """Some likelihood of its own."""

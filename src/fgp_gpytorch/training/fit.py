@@ -24,10 +24,13 @@ from torch.utils.data import Dataset
 from fgp_gpytorch.data import GroupedDataset, LazyDataset
 from fgp_gpytorch.data.held_out import HeldOut
 from fgp_gpytorch.errors import CheckpointError, DataError, MissingFileError
+from fgp_gpytorch.likelihoods import GaussianLikelihood
 from fgp_gpytorch.objectives import ELBO, Objective
 from fgp_gpytorch.objectives.objective import HasTerms
 from fgp_gpytorch.training.held_out import HeldOutDataset
 from fgp_gpytorch.training.lightning_module import OptimizerFactory, ScheduleFactory, TrainingModule
+
+_RAW = 20.0  # root mean square of an element of y, above which it looks unscaled
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ def fit(
         callbacks: More Lightning callbacks.
         **trainer_options: Lightning's own flags: `accelerator`, `devices`, `strategy`, `precision`, ...
 
+    Warns:
+        UserWarning: If y looks unscaled: a Gaussian likelihood, and an element whose root mean square is above 20.
+
     Returns:
         The history and where the checkpoints are. The model holds the last epoch's parameters, in evaluation mode.
 
@@ -128,6 +134,7 @@ def fit(
         seed=seed, num_workers=num_workers,
     )  # fmt: skip
     assert isinstance(model, nn.Module)
+    _warn_of_scale(model, train)
     path = Path(folder) if folder is not None else None
     checkpoint = _resume_from(resume, path)
     given_seed = seed
@@ -328,6 +335,22 @@ def _check_data(model: Any, train: Any, validation: Any) -> None:
             raise DataError(
                 f"{name}: expected a GroupedDataset, got {type(value).__name__}. Try GroupedDataset(y, x, group)."
             )
+
+
+def _warn_of_scale(model: nn.Module, train: GroupedDataset) -> None:
+    """Warn of raw units, under which latents are left unused: networks start near 0, and one variance is for all."""
+    if type(getattr(model, "likelihood", None)) is not GaussianLikelihood or isinstance(train, LazyDataset):
+        return
+    batch = train[range(min(len(train), 64))]
+    seen = batch.observed.sum((0, 1)).clamp_min(1)
+    largest = float((batch.y.double().square().sum((0, 1)) / seen).sqrt().max())
+    if largest > _RAW:
+        warnings.warn(
+            f"y: expected elements of a scale near 1, got one with a root mean square of {largest:.3g}. Training may "
+            "end at the mean of y. Try (y - y.mean(0)) / y.std(0), or grey levels in [0, 1].",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check_options(objective: Any, optimizer: Any, lr_schedule: Any, trainer_options: dict[str, Any]) -> None:
