@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from fgp_gpytorch._config import Configurable
-from fgp_gpytorch.data import AlignedDataset, GroupedBatch, GroupedDataset
+from fgp_gpytorch.data import AlignedDataset, GroupedBatch, GroupedDataset, HeldOutMembers
 from fgp_gpytorch.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from fgp_gpytorch.models import CVAE, FGPVAE, GPVAE, SVGPVAE, VAE, CorrelatedFGPVAE, LatentAngleFGPVAE
 from fgp_gpytorch.objectives import ELBO, GECO
@@ -29,6 +29,7 @@ __all__ = [
     "GlobalChannels",
     "GroupedBatch",
     "GroupedDataset",
+    "HeldOutMembers",
     "IndependentChannels",
     "LatentAngleFGPVAE",
     "LocalChannels",
