@@ -75,15 +75,19 @@ def systems(protocol: str) -> str:
     heads = ["", "seeds", "test MSE, mean of z", "test MSE, mean of draws", "best epoch*", "extrapolation MSE"]
     heads += ["s per epoch", "GB"]
     records, rows, missing = table1.read(RECORDS / "table1"), [], []
+    diverged = table1.read(RECORDS / "table1", diverged=True)
     names = ("test_mse", "test_mse_mean", "best_epoch_test_mse", "extrapolation_mse")
     for block in ("published", "best"):
         rows.append([f"**{'as published' if block == 'published' else 'at its best'}**", *[""] * (len(heads) - 1)])
         for system in BUILD:
-            runs = records.get((protocol, block, system), [])
-            if runs:
+            runs, lost = (each.get((protocol, block, system), []) for each in (records, diverged))
+            seeds = f"{len(runs)}, {len(lost)} diverged" if lost else str(len(runs))
+            if lost and not runs:
+                rows.append([system, seeds, *["-"] * (len(heads) - 2)])
+            elif runs:
                 cells = [spread([run.get(name) for run in runs], 4) for name in names]
                 cells += [spread([run[name] for run in runs], 2) for name in ("seconds_per_epoch", "peak_memory_gb")]
-                rows.append([system, str(len(runs)), *cells])
+                rows.append([system, seeds, *cells])
             elif block == "best" or system in table1.PUBLISHED:
                 missing.append(label(system, block) if block == "published" else f"{system}, at its best")
     absent = f"\n\nNo run yet: {'; '.join(missing)}." if missing else ""

@@ -27,6 +27,7 @@ import choose_rivals
 import harness
 from evaluate import evaluate
 from fgp_gpytorch.datasets import rotated_mnist
+from fgp_gpytorch.errors import NonFiniteError
 from fgp_gpytorch.metrics import held_out_mse
 from systems import BUILD, Recipe, Watch, ask, train_system
 
@@ -58,13 +59,21 @@ def recipe_for(system: str, block: str) -> Recipe | None:
 
 
 def run(system: str, block: str, protocol: str, seed: int, epochs: int | None, save: Path | None) -> dict[str, Any]:
-    """Train and test one system with one seed, and save the model if it is asked for."""
+    """Train and test one system with one seed, and save the model if it is asked for; a run that diverges says so."""
     recipe = recipe_for(system, block) or Recipe()
     if epochs is not None:
         recipe = dataclasses.replace(recipe, epochs=epochs)
     data = rotated_mnist(views=PROTOCOLS[protocol])
     watch = Watch(data.train, data.test, every=20)
-    model, training = train_system(system, recipe, data.train, seed, [watch])
+    of_run = {
+        "system": system, "block": block, "protocol": protocol, "seed": seed, "recipe": dataclasses.asdict(recipe),
+        "date": time.strftime("%Y-%m-%d"), "commit": harness.commit(),
+        "versions": {name: version(name) for name in ("torch", "gpytorch", "lightning")},
+    }  # fmt: skip
+    try:
+        model, training = train_system(system, recipe, data.train, seed, [watch])
+    except NonFiniteError as error:
+        return {**of_run, "diverged": str(error), "curve": watch.errors}
     asked = ask(model, data.train, data.test, data.extrapolation)
     figures: dict[str, float] = {}
     for name in ("test", "extrapolation"):
@@ -77,8 +86,7 @@ def run(system: str, block: str, protocol: str, seed: int, epochs: int | None, s
     if save is not None:
         model.save(save)
     return {
-        "system": system, "block": block, "protocol": protocol, "seed": seed, "recipe": dataclasses.asdict(recipe),
-        **figures,
+        **of_run, **figures,
         "evaluation": evaluate(model, data, rotated_mnist(views=15)),
         "best_epoch_test_mse": min((error for _, error in watch.errors), default=None),
         "training_mse": float(training.history["mse"].iloc[-1]),
@@ -86,8 +94,7 @@ def run(system: str, block: str, protocol: str, seed: int, epochs: int | None, s
         "curve": watch.errors,
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "peak_memory_gb": harness.peak_memory_gb(),
-        "threads": torch.get_num_threads(), "date": time.strftime("%Y-%m-%d"), "commit": harness.commit(),
-        "versions": {name: version(name) for name in ("torch", "gpytorch", "lightning")},
+        "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
@@ -107,12 +114,13 @@ def path_of(folder: Path, system: str, block: str, protocol: str, seed: int) -> 
     return folder / f"{protocol}_{block}_{re.sub('[^a-z0-9]+', '_', system.lower())}_{seed}.json"
 
 
-def read(folder: Path) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
-    """The records of a folder by protocol, block and system, seeds in their order."""
+def read(folder: Path, diverged: bool = False) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """The records of a folder by protocol, block and system, seeds in their order; of runs that diverged on demand."""
     runs: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
-        runs.setdefault((record["protocol"], record["block"], record["system"]), []).append(record)
+        if ("diverged" in record) == diverged:
+            runs.setdefault((record["protocol"], record["block"], record["system"]), []).append(record)
     return runs
 
 
@@ -131,7 +139,8 @@ def run_missing(each: tuple[str, str, str, int], options: argparse.Namespace) ->
     words = ["--one", *map(str, each), *([] if options.epochs is None else ["--epochs", str(options.epochs)])]
     started = time.perf_counter()
     record = harness.recorded(__file__, path, words, options.jobs)
-    print(f"{name}: test MSE {record['test_mse']:.4f}, {time.perf_counter() - started:.0f} s", flush=True)
+    said = record.get("diverged") or f"test MSE {record['test_mse']:.4f}"
+    print(f"{name}: {said}, {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def main() -> int:

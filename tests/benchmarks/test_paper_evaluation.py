@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fgp_gpytorch.datasets import rotated_mnist
+from fgp_gpytorch.errors import NonFiniteError
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +146,25 @@ def test_no_run_is_begun_after_one_that_failed(benchmark):
         benchmark("harness").in_turn(task, range(1, 200), jobs=1)
     assert begun[0] == 1
     assert len(begun) < 199
+
+
+def test_a_run_that_diverges_leaves_a_record_that_says_so(benchmark, tmp_path, monkeypatch):
+    """A night of runs goes on after it, and the table counts it."""
+    table1, tables = benchmark("table1"), benchmark("paper_tables")
+
+    def lost(*args):
+        raise NonFiniteError("training stopped: loss is not finite")
+
+    monkeypatch.setattr(table1, "train_system", lost)
+    folder = tmp_path / "table1"
+    folder.mkdir()
+    for seed in (0, 1):
+        record = table1.run("CVAE of the context", "best", "ragged", seed, 2, folder / "model.pt")
+        assert record["diverged"].startswith("training stopped")
+        (folder / f"ragged_best_cvae_{seed}.json").write_text(json.dumps(record))
+    assert not (folder / "model.pt").exists()
+    assert table1.read(folder) == {}
+    monkeypatch.setattr(tables, "RECORDS", tmp_path)
+    row = next(line for line in tables.systems("ragged").splitlines() if line.startswith("| CVAE of the context"))
+    assert row == "| CVAE of the context | 0, 2 diverged | - | - | - | - | - | - |"
+    assert "CVAE of the context" not in tables.systems("ragged").split("No run yet")[1]
