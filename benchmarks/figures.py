@@ -114,6 +114,7 @@ def context_figure(folder: Path) -> Figure:
     axes = dict(zip(("test", "extrapolation"), figure.subplots(1, 2, sharey=True), strict=True))
     records = table1.read(folder)
     palette = colormaps["tab20"].colors  # pyright: ignore[reportAttributeAccessIssue]
+    palette = palette[:14] + palette[16:]  # without the greys, which are the reference's
     colors = dict(zip(BUILD, palette[::2] + palette[1::2], strict=False))
     for name, block in SHOWN:
         runs = records.get(("equal", block, name), [])
