@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device
-from fgp_gpytorch.data._inputs import as_features, as_mask, as_numbers
+from fgp_gpytorch.data._inputs import as_features, as_mask, as_numbers, expand_mask
 from fgp_gpytorch.data.aligned_dataset import AlignedDataset
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.data.grouped_dataset import GroupedDataset
@@ -148,11 +148,11 @@ def held_out_targets(held_out: HeldOut, groups: Sequence[int] | slice | Tensor) 
     if observed is None:
         return HeldOutTargets(x_new, y_new, None)
     # features far from all others would cost a kernel its precision, and may be NaN where nobody is
-    there = observed.flatten(2).any(-1)
-    first = there.flatten().int().argmax()
-    own = held_out.x_new[torch.arange(len(there), device=there.device), there.int().argmax(-1)]
-    own = torch.where(there.any(-1, keepdim=True), own, held_out.x_new.flatten(0, 1)[first])[groups].unsqueeze(1)
-    observed, there = observed[groups], there[groups].unsqueeze(-1)
+    anybody = held_out.x_new.flatten(0, 1)[observed.flatten(0, 1).flatten(1).any(-1).int().argmax()]
+    observed = observed[groups]
+    there = observed.flatten(2).any(-1, keepdim=True)  # shape: (g, Q*, 1)
+    own = x_new.gather(1, there.int().argmax(1, keepdim=True).expand(-1, -1, x_new.shape[-1]))  # shape: (g, 1, D)
+    own = torch.where(there.any(1, keepdim=True), own, anybody)
     # what was not observed may be NaN
     return HeldOutTargets(torch.where(there, x_new, own), torch.where(observed, y_new, 0.0), observed)
 
@@ -210,7 +210,4 @@ def check_held_out(held_out: HeldOut, name: str = "held_out") -> None:
 def _observed(held_out: HeldOut) -> Tensor | None:
     """What was observed, in the shape of y_new; None for everything."""
     mask = getattr(held_out, "y_new_mask", None)
-    if mask is None:
-        return None
-    mask, y_new = as_mask(mask, "y_new_mask"), held_out.y_new
-    return mask.reshape(*mask.shape, *[1] * (y_new.dim() - mask.dim())).expand(y_new.shape)
+    return None if mask is None else expand_mask(as_mask(mask, "y_new_mask"), held_out.y_new)
