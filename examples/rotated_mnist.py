@@ -58,7 +58,7 @@ PRESETS = {
     "paper": Preset(1000, 8, 1e-3, None, 0.0, False, 0.020),
     # chosen on training instances and angles held out for validation: benchmarks/choose_settings.py
     "best": Preset(1000, 12, 1e-2, "cosine", 2 / 11, True, beta=0.4),
-    "short": Preset(280, 12, 1e-2, "cosine", 2 / 11, True, learn_prior=True),
+    "short": Preset(240, 12, 1e-2, "cosine", 2 / 11, True, learn_prior=True),
 }
 
 
