@@ -4,9 +4,7 @@ import importlib.util
 import logging
 import math
 import secrets
-import signal
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,16 +19,15 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import Dataset
 
-from fgp_gpytorch.data import GroupedDataset, LazyDataset
+from fgp_gpytorch.data import GroupedDataset
 from fgp_gpytorch.data.held_out import HeldOut
-from fgp_gpytorch.errors import CheckpointError, DataError, MissingFileError
-from fgp_gpytorch.likelihoods import GaussianLikelihood
+from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.objectives import ELBO, Objective
 from fgp_gpytorch.objectives.objective import HasTerms
+from fgp_gpytorch.training.arguments import check_data, check_numbers, check_options, warn_of_scale
 from fgp_gpytorch.training.held_out import HeldOutDataset
 from fgp_gpytorch.training.lightning_module import OptimizerFactory, ScheduleFactory, TrainingModule
-
-_RAW = 20.0  # root mean square of an element of y, above which it looks unscaled
+from fgp_gpytorch.training.resume import checkpoint_to_resume, checksum, existing, run
 
 
 @dataclass(frozen=True)
@@ -124,19 +121,19 @@ def fit(
             of its values), objective or setting.
         NonFiniteError: If a loss or gradient is NaN or infinite; it names the term, the epoch and the groups.
     """
-    _check_data(model, train, validation)
-    _check_options(objective, optimizer, lr_schedule, trainer_options)
+    check_data(model, train, validation)
+    check_options(objective, optimizer, lr_schedule, trainer_options)
     if early_stopping is not None and validation is None:
         raise DataError("early_stopping: expected validation data to judge by, got none. Try validation=held_out.")
     whole = {"epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
-    _check_numbers(
+    check_numbers(
         whole, learning_rate=learning_rate, gradient_clip=gradient_clip, early_stopping=early_stopping,
         seed=seed, num_workers=num_workers,
     )  # fmt: skip
     assert isinstance(model, nn.Module)
-    _warn_of_scale(model, train)
+    warn_of_scale(model, train)
     path = Path(folder) if folder is not None else None
-    checkpoint = _resume_from(resume, path)
+    checkpoint = checkpoint_to_resume(resume, path)
     given_seed = seed
     if seed is None:
         seed = secrets.randbelow(2**31)
@@ -161,7 +158,7 @@ def fit(
             "batch_size": batch_size,
             "groups": len(train),
             "members": train.num_members,
-            **({} if path is None and checkpoint is None else {"checksum of the data": _checksum(train)}),
+            **({} if path is None and checkpoint is None else {"checksum of the data": checksum(train)}),
         },
     )
     monitor = "val_mse" if isinstance(held_out, HeldOutDataset) else "val_loss"
@@ -201,15 +198,15 @@ def fit(
             }
         )
         model.train()
-        _run(trainer, module, checkpoint, given_seed)
+        run(trainer, module, checkpoint, given_seed)
     model.eval()
     # a file of an earlier run in this folder is not this run's
     last_is_ours = not trainer.interrupted or checkpoint is not None or bool(last and last.best_model_path)
     return FitResult(
         history=pd.DataFrame(module.history),
         folder=path,
-        last_checkpoint=_existing(path, "last.ckpt") if last_is_ours else None,
-        best_checkpoint=_existing(path, "best.ckpt") if best is not None and best.best_model_path else None,
+        last_checkpoint=existing(path, "last.ckpt") if last_is_ours else None,
+        best_checkpoint=existing(path, "best.ckpt") if best is not None and best.best_model_path else None,
         interrupted=trainer.interrupted,
         seconds_per_epoch=module.seconds_per_epoch,
         trainer=trainer,
@@ -226,15 +223,6 @@ class _SaveEnd(Callback):
         """Save."""
         if trainer.current_epoch % self._checkpoint_every != 0:
             trainer.save_checkpoint(self._path)
-
-
-def _checksum(data: GroupedDataset) -> int:
-    """A number of all features and sizes, and of a million values of y at equal distances (a LazyDataset's rows)."""
-    rows = (data.rows if isinstance(data, LazyDataset) else data).flat()
-    y = rows.y.flatten()
-    parts = [rows.x, rows.group, y[:: max(1, y.numel() // 2**20)]]
-    content = [part.contiguous().cpu().view(torch.uint8).numpy().tobytes() for part in parts]
-    return zlib.crc32(b"".join(content), data.labels_digest or 0)
 
 
 def _adam(learning_rate: float) -> OptimizerFactory:
@@ -261,127 +249,8 @@ def _loggers(path: Path | None) -> list[Logger]:
     return loggers
 
 
-def _run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | None, seed: int | None) -> None:
-    if checkpoint is None:
-        _fit_or_interrupt(trainer, module, None)
-        return
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        known = isinstance(content, dict) and {"settings", "seed", "history", "fgp_gpytorch"} <= set(content)
-    except Exception as error:
-        raise CheckpointError(f"{checkpoint}: expected a checkpoint of fit, got something else ({error}).") from error
-    if not known:
-        raise CheckpointError(
-            f"{checkpoint}: expected a checkpoint of fit, got another file. Try resume=False to start."
-        )
-    different = module.differences(content, seed)
-    if different:
-        raise CheckpointError(
-            f"{checkpoint}: expected a checkpoint of this run, got one of another: {different[0]}. Try what the run "
-            "was started with, resume=False to start anew, or another folder."
-        )
-    finished = len(content["history"])
-    if (trainer.max_epochs or 0) < finished:
-        raise CheckpointError(
-            f"{checkpoint}: expected at most epochs={trainer.max_epochs} behind it, got {finished}. Try "
-            f"epochs={finished} or more, or FGPVAE.load({str(checkpoint)!r}) for the model."
-        )
-    if _stopped_early(content):
-        trainer.fit_loop.max_epochs = finished
-    _fit_or_interrupt(trainer, module, checkpoint)
-
-
-def _stopped_early(content: dict[str, Any]) -> bool:
-    states = [state for name, state in content["callbacks"].items() if name.startswith("EarlyStopping")]
-    return any(state["wait_count"] >= state["patience"] for state in states)
-
-
-def _fit_or_interrupt(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | None) -> None:
-    try:
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as end:  # how Lightning ends on ctrl-C
-        if trainer.received_sigterm:  # whoever sends it wants the process to end, and to say that it is not done
-            raise SystemExit(128 + signal.SIGTERM) from end
-        if not trainer.interrupted:
-            raise
-
-
-def _existing(path: Path | None, name: str) -> Path | None:
-    return path / name if path is not None and (path / name).exists() else None
-
-
-def _resume_from(resume: bool | str | Path, path: Path | None) -> Path | None:
-    if resume is False:
-        return None
-    if resume is True:
-        if path is None:
-            raise DataError("resume: expected a folder to resume from, got folder=None. Try folder='runs/...'.")
-        return _existing(path, "last.ckpt")
-    if not Path(resume).is_file():
-        raise MissingFileError(f"resume: no file {resume}. Try resume=True for the last checkpoint of the folder.")
-    return Path(resume)
-
-
 def _as_dataset(validation: Any) -> Dataset:
     return validation if isinstance(validation, GroupedDataset) else HeldOutDataset(validation)
-
-
-def _check_data(model: Any, train: Any, validation: Any) -> None:
-    if not isinstance(model, HasTerms) or not isinstance(model, nn.Module):
-        raise DataError(f"model: expected an FGPVAE, got {type(model).__name__}. Try FGPVAE(encoder, decoder, prior).")
-    for name, value in (("train", train), ("validation", validation)):
-        grouped = isinstance(value, GroupedDataset)
-        if not grouped and not (name == "validation" and (value is None or isinstance(value, HeldOut))):
-            raise DataError(
-                f"{name}: expected a GroupedDataset, got {type(value).__name__}. Try GroupedDataset(y, x, group)."
-            )
-
-
-def _warn_of_scale(model: nn.Module, train: GroupedDataset) -> None:
-    """Warn of raw units, under which latents are left unused: networks start near 0, and one variance is for all."""
-    if type(getattr(model, "likelihood", None)) is not GaussianLikelihood or isinstance(train, LazyDataset):
-        return
-    batch = train[range(min(len(train), 64))]
-    seen = batch.observed.sum((0, 1)).clamp_min(1)
-    largest = float((batch.y.double().square().sum((0, 1)) / seen).sqrt().max())
-    if largest > _RAW:
-        warnings.warn(
-            f"y: expected elements of a scale near 1, got one with a root mean square of {largest:.3g}. Training may "
-            "end at the mean of y. Try (y - y.mean(0)) / y.std(0), or grey levels in [0, 1].",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _check_options(objective: Any, optimizer: Any, lr_schedule: Any, trainer_options: dict[str, Any]) -> None:
-    if objective is not None and not isinstance(objective, Objective):
-        raise DataError(f"objective: expected an Objective, got {type(objective).__name__}. Try ELBO() or GECO(0.02).")
-    if optimizer is not None and (isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer)):
-        raise DataError(
-            f"optimizer: expected a function of the parameters, got {type(optimizer).__name__}. "
-            "Try lambda parameters: torch.optim.SGD(parameters, lr=1e-3)."
-        )
-    if lr_schedule is not None and lr_schedule != "cosine" and not callable(lr_schedule):
-        raise DataError(
-            f'lr_schedule: expected "cosine" or a function of the optimizer and the number of steps, got '
-            f'{lr_schedule!r}. Try "cosine".'
-        )
-    if "max_epochs" in trainer_options:
-        raise DataError("max_epochs: expected it as epochs, got it twice. Try fit(..., epochs=100).")
-
-
-def _check_numbers(whole: dict[str, Any], **others: Any) -> None:
-    for name, value in whole.items():
-        if not isinstance(value, int) or value < 1:
-            raise DataError(f"{name}: expected an integer >= 1, got {value!r}. Try an integer.")
-    for name in ("learning_rate", "gradient_clip"):
-        value = others[name]
-        if value is not None and not 0 < value < math.inf:
-            raise DataError(f"{name}: expected a positive finite number, got {value}. Try 1e-3.")
-    for name, smallest in (("early_stopping", 1), ("seed", 0), ("num_workers", 0)):
-        value = others[name]
-        if value is not None and (not isinstance(value, int) or value < smallest):
-            raise DataError(f"{name}: expected an integer >= {smallest}, got {value!r}. Try {name}={smallest}.")
 
 
 @contextmanager
