@@ -44,6 +44,9 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     ],
     "GP-VAE": [{"batch_size": 10}, {"num_factors": 4}, {"num_factors": 16}, {"num_factors": 32}],
     "SVGP-VAE": [{"batch_size": 40}, {"num_factors": 16}, {"num_factors": 32}, {"num_inducing": 128}],
+    "FGP-VAE, coregionalized": [
+        {"num_factors": 24}, {"num_factors": 32}, {"member_dropout": 0.0}, {"member_dropout": 2 * DROPOUT},
+    ],
     "FGP-VAE, correlated, learned": [
         {"num_factors": 16}, {"num_factors": 64}, {"member_dropout": 0.0}, {"learn_lengthscale": False},
     ],
@@ -56,7 +59,10 @@ SETTINGS_OF = {
     "FGP-VAE, correlated, representation network": "FGP-VAE, correlated, learned",
 }
 # what the FGP-VAE's own choice is, where a system shares it
-START = {"FGP-VAE, correlated, learned": {"num_local": 12, "learn_lengthscale": True, "member_dropout": DROPOUT}}
+START = {
+    "FGP-VAE, coregionalized": {"num_factors": 16, "learn_lengthscale": True, "member_dropout": DROPOUT},
+    "FGP-VAE, correlated, learned": {"num_local": 12, "learn_lengthscale": True, "member_dropout": DROPOUT},
+}
 
 
 def judge(system: str, recipe: Recipe) -> dict[str, Any]:

@@ -19,7 +19,8 @@ COMPLEXITY = {
     "VAE": "-", "CVAE": "-", "CVAE of the context": "-", "GP-VAE": "O(N M^2), M = m M_view",
     "GP-VAE, representation network": "O(N M^2), M = m M_view", "SVGP-VAE": "O(n M^2 + M^3), batches of n",
     "SVGP-VAE, representation network": "O(n M^2 + M^3), batches of n",
-    "FGP-VAE": "O(P Q^3)", "FGP-VAE, any context": "O(P Q^3)", "FGP-VAE, correlated by PCA": "O(P Q^3 + N m^2)",
+    "FGP-VAE": "O(P Q^3)", "FGP-VAE, any context": "O(P Q^3)", "FGP-VAE, coregionalized": "O(P L Q R^2)",
+    "FGP-VAE, correlated by PCA": "O(P Q^3 + N m^2)",
     "FGP-VAE, correlated, learned": "O(P Q^3 + N m^2)",
     "FGP-VAE, correlated, representation network": "O(P Q^3 + N m^2)",
 }  # fmt: skip
@@ -154,13 +155,14 @@ def words(system: str, recipe: dict[str, Any]) -> str:
     listed = [f"rate {recipe['learning_rate']:g}", f"beta {recipe['beta']:g}", f"batch {recipe['batch_size']}"]
     listed.append("cosine" if recipe["cosine"] else "constant rate")
     if "GP-VAE" in system and system != "FGP-VAE":
-        listed.append(f"m = {recipe['num_factors']}")
+        listed.append(f"{'R' if 'coregionalized' in system else 'm'} = {recipe['num_factors']}")
     if system == "SVGP-VAE":
         listed.append(f"M = {recipe['num_inducing']}")
     if recipe["member_dropout"] > 0:
         listed.append(f"dropout {recipe['member_dropout']:.2f}")
     if system.startswith("FGP-VAE"):
-        listed.append(f"J = {recipe['num_local']}, {'learned' if recipe['learn_lengthscale'] else 'fixed'} r")
+        own = "" if "coregionalized" in system else f"J = {recipe['num_local']}, "
+        listed.append(f"{own}{'learned' if recipe['learn_lengthscale'] else 'fixed'} r")
     return ", ".join(listed)
 
 

@@ -25,6 +25,7 @@ from fgp_gpytorch import (
     GPVAE,
     SVGPVAE,
     VAE,
+    CoregionalizedChannels,
     CorrelatedFGPVAE,
     FactorizedGPPrior,
     GaussianLikelihood,
@@ -45,6 +46,7 @@ from fgp_gpytorch.nets import (
     PaperFeatures,
     RepresentationNetwork,
 )
+from fgp_gpytorch.prior import FourierRoot
 from fgp_gpytorch.training import FitResult
 from rotated_mnist import PRESETS, build
 
@@ -155,15 +157,25 @@ def pca_correlated_fgp_vae(recipe: Recipe, groups: int) -> CorrelatedFGPVAE:
     return correlated_fgp_vae(recipe, groups, learn_objects=False)
 
 
+def coregionalized_fgp_vae(recipe: Recipe, groups: int) -> FGPVAE:
+    """All channels share factors of their digit."""
+    root = FourierRoot(periodic(recipe), recipe.period)
+    prior = FactorizedGPPrior([CoregionalizedChannels(CHANNELS, recipe.num_factors, root)])
+    return FGPVAE(PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), prior, likelihood(recipe), recipe.member_dropout)
+
+
 def local_channels(recipe: Recipe) -> LocalChannels:
+    """The paper's kernel, with a length of its own for each channel if it is learned."""
+    return LocalChannels(recipe.num_local, periodic(recipe, [recipe.num_local] if recipe.learn_lengthscale else []))
+
+
+def periodic(recipe: Recipe, batch_shape: Sequence[int] = ()) -> gpytorch.kernels.PeriodicKernel:
     """The paper's kernel: amplitude 1, r = 1 at the start."""
-    kernel = gpytorch.kernels.PeriodicKernel(
-        batch_shape=torch.Size([recipe.num_local] if recipe.learn_lengthscale else [])
-    )
+    kernel = gpytorch.kernels.PeriodicKernel(batch_shape=torch.Size(batch_shape))
     kernel.period_length, kernel.lengthscale = recipe.period, 1.0
     kernel.raw_period_length.requires_grad_(False)
     kernel.raw_lengthscale.requires_grad_(recipe.learn_lengthscale)
-    return LocalChannels(recipe.num_local, kernel)
+    return kernel
 
 
 BUILD: dict[str, Callable[[Recipe, int], FGPVAE]] = {
@@ -176,6 +188,7 @@ BUILD: dict[str, Callable[[Recipe, int], FGPVAE]] = {
     "SVGP-VAE, representation network": svgp_vae_of_images,
     "FGP-VAE": fgp_vae,
     "FGP-VAE, any context": fgp_vae_of_any_context,
+    "FGP-VAE, coregionalized": coregionalized_fgp_vae,
     "FGP-VAE, correlated by PCA": pca_correlated_fgp_vae,
     "FGP-VAE, correlated, learned": correlated_fgp_vae,
     "FGP-VAE, correlated, representation network": correlated_fgp_vae_of_images,

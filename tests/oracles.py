@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import mpmath
 import numpy as np
+import scipy.special
 
 Kernel = Callable[[Sequence, Sequence, object], object]  # (x, x', arithmetic) -> covariance
 Mean = Callable[[Sequence, object], object]
@@ -55,6 +56,28 @@ def matern32(lengthscale, outputscale=1.0) -> Kernel:
     return k
 
 
+def coregionalized(left, right, lengthscale, harmonics) -> Kernel:
+    """sum_r psi_r(x) psi'_r(x'), psi_r(x) = sum_f phi_f(x) W_fr; `left` and `right` are W of two channels, [f][r].
+
+    phi are the terms of the Fourier series of `periodic(lengthscale, 2 pi)`: c_0 = exp(-1/r) I_0(1/r), c_n = 2
+    exp(-1/r) I_n(1/r), constant first, then the cosines, then the sines.
+    """
+
+    def loading(weights, x, r):
+        total = 0.0
+        for n in range(harmonics + 1):
+            root = math.sqrt((1 if n == 0 else 2) * scipy.special.ive(n, 1 / lengthscale))
+            total += root * math.cos(n * x[0]) * weights[n][r]
+            if n > 0:
+                total += root * math.sin(n * x[0]) * weights[harmonics + n][r]
+        return total
+
+    def k(a, b, m=math):
+        return sum(loading(left, a, r) * loading(right, b, r) for r in range(len(left[0])))
+
+    return k
+
+
 def linear(variance) -> Kernel:
     """v x'x: of rank D, so singular as soon as a group has more than D members."""
 
@@ -92,10 +115,19 @@ class DenseAnswer:
 
 
 class DenseGaussian:
-    """p(Z) = N(m, K) with K[(g, x, l), (g', x', l')] = delta(g, g') delta(l, l') k_l(x, x')."""
+    """p(Z) = N(m, K) with K[(g, x, l), (g', x', l')] = delta(g, g') delta(l, l') k_l(x, x').
 
-    def __init__(self, kernels: Sequence[Kernel], means: Sequence[Mean] | None = None):
+    `couplings[l, l']` is the covariance of two different channels, for those that have one.
+    """
+
+    def __init__(
+        self,
+        kernels: Sequence[Kernel],
+        means: Sequence[Mean] | None = None,
+        couplings: dict[tuple[int, int], Kernel] | None = None,
+    ):
         self.kernels = list(kernels)
+        self.couplings = couplings or {}
         self.means = list(means) if means is not None else [zero_mean] * len(self.kernels)
 
     def rows(self, x: np.ndarray) -> list[Row]:
@@ -113,6 +145,8 @@ class DenseGaussian:
             for j, (other_group, b, other_channel) in enumerate(right):
                 if group == other_group and channel == other_channel:
                     out[i, j] = self.kernels[channel](a, b, math)
+                elif group == other_group and (channel, other_channel) in self.couplings:
+                    out[i, j] = self.couplings[channel, other_channel](a, b, math)
         return out
 
     def prior_mean(self, rows: list[Row]) -> np.ndarray:

@@ -7,7 +7,13 @@ from fgp_gpytorch.data import AlignedDataset, GroupedBatch, GroupedDataset, Held
 from fgp_gpytorch.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from fgp_gpytorch.models import CVAE, FGPVAE, GPVAE, SVGPVAE, VAE, CorrelatedFGPVAE, LatentAngleFGPVAE
 from fgp_gpytorch.objectives import ELBO, GECO
-from fgp_gpytorch.prior import FactorizedGPPrior, GlobalChannels, IndependentChannels, LocalChannels
+from fgp_gpytorch.prior import (
+    CoregionalizedChannels,
+    FactorizedGPPrior,
+    GlobalChannels,
+    IndependentChannels,
+    LocalChannels,
+)
 from fgp_gpytorch.training import fit
 
 __version__ = version("fgp_gpytorch")
@@ -23,6 +29,7 @@ __all__ = [
     "AlignedDataset",
     "BernoulliLikelihood",
     "Configurable",
+    "CoregionalizedChannels",
     "CorrelatedFGPVAE",
     "FactorizedGPPrior",
     "GaussianLikelihood",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import oracles
-from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, LocalChannels
+from fgp_gpytorch import CoregionalizedChannels, FactorizedGPPrior, GlobalChannels, LocalChannels
+from fgp_gpytorch.prior import FourierRoot
 
 F64 = torch.float64
 
@@ -108,7 +109,29 @@ def means_case() -> Case:
     return Case(prior, oracles.DenseGaussian(kernels, means), features=2)
 
 
+def coregionalized_case() -> Case:
+    """Two channels that share three factors, beside a local and a global channel; a mean that is not zero."""
+    base = with_lengthscale(gpytorch.kernels.PeriodicKernel(), 0.8)
+    base.period_length = torch.tensor(2 * np.pi, dtype=F64)
+    constants = gpytorch.means.ConstantMean(batch_shape=torch.Size([2])).double()
+    constants.constant.data = torch.tensor([0.6, -1.1], dtype=F64)
+    block = CoregionalizedChannels(2, 3, FourierRoot(base, harmonics=2), constants)
+    weights = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(5), dtype=F64)
+    block.loadings.data = weights
+    kernels = [[oracles.coregionalized(a, b, 0.8, 2) for b in weights.tolist()] for a in weights.tolist()]
+    prior = FactorizedGPPrior(
+        [LocalChannels(1, with_lengthscale(gpytorch.kernels.RBFKernel(), 0.7)), block, GlobalChannels(1, 1.3)]
+    )
+    dense = oracles.DenseGaussian(
+        [oracles.rbf(0.7), kernels[0][0], kernels[1][1], oracles.constant(1.3)],
+        [lambda a, m: 0.0, lambda a, m: 0.6, lambda a, m: -1.1, lambda a, m: 0.0],
+        {(1, 2): kernels[0][1], (2, 1): kernels[1][0]},
+    )
+    return Case(prior, dense, features=1)
+
+
 CASES = {
+    "coregionalized": coregionalized_case,
     "paper": paper_case,
     "ard": ard_case,
     "per_channel": per_channel_case,

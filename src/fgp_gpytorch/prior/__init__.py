@@ -1,6 +1,7 @@
 """The factorized prior: blocks of channels, their posterior, and the bridge to GPyTorch's own models."""
 
 from fgp_gpytorch.prior.channels import ChannelBlock, GlobalChannels, LocalChannels
+from fgp_gpytorch.prior.coregionalized_channels import CoregionalizedChannels
 from fgp_gpytorch.prior.correlated_gp_prior import CorrelatedGPPrior, CorrelatedPosterior, CorrelatedPrediction
 from fgp_gpytorch.prior.exact_gp import BlockExactGP, exact_gp
 from fgp_gpytorch.prior.factorized_gp_prior import FactorizedGPPrior
@@ -17,6 +18,7 @@ from fgp_gpytorch.prior.object_view_prior import ObjectViewPrior
 __all__ = [
     "BlockExactGP",
     "ChannelBlock",
+    "CoregionalizedChannels",
     "CorrelatedGPPrior",
     "CorrelatedPosterior",
     "CorrelatedPrediction",

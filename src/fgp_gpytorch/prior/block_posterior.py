@@ -22,7 +22,7 @@ from fgp_gpytorch.gaussian import (
 _Value = TypeVar("_Value")
 
 
-def _once_per_grad_mode(method: Callable[[Any], _Value]) -> Callable[[Any], _Value]:
+def once_per_grad_mode(method: Callable[[Any], _Value]) -> Callable[[Any], _Value]:
     """Compute once with gradients and once without: a look under `no_grad` must not cost a later loss its graph."""
 
     @functools.wraps(method)
@@ -115,12 +115,12 @@ class DenseBlockPosterior(BlockPosterior):
         self.covariance = block.covariance(x, x)
 
     @property
-    @_once_per_grad_mode
+    @once_per_grad_mode
     def _members(self) -> DenseMarginals:
         return dense_marginals(self.covariance, self.precision, self.residual)
 
     @property
-    @_once_per_grad_mode
+    @once_per_grad_mode
     def _factor(self) -> DenseFactor:
         return dense_factor(self.covariance, self.precision, self.residual)
 

@@ -27,10 +27,13 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
         factorizes_over_groups: Whether groups are independent under the block's prior, which is what makes a
             minibatch of groups an unbiased sample of the objective.
         has_zero_mean: Whether `prior_mean` is zero everywhere, so that nobody need compute it.
+        couples_channels: Whether the channels are correlated with each other: one set of whitened variables u then
+            serves all of them, (*b, G, 1, M) in place of (*b, G, J, M), and `covariance` is each channel's own.
     """
 
     num_channels: int
     factorizes_over_groups: bool = True
+    couples_channels: bool = False
     has_zero_mean: bool = False
 
     @abstractmethod
@@ -98,11 +101,11 @@ class LocalChannels(ChannelBlock):
         self.kernel = kernel
         self.mean_module = mean if mean is not None else ZeroMean()
         self.has_zero_mean = isinstance(self.mean_module, ZeroMean)
-        _check_mean(self.mean_module, num_channels)
+        check_mean(self.mean_module, num_channels)
 
     def prior_mean(self, x: Tensor) -> Tensor:
         """Prior mean at x (*b, G, Q, D): broadcastable to (*b, G, J, Q)."""
-        return _mean_at(self.mean_module, x)
+        return mean_at(self.mean_module, x)
 
     def covariance(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Base kernel within each group: (*b, G, J or 1, Q1, Q2)."""
@@ -162,7 +165,7 @@ class GlobalChannels(ChannelBlock):
         self.num_channels = num_channels
         self.mean_module = mean if mean is not None else ZeroMean()
         self.has_zero_mean = isinstance(self.mean_module, ZeroMean)
-        _check_mean(self.mean_module, num_channels)
+        check_mean(self.mean_module, num_channels)
         if not isinstance(self.mean_module, (ConstantMean, ZeroMean)):
             raise ShapeError(
                 f"mean: expected a ConstantMean, got {type(self.mean_module).__name__}: a global channel has one value "
@@ -194,7 +197,7 @@ class GlobalChannels(ChannelBlock):
 
     def prior_mean(self, x: Tensor) -> Tensor:
         """Prior mean at x (*b, G, Q, D): broadcastable to (*b, G, J, Q)."""
-        return _mean_at(self.mean_module, x)
+        return mean_at(self.mean_module, x)
 
     def covariance(self, x1: Tensor, x2: Tensor) -> Tensor:
         """The variance at every pair: (*b, G, J or 1, Q1, Q2)."""
@@ -224,7 +227,8 @@ def _get_variance(block: GlobalChannels) -> Tensor:
     return block.variance
 
 
-def _mean_at(mean_module: Mean, x: Tensor) -> Tensor:
+def mean_at(mean_module: Mean, x: Tensor) -> Tensor:
+    """A mean at x (*b, G, Q, D), channels before members: broadcastable to (*b, G, J, Q)."""
     mean = mean_module(x.unsqueeze(-3))
     assert isinstance(mean, Tensor)
     return mean
@@ -266,6 +270,7 @@ def _check_batch_shape(batch_shape: torch.Size, num_channels: int, what: str) ->
         )
 
 
-def _check_mean(mean: Mean, num_channels: int) -> None:
+def check_mean(mean: Mean, num_channels: int) -> None:
+    """Raise a `ShapeError` if a mean has another batch shape than [] or [J]."""
     batch_shape = getattr(mean, "batch_shape", torch.Size(()))
     _check_batch_shape(batch_shape, num_channels, f"mean {type(mean).__name__}")

@@ -148,13 +148,17 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
         self._check_x(x)
         x = self._converted(x)
         front, members = x.shape[:-2], x.shape[-2]
-        means, covariances = [], []
-        for block in self._blocks():
-            means.append(block.prior_mean(x).expand(*front, block.num_channels, members))
-            covariance = block.covariance(x, x)
-            covariances.append(covariance.expand(*front, block.num_channels, members, members))
-        covariance = to_linear_operator(torch.cat(covariances, dim=-3))  # singular where x repeats: not factorized
-        channels = MultivariateNormal(torch.cat(means, dim=-2), covariance)
+        blocks = self._blocks()
+        means = [block.prior_mean(x).expand(*front, block.num_channels, members) for block in blocks]
+        mean = torch.cat(means, dim=-2)
+        # as linear operators: singular where x repeats, and so not to be factorized
+        if any(block.couples_channels for block in blocks):
+            parts = [part for block in blocks for part in _joint_covariances(block, x)]
+            joint = _members_before_channels(_block_diagonal(parts), self.num_channels)
+            return MultitaskMultivariateNormal(mean.mT, to_linear_operator(joint))
+        sizes = [(*front, block.num_channels, members, members) for block in blocks]
+        covariances = [block.covariance(x, x).expand(size) for block, size in zip(blocks, sizes, strict=True)]
+        channels = MultivariateNormal(mean, to_linear_operator(torch.cat(covariances, dim=-3)))
         return MultitaskMultivariateNormal.from_batch_mvn(channels, task_dim=-1)
 
     def log_hyperprior(self) -> Tensor:
@@ -236,6 +240,34 @@ def _near_the_observed(x: Tensor, mask: Tensor) -> Tensor:
 
 def _block_path(block: ChannelBlock, x: Tensor, sample_shape: Sequence[int]) -> Tensor:
     root = block.covariance_root(x)
-    shape = (*sample_shape, *x.shape[:-2], block.num_channels, root.shape[-1])
+    channels = 1 if block.couples_channels else block.num_channels
+    shape = (*sample_shape, *x.shape[:-2], channels, root.shape[-1])
     noise = torch.randn(shape, dtype=x.dtype, device=x.device)
     return block.prior_mean(x) + (root @ noise.unsqueeze(-1)).squeeze(-1)
+
+
+def _joint_covariances(block: ChannelBlock, x: Tensor) -> list[Tensor]:
+    """The diagonal blocks (*b, G, N, N) of a block's covariance, rows by channel, then member."""
+    if block.couples_channels:
+        root = block.covariance_root(x).flatten(-3, -2)
+        return [root @ root.mT]
+    members = x.shape[-2]
+    return list(block.covariance(x, x).expand(*x.shape[:-2], block.num_channels, members, members).unbind(-3))
+
+
+def _block_diagonal(parts: list[Tensor]) -> Tensor:
+    """Matrices (*b, N, N) of different N on the diagonal of one."""
+    size = sum(part.shape[-1] for part in parts)
+    whole = parts[0].new_zeros(*parts[0].shape[:-2], size, size)
+    start = 0
+    for part in parts:
+        end = start + part.shape[-1]
+        whole[..., start:end, start:end] = part
+        start = end
+    return whole
+
+
+def _members_before_channels(joint: Tensor, channels: int) -> Tensor:
+    """A matrix (*b, L Q, L Q) whose rows are ordered by channel, then member, by member, then channel."""
+    apart = joint.unflatten(-1, (channels, -1)).unflatten(-3, (channels, -1))  # shape: (*b, L, Q, L, Q)
+    return apart.transpose(-4, -3).transpose(-2, -1).flatten(-2).flatten(-3, -2)
