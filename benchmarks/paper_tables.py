@@ -20,6 +20,7 @@ COMPLEXITY = {
     "GP-VAE, representation network": "O(N M^2), M = m M_view", "SVGP-VAE": "O(n M^2 + M^3), batches of n",
     "SVGP-VAE, representation network": "O(n M^2 + M^3), batches of n",
     "FGP-VAE": "O(P Q^3)", "FGP-VAE, any context": "O(P Q^3)", "FGP-VAE, coregionalized": "O(P L Q R^2)",
+    "FGP-VAE, coregionalized, any context": "O(P L Q R^2)",
     "FGP-VAE, correlated by PCA": "O(P Q^3 + N m^2)",
     "FGP-VAE, correlated, learned": "O(P Q^3 + N m^2)",
     "FGP-VAE, correlated, representation network": "O(P Q^3 + N m^2)",

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import gpytorch
 import lightning
 import torch
+from gpytorch.means import Mean
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import fgp_gpytorch
@@ -36,6 +37,7 @@ from fgp_gpytorch import (
     fit,
 )
 from fgp_gpytorch.data import align_held_out
+from fgp_gpytorch.means import FourierMean
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
 from fgp_gpytorch.nets import (
@@ -157,11 +159,17 @@ def pca_correlated_fgp_vae(recipe: Recipe, groups: int) -> CorrelatedFGPVAE:
     return correlated_fgp_vae(recipe, groups, learn_objects=False)
 
 
-def coregionalized_fgp_vae(recipe: Recipe, groups: int) -> FGPVAE:
+def coregionalized_fgp_vae(recipe: Recipe, groups: int, mean: Mean | None = None) -> FGPVAE:
     """All channels share factors of their digit."""
     root = FourierRoot(periodic(recipe), recipe.period)
-    prior = FactorizedGPPrior([CoregionalizedChannels(CHANNELS, recipe.num_factors, root)])
+    prior = FactorizedGPPrior([CoregionalizedChannels(CHANNELS, recipe.num_factors, root, mean)])
     return FGPVAE(PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), prior, likelihood(recipe), recipe.member_dropout)
+
+
+def coregionalized_fgp_vae_of_any_context(recipe: Recipe, groups: int) -> FGPVAE:
+    """Every channel's mean over the angle is learned too."""
+    mean = FourierMean(4, recipe.period, batch_shape=torch.Size([CHANNELS]))
+    return coregionalized_fgp_vae(recipe, groups, mean)
 
 
 def local_channels(recipe: Recipe) -> LocalChannels:
@@ -189,6 +197,7 @@ BUILD: dict[str, Callable[[Recipe, int], FGPVAE]] = {
     "FGP-VAE": fgp_vae,
     "FGP-VAE, any context": fgp_vae_of_any_context,
     "FGP-VAE, coregionalized": coregionalized_fgp_vae,
+    "FGP-VAE, coregionalized, any context": coregionalized_fgp_vae_of_any_context,
     "FGP-VAE, correlated by PCA": pca_correlated_fgp_vae,
     "FGP-VAE, correlated, learned": correlated_fgp_vae,
     "FGP-VAE, correlated, representation network": correlated_fgp_vae_of_images,
