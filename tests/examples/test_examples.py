@@ -77,3 +77,11 @@ def test_saved_model_of_the_example_generates(rotated_mnist_run: Path) -> None:
     image = model.generate(torch.zeros(1, 2, 1, dtype=torch.float64))
     assert image.shape == (1, 2, 1, 28, 28)
     assert bool(torch.isfinite(image).all())
+
+
+def test_rotated_mnist_with_coregionalized_channels(tmp_path: Path) -> None:
+    arguments = ["--preset", "coregionalized", "--epochs", "2", "--out", str(tmp_path), "--no-progress"]
+    assert load("rotated_mnist").main(arguments) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["metrics"]["extrapolation_mse"]["mean"] < 0.075
+    assert FGPVAE.load(tmp_path / "seed_0" / "model.pt").prior.blocks[0].num_factors == 16
+    assert (tmp_path / "latents.png").stat().st_size > 10_000  # no global channels to draw
