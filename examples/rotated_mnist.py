@@ -323,8 +323,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="short",
         help="short: under 3 minutes on 2 cores (default). paper: Appendix A (GECO, J = 8, fixed kernel, 1000 epochs). "
-        "best: same networks and data, our best training, 1000 epochs. coregionalized: as best, with a learned covariance "
-        "between channels, which is not the paper's")  # fmt: skip
+        "best: same networks and data, our best training, 1000 epochs. coregionalized: as best, with a "
+        "learned covariance between channels, which is not the paper's")  # fmt: skip
     add("--epochs", type=int, help="instead of the preset's")
     add("--seed", type=int, default=0, help="first seed: the networks' start, shuffling and sampling (default 0)")
     add("--seeds", type=int, default=1, help="how many seeds, one after the other (default 1; the paper has 5)")
