@@ -116,6 +116,17 @@ def test_prior_covariance_of_each_channel_is_the_roots_kernel_on_average_at_the_
     assert float(error.max()) < 0.1
 
 
+def test_loadings_have_the_hyperprior_of_a_gaussian_process_with_the_roots_kernel():
+    """log N(W; 0, 1/R) of every entry; psi = phi W is then a GP with covariance k / R, by draws."""
+    block = CoregionalizedChannels(2, 3, FourierRoot(periodic(), harmonics=2))
+    prior = FactorizedGPPrior([LocalChannels(1, RBFKernel()), block])
+    wanted = sum(-0.5 * math.log(2 * math.pi / 3) - 0.5 * 3 * w**2 for w in block.loadings.flatten().detach().tolist())
+    assert prior.log_hyperprior().item() == pytest.approx(wanted, rel=1e-6)  # GPyTorch keeps the scale in float32
+    before = block.loadings.detach().clone()
+    prior.log_hyperprior().backward()
+    torch.testing.assert_close(block.loadings.grad, -3 * before, rtol=1e-6, atol=1e-9)
+
+
 def test_gradients_reach_loadings_kernel_and_pseudo_observations():
     kernel = periodic()
     block = CoregionalizedChannels(2, 3, FourierRoot(kernel, harmonics=2))

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from gpytorch.kernels import Kernel
 from gpytorch.means import Mean, ZeroMean
+from gpytorch.priors import NormalPrior
 from torch import Tensor
 
 from fgp_gpytorch.errors import DataError, ShapeError
@@ -30,18 +31,20 @@ class CoregionalizedChannels(ChannelBlock):
     (Happ and Greven 2018), g_p being a group's scores. `GlobalChannels` are a constant phi and W = I; `LocalChannels`
     a W of J M columns that is block diagonal.
 
-    Inference stays exact and within the group: O(J Q R^2), and a group never seen needs no training.
+    Inference stays exact and within the group: O(J Q R^2), and a group never seen needs no training. W is learned under
+    W_jfr ~ N(0, 1 / R), that is psi_jr ~ GP(0, k / R): at an x that no group has, loadings are what the kernel says of
+    their neighbours, where W alone could be anything. The log density is a hyperprior (`log_hyperprior`).
 
     Args:
         num_channels: J.
         num_factors: R. Every group is described by so many numbers; J (1 + 2 H) of a `FourierRoot` lose nothing.
         root: phi, a `FourierRoot` (periodic kernels) or a `NystromRoot` (any kernel), of a kernel without batch shape.
-            Its kernel says how smooth the loadings are; its scale is W's as well, so it can be left at 1.
+            Its kernel says how smooth the loadings are; its scale is the channels' prior variance.
         mean: A GPyTorch mean with `batch_shape` [] or [J], or None for zero.
 
     Attributes:
-        loadings: W, (J, M, R), drawn from N(0, 1 / R) at the start (`torch.manual_seed`): the prior covariance of each
-            channel is then the root's kernel, on average.
+        loadings: W, (J, M, R), drawn from its prior at the start (`torch.manual_seed`): the covariance of each channel
+            is then the root's kernel, on average.
 
     Raises:
         ShapeError: If a number is below 1, or the kernel or mean has another batch shape.
@@ -78,8 +81,9 @@ class CoregionalizedChannels(ChannelBlock):
         self.mean_module = mean if mean is not None else ZeroMean()
         self.has_zero_mean = isinstance(self.mean_module, ZeroMean)
         check_mean(self.mean_module, num_channels)
-        loadings = torch.randn(num_channels, root.num_features, num_factors) / math.sqrt(num_factors)
-        self.loadings = torch.nn.Parameter(loadings)
+        scale = 1 / math.sqrt(num_factors)
+        self.loadings = torch.nn.Parameter(scale * torch.randn(num_channels, root.num_features, num_factors))
+        self.register_prior("loadings_prior", NormalPrior(0.0, scale), "loadings")
 
     def prior_mean(self, x: Tensor) -> Tensor:
         """Prior mean at x (*b, G, Q, D): broadcastable to (*b, G, J, Q)."""
