@@ -45,7 +45,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "GP-VAE": [{"batch_size": 10}, {"num_factors": 4}, {"num_factors": 16}, {"num_factors": 32}],
     "SVGP-VAE": [{"batch_size": 40}, {"num_factors": 16}, {"num_factors": 32}, {"num_inducing": 128}],
     "FGP-VAE, coregionalized": [
-        {"num_factors": 24}, {"num_factors": 32}, {"member_dropout": 0.0}, {"member_dropout": 2 * DROPOUT},
+        {"num_factors": 32}, {"member_dropout": 0.0}, {"member_dropout": [0.0, 1.0]}, {"learn_lengthscale": False},
     ],
     "FGP-VAE, correlated, learned": [
         {"num_factors": 16}, {"num_factors": 64}, {"member_dropout": 0.0}, {"learn_lengthscale": False},

@@ -159,8 +159,11 @@ def words(system: str, recipe: dict[str, Any]) -> str:
         listed.append(f"{'R' if 'coregionalized' in system else 'm'} = {recipe['num_factors']}")
     if system == "SVGP-VAE":
         listed.append(f"M = {recipe['num_inducing']}")
-    if recipe["member_dropout"] > 0:
-        listed.append(f"dropout {recipe['member_dropout']:.2f}")
+    dropout = recipe["member_dropout"]
+    if dropout != 0:
+        listed.append(
+            f"dropout {dropout[0]:g} to {dropout[1]:g}" if isinstance(dropout, list) else f"dropout {dropout:.2f}"
+        )
     if system.startswith("FGP-VAE"):
         own = "" if "coregionalized" in system else f"J = {recipe['num_local']}, "
         listed.append(f"{own}{'learned' if recipe['learn_lengthscale'] else 'fixed'} r")

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import gpytorch
 import lightning
 import torch
-from gpytorch.means import Mean
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 import fgp_gpytorch
@@ -159,17 +158,12 @@ def pca_correlated_fgp_vae(recipe: Recipe, groups: int) -> CorrelatedFGPVAE:
     return correlated_fgp_vae(recipe, groups, learn_objects=False)
 
 
-def coregionalized_fgp_vae(recipe: Recipe, groups: int, mean: Mean | None = None) -> FGPVAE:
-    """All channels share factors of their digit."""
+def coregionalized_fgp_vae(recipe: Recipe, groups: int) -> FGPVAE:
+    """All channels share factors of their digit, about a mean of each over the angle."""
     root = FourierRoot(periodic(recipe), recipe.period)
+    mean = FourierMean(4, recipe.period, batch_shape=torch.Size([CHANNELS]))
     prior = FactorizedGPPrior([CoregionalizedChannels(CHANNELS, recipe.num_factors, root, mean)])
     return FGPVAE(PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), prior, likelihood(recipe), recipe.member_dropout)
-
-
-def coregionalized_fgp_vae_of_any_context(recipe: Recipe, groups: int) -> FGPVAE:
-    """Every channel's mean over the angle is learned too."""
-    mean = FourierMean(4, recipe.period, batch_shape=torch.Size([CHANNELS]))
-    return coregionalized_fgp_vae(recipe, groups, mean)
 
 
 def local_channels(recipe: Recipe) -> LocalChannels:
@@ -197,7 +191,7 @@ BUILD: dict[str, Callable[[Recipe, int], FGPVAE]] = {
     "FGP-VAE": fgp_vae,
     "FGP-VAE, any context": fgp_vae_of_any_context,
     "FGP-VAE, coregionalized": coregionalized_fgp_vae,
-    "FGP-VAE, coregionalized, any context": coregionalized_fgp_vae_of_any_context,
+    "FGP-VAE, coregionalized, any context": coregionalized_fgp_vae,
     "FGP-VAE, correlated by PCA": pca_correlated_fgp_vae,
     "FGP-VAE, correlated, learned": correlated_fgp_vae,
     "FGP-VAE, correlated, representation network": correlated_fgp_vae_of_images,

@@ -118,7 +118,8 @@ def build(preset: Preset) -> FGPVAE:
     kernel.raw_period_length.requires_grad_(False)
     kernel.raw_lengthscale.requires_grad_(preset.learn_lengthscale)
     if preset.num_factors is not None:
-        blocks = [CoregionalizedChannels(CHANNELS, preset.num_factors, FourierRoot(kernel))]
+        mean = FourierMean(4, batch_shape=torch.Size([CHANNELS]))
+        blocks = [CoregionalizedChannels(CHANNELS, preset.num_factors, FourierRoot(kernel), mean)]
     elif not preset.learn_prior:
         blocks = [LocalChannels(local, kernel), GlobalChannels(shared)]
     else:
