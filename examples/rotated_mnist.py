@@ -71,7 +71,7 @@ PRESETS = {
     # chosen on training instances and angles held out for validation: benchmarks/choose_settings.py
     "best": Preset(1000, 12, 1e-2, "cosine", 2 / 11, True, beta=0.4),
     # beyond the paper: benchmarks/choose_rivals.py
-    "coregionalized": Preset(1000, CHANNELS, 1e-2, "cosine", 2 / 11, True, beta=0.15, num_factors=16),
+    "coregionalized": Preset(1000, CHANNELS, 1e-2, "cosine", 2 / 11, False, beta=0.15, num_factors=16),
     "short": Preset(240, 12, 1e-2, "cosine", 2 / 11, True, learn_prior=True),
 }
 
