@@ -22,7 +22,7 @@ from torch import Tensor
 
 import table1
 from evaluate import SIZES, has_both_kinds
-from fgp_gpytorch import FGPVAE
+from fgp_gpytorch import FGPVAE, GroupedBatch
 from fgp_gpytorch.datasets import RotatedMNIST, rotated_mnist
 from fgp_gpytorch.metrics._evaluation import global_channels
 from fgp_gpytorch.plots import image_rows
@@ -87,6 +87,25 @@ def swaps(model: FGPVAE, data: RotatedMNIST, positions: Sequence[int]) -> Figure
     return image_rows(rows, heads, "Local latents of the row's digit, global latents of the column's")
 
 
+@torch.no_grad()
+def one_example(model: FGPVAE, data: RotatedMNIST, positions: Sequence[int], draws: int, seed: int = 0) -> Figure:
+    """Digits never seen, at all angles from a single image, and digits drawn from the prior."""
+    degrees = [f"{math.degrees(angle):g}°" for angle in data.angles]
+    x = data.angles.reshape(1, -1, 1)
+    rows, marked = [], []
+    for position in positions:
+        context = data.extrapolation.context[[position]]
+        alone = GroupedBatch.from_tensors(context.y[:, :1], context.x[:, :1])
+        given = torch.isin(data.angles, alone.x[0, :, 0])
+        rows.append(("truth", data.truth(data.extrapolation.instance[[position]])[0]))
+        marked += [(len(rows) - 1, int(column)) for column in given.nonzero()[:, 0]]
+        rows.append(("from one image", model.generate(x, alone)[0]))
+    torch.manual_seed(seed)
+    invented = model.generate(x.expand(draws, -1, -1))
+    rows += [(f"drawn {number + 1}", images) for number, images in enumerate(invented)]
+    return image_rows(rows, degrees, "Digits never seen, from a single image (red), and digits of the prior", marked)
+
+
 def scaling_figure(records: list[dict[str, Any]]) -> Figure:
     """Error and time per epoch against the size of the data (Figure 1(b))."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -149,6 +168,8 @@ def main() -> None:
         figures["systems_test"] = all_angles(known, data, "test", (20, 200))
         figures["systems_unseen"] = all_angles(known, data, "extrapolation", (3, 30))
     for (name, block), model in known.items():
+        if name == "FGP-VAE, coregionalized, any context":
+            figures["one_example"] = one_example(model, data, (0, 8, 16), 5)
         if name == "FGP-VAE" and has_both_kinds(model):
             figures[f"swap_{block}"] = swaps(model, data, (0, 50, 100, 150, 200))
     scaling = [json.loads(path.read_text()) for path in sorted((RESULTS / "scaling").glob("*.json"))]

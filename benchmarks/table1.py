@@ -42,8 +42,9 @@ FGP_VAE_BEST = Recipe(
 OWN = {
     "FGP-VAE": FGP_VAE_BEST,
     "FGP-VAE, any context": dataclasses.replace(FGP_VAE_BEST, beta=1.0, member_dropout=(0.0, 1.0)),
+    # r is fixed, as its trials without any context chose (benchmarks/choose_rivals.py)
     "FGP-VAE, coregionalized, any context": dataclasses.replace(
-        FGP_VAE_BEST, beta=1.0, member_dropout=(0.0, 1.0), num_factors=16
+        FGP_VAE_BEST, beta=1.0, member_dropout=(0.0, 1.0), num_factors=16, learn_lengthscale=False
     ),
 }
 
