@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fgp_gpytorch import FGPVAE, FactorizedGPPrior, GlobalChannels, GroupedBatch, LocalChannels
-from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
+from fgp_gpytorch import CVAE, FGPVAE, FactorizedGPPrior, GlobalChannels, GroupedBatch, GroupedDataset, LocalChannels
+from fgp_gpytorch.nets import FourierFeatures, MLPDecoder, MLPEncoder
 from fgp_gpytorch.plots import image_rows, latent_paths, training_curves
 
 
@@ -28,6 +28,17 @@ def test_latent_paths_has_a_panel_for_each_local_channel_and_one_for_the_global(
     line = figure.axes[1].lines[0]
     expected = model.infer(batch).predict(torch.linspace(0, 1, 20).reshape(1, -1, 1)).mean[0, :, 1]
     assert torch.as_tensor(line.get_ydata()).double().tolist() == pytest.approx(expected.tolist())
+
+
+def test_latent_paths_takes_what_infer_takes() -> None:
+    """A model in double with data in float, a data set as context, and an encoder that is told x."""
+    data = GroupedDataset(torch.randn(4, 3), torch.rand(4, 1), torch.zeros(4, dtype=torch.int64))
+    prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel())])
+    figure = latent_paths(FGPVAE(MLPEncoder([3], 2), MLPDecoder(2, [3]), prior).double().eval(), data, torch.rand(5))
+    assert len(figure.axes) == 2
+    networks = MLPEncoder([3], 2, num_features=2), MLPDecoder(2, [3], num_features=2)
+    told = CVAE(*networks, FactorizedGPPrior([GlobalChannels(2)]), FourierFeatures()).eval()
+    assert len(latent_paths(told, data, torch.rand(5)).axes) == 1
 
 
 def test_training_curves_draw_every_run() -> None:

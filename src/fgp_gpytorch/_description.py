@@ -127,8 +127,13 @@ def _arguments(value: Any) -> dict[str, Any]:
             continue  # values come with the state; transforms are compared after rebuilding
         elif hasattr(value, name):
             found = getattr(value, name)
+        elif _defines(type(value), name).__module__.startswith("gpytorch."):
+            continue  # that the rebuilt object is the same is tested of GPyTorch's own
         else:
-            continue
+            raise CheckpointError(
+                f"cannot describe a {type(value).__name__}: expected it to keep the argument {name!r} under its own "
+                f"name, got no such attribute. Try self.{name} = {name} in its constructor."
+            )
         if found is not None and found is not parameter.default:
             arguments[name] = describe(found)
     return arguments
@@ -149,6 +154,13 @@ def _parameters(kind: type) -> dict[str, inspect.Parameter]:
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.values()):
             break
     return collected
+
+
+def _defines(kind: type, name: str) -> type:
+    """The class whose own constructor has an argument of this name."""
+    return next(
+        base for base in kind.__mro__ if name in inspect.signature(base.__dict__.get("__init__", object)).parameters
+    )
 
 
 def _find(name: str) -> type:

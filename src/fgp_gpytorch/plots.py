@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Distribution
 
-from fgp_gpytorch.data import GroupedBatch
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.models._batches import whole_batch
 from fgp_gpytorch.prior import GlobalChannels
 
 
@@ -59,7 +60,7 @@ def image_rows(
     return figure
 
 
-def latent_paths(model: FGPVAE, context: GroupedBatch, x: Tensor, x_label: str = "x") -> Figure:
+def latent_paths(model: FGPVAE, context: GroupedBatch | GroupedDataset, x: Tensor, x_label: str = "x") -> Figure:
     """Latent channels of one group against its auxiliary feature: posterior mean and two standard deviations.
 
     The dots are the encoder's pseudo-observations at the context's members, as far as they are within the picture.
@@ -73,12 +74,15 @@ def latent_paths(model: FGPVAE, context: GroupedBatch, x: Tensor, x_label: str =
     Returns:
         The figure: a panel for each local channel, and one for the values of all global channels.
     """
+    context = whole_batch(context, "context")
     with torch.no_grad():
         posterior = model.infer(context)
         prediction = posterior.predict(x.reshape(1, -1, 1))
         mean, deviation = prediction.mean[0].cpu(), prediction.variance[0].sqrt().cpu()
         observed = context.mask[0].cpu()
-        encoded, variance = (part.cpu() for part in model.encoder(context.y[0][context.mask[0]]))
+        encoded, variance = (
+            part.cpu() for part in model._encode(context.y[0][context.mask[0]], context.x[0][context.mask[0]])
+        )
         order = model.prior.channel_blocks()
     local = [c for c, block in enumerate(order) if not isinstance(block, GlobalChannels)]
     shared = [c for c, block in enumerate(order) if isinstance(block, GlobalChannels)]

@@ -279,6 +279,47 @@ def test_a_network_changed_after_it_was_made_is_not_described_wrongly(tmp_path):
         make_model(encoder=encoder).save(tmp_path / "model.pt")
 
 
+class Renames(kernels.Kernel):
+    """Keeps its argument under another name, with nothing in its state to show it."""
+
+    def __init__(self, power=2.0, **options):
+        super().__init__(**options)
+        self._q = power
+
+    def forward(self, x1, x2, diag=False, **options):
+        return torch.exp(-((x1 - x2.mT).abs() ** self._q))
+
+
+def test_a_users_kernel_that_hides_an_argument_is_not_described_wrongly(tmp_path):
+    prior = FactorizedGPPrior([LocalChannels(2, Renames(1.2)), GlobalChannels(1)])
+    model = FGPVAE(make_model().encoder, make_model().decoder, prior)
+    with pytest.warns(
+        UserWarning, match=r"prior: cannot describe a Renames: expected it to keep .* 'power'.*self.power"
+    ):
+        model.save(tmp_path / "model.pt")
+
+
+def with_local_kernel(kernel):
+    return FGPVAE(
+        make_model().encoder, make_model().decoder, FactorizedGPPrior([LocalChannels(2, kernel), GlobalChannels(1)])
+    )
+
+
+def test_a_hyperprior_registered_afterwards_comes_back(tmp_path):
+    kernel = kernels.RBFKernel()
+    kernel.register_prior("lengthscale_prior", priors.GammaPrior(3.0, 1.0), "lengthscale")
+    model = with_local_kernel(kernel)
+    loaded = saved_and_loaded(model, tmp_path / "model.pt")
+    assert loaded.prior.log_hyperprior().item() == model.prior.log_hyperprior().item() != 0
+
+
+def test_a_hyperprior_on_another_quantity_is_not_described_wrongly(tmp_path):
+    kernel = kernels.RBFKernel(lengthscale_prior=priors.NormalPrior(0.0, 1.0))
+    kernel.register_prior("lengthscale_prior", priors.NormalPrior(0.0, 1.0), lambda m: m.lengthscale.log(), None)
+    with pytest.warns(UserWarning, match="prior: the description of a FactorizedGPPrior does not make the same module"):
+        with_local_kernel(kernel).save(tmp_path / "model.pt")
+
+
 def test_a_copied_model_is_saved_like_its_original(tmp_path):
     import copy
 

@@ -225,3 +225,17 @@ def test_global_variance_is_one_number_or_one_per_channel(shape):
 def test_mean_of_a_global_channel_must_be_constant():
     with _raises(ShapeError, "mean: expected a ConstantMean, got LinearMean: a global channel has one value per group"):
         GlobalChannels(2, mean=gpytorch.means.LinearMean(1))
+
+
+class FirstGroups(gpytorch.kernels.Kernel):
+    """A kernel that forgets the dimension of groups."""
+
+    def forward(self, x1, x2, diag=False, **options):
+        return (x1 @ x2.mT)[0]
+
+
+def test_a_kernel_that_drops_the_groups_is_not_broadcast():
+    prior = FactorizedGPPrior([LocalChannels(2, FirstGroups())])
+    x, mean = torch.rand(3, 4, 1), torch.randn(3, 4, 2)
+    with pytest.raises(ShapeError, match=r"kernel FirstGroups: expected a matrix for each group, \(3, 'J or 1'\), got"):
+        prior.posterior(x, mean, torch.ones_like(mean))

@@ -595,6 +595,16 @@ def test_a_run_that_stopped_early_does_not_go_on(tmp_path):
     assert same_state(model.state_dict(), again.state_dict())
 
 
+@pytest.mark.parametrize("patience", [None, 40])
+def test_a_run_that_stopped_early_goes_on_for_whoever_has_more_patience(tmp_path, patience):
+    options = {"validation": make_data(seed=9), "epochs": 30, "learning_rate": 0.3}
+    _, stopped = train(folder=tmp_path, early_stopping=2, **options)
+    assert len(stopped.history) < 30
+    _, resumed = train(folder=tmp_path, early_stopping=patience, resume=True, **options)
+    assert len(resumed.history) == 30
+    assert_same_history(stopped.history, resumed.history[: len(stopped.history)])
+
+
 def test_training_leaves_pytorchs_generator_as_it_was():
     torch.manual_seed(8)
     expected = torch.rand(3)

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
+import gpytorch
 import torch
 from torch import nn
 
@@ -140,7 +141,7 @@ def _checked_description(value: Any) -> Any:
     if isinstance(value, nn.Module):
         with torch.random.fork_rng(devices=[]):
             again = rebuild(description)
-        if _skeleton(again) != _skeleton(value):
+        if _skeleton(again) != _skeleton(value) or not _same_priors(again, value):
             raise CheckpointError(
                 f"the description of a {type(value).__name__} does not make the same module again: a part keeps an "
                 "argument under another name, its parts were changed after it was made, or two parts share a parameter."
@@ -150,14 +151,23 @@ def _checked_description(value: Any) -> Any:
 
 def _skeleton(module: nn.Module) -> list[Any]:
     """What must agree between a part and its rebuilt self: classes, tensors' shapes, transforms, who is shared."""
-    classes = [(name, type(part), _named_transform(part)) for name, part in module.named_modules()]
-    shapes = [(name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()]
-    first: dict[int, str] = {}
-    owners = [
-        (name, first.setdefault(id(parameter), name))
-        for name, parameter in module.named_parameters(remove_duplicate=False)
-    ]
-    return [classes, shapes, owners]
+    classes = {name: (type(part), _named_transform(part)) for name, part in module.named_modules()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    owners: dict[int, set[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), set()).add(name)
+    return [classes, shapes, {frozenset(names) for names in owners.values()}]
+
+
+def _same_priors(again: nn.Module, value: nn.Module) -> bool:
+    """Whether hyperpriors are on the same quantities: the closures that read them cannot be described."""
+    if not isinstance(value, gpytorch.Module) or not isinstance(again, gpytorch.Module):
+        return True
+    with torch.no_grad():
+        _cast_like(again, value.state_dict())
+        again.load_state_dict({name: tensor.clone() for name, tensor in value.state_dict().items()})
+        there, here = ({n: closure(owner) for n, owner, _, closure, _ in m.named_priors()} for m in (again, value))
+    return there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in here)
 
 
 def _named_transform(part: nn.Module) -> Any:

@@ -250,6 +250,12 @@ def _evaluate(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
             f"kernel {type(kernel).__name__}: expected one row for each member, ({x1.shape[-2]}, {x2.shape[-2]}), got "
             f"{tuple(covariance.shape[-2:])}. Try a kernel of one output (no gradients, no tasks)."
         )
+    front = torch.broadcast_shapes(x1.shape[:-3], x2.shape[:-3])
+    if covariance.shape[:-3] != front:  # such as the first group's for all of them
+        raise ShapeError(
+            f"kernel {type(kernel).__name__}: expected a matrix for each group, {(*front, 'J or 1')}, got "
+            f"{tuple(covariance.shape[:-2])}. Try a forward that keeps the leading dimensions of x1 and x2."
+        )
     return covariance
 
 

@@ -30,7 +30,8 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
     Args:
         blocks: Blocks of channels, in the order in which their channels stand in the last dimension.
         dtype: Of the Gaussian algebra and of the kernels' hyperparameters, which are converted in place. float32 is
-            faster on a GPU and good for pseudo-variances above 1e-5 of the prior's.
+            faster on a GPU and good for pseudo-variances above 1e-5 of the prior's in groups of some tens, 1e-3 of
+            hundreds, without autocast.
 
     Attributes:
         num_channels: L.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import lightning
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import Dataset
@@ -27,7 +27,7 @@ from fgp_gpytorch.objectives.objective import HasTerms
 from fgp_gpytorch.training.arguments import check_data, check_numbers, check_options, warn_of_scale
 from fgp_gpytorch.training.held_out import HeldOutDataset
 from fgp_gpytorch.training.lightning_module import OptimizerFactory, ScheduleFactory, TrainingModule
-from fgp_gpytorch.training.resume import checkpoint_to_resume, checksum, existing, run
+from fgp_gpytorch.training.resume import PatientStopping, checkpoint_to_resume, checksum, existing, run
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def fit(
             )
     chosen = [callback for callback in (end, last, best, *callbacks) if callback is not None]
     if early_stopping is not None:
-        chosen.append(EarlyStopping(monitor, patience=early_stopping, check_on_train_epoch_end=False))
+        chosen.append(PatientStopping(monitor, patience=early_stopping, check_on_train_epoch_end=False))
     if progress:
         chosen.append(TQDMProgressBar(refresh_rate=10))
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()

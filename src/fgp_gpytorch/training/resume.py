@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 
 from fgp_gpytorch.data import GroupedDataset, LazyDataset
 from fgp_gpytorch.errors import CheckpointError, DataError, MissingFileError
@@ -39,14 +40,26 @@ def run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | N
             f"{checkpoint}: expected at most epochs={trainer.max_epochs} behind it, got {finished}. Try "
             f"epochs={finished} or more, or FGPVAE.load({str(checkpoint)!r}) for the model."
         )
-    if _stopped_early(content):
+    if _stopped_early(content, trainer):
         trainer.fit_loop.max_epochs = finished
     _fit_or_interrupt(trainer, module, checkpoint)
 
 
-def _stopped_early(content: dict[str, Any]) -> bool:
-    states = [state for name, state in content["callbacks"].items() if name.startswith("EarlyStopping")]
-    return any(state["wait_count"] >= state["patience"] for state in states)
+class PatientStopping(EarlyStopping):
+    """Early stopping with the patience that this call asks for, whatever the run was started with."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore all but the patience."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+def _stopped_early(content: dict[str, Any], trainer: lightning.Trainer) -> bool:
+    """Whether the run was stopped, and would be by the callbacks of this call as well."""
+    for callback in trainer.early_stopping_callbacks:
+        state = content["callbacks"].get(callback.state_key)
+        if state is not None and state["wait_count"] >= callback.patience:
+            return True
+    return False
 
 
 def _fit_or_interrupt(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | None) -> None:
