@@ -60,7 +60,13 @@ def describe(value: Any) -> Any:
         arguments = value.__dict__.get("constructor_arguments", {})
         return {"class": _name(type(value)), "arguments": {k: describe(v) for k, v in arguments.items()}}
     if isinstance(value, _BASES):
-        return {"class": _name(type(value)), "arguments": _arguments(value)}
+        try:
+            return {"class": _name(type(value)), "arguments": _arguments(value)}
+        except RecursionError as error:  # GPyTorch's MultivariateNormalPrior asks itself for its attributes
+            raise CheckpointError(
+                f"cannot describe a {type(value).__name__}: its arguments cannot be read back. Try another prior (a "
+                "NormalPrior of each), or give the part again: FGPVAE.load(path, prior=...)."
+            ) from error
     raise CheckpointError(
         f"cannot describe a {type(value).__name__} as data. Derive it from fgp_gpytorch.Configurable, or give it to "
         "FGPVAE.load again: FGPVAE.load(path, encoder=...)."

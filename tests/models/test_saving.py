@@ -320,6 +320,13 @@ def test_a_hyperprior_on_another_quantity_is_not_described_wrongly(tmp_path):
         with_local_kernel(kernel).save(tmp_path / "model.pt")
 
 
+def test_a_prior_that_cannot_be_read_back_is_warned_of(tmp_path):
+    prior = priors.MultivariateNormalPrior(torch.zeros(2), torch.eye(2))
+    kernel = kernels.RBFKernel(ard_num_dims=2, lengthscale_prior=prior)
+    with pytest.warns(UserWarning, match="prior: cannot describe a MultivariateNormalPrior: its arguments cannot"):
+        with_local_kernel(kernel).save(tmp_path / "model.pt")
+
+
 def test_a_copied_model_is_saved_like_its_original(tmp_path):
     import copy
 

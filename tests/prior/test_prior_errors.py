@@ -239,3 +239,24 @@ def test_a_kernel_that_drops_the_groups_is_not_broadcast():
     x, mean = torch.rand(3, 4, 1), torch.randn(3, 4, 2)
     with pytest.raises(ShapeError, match=r"kernel FirstGroups: expected a matrix for each group, \(3, 'J or 1'\), got"):
         prior.posterior(x, mean, torch.ones_like(mean))
+
+
+class Column(gpytorch.means.Mean):
+    """A mean with one dimension too many."""
+
+    def forward(self, x):
+        return x.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("mean", "message"),
+    [
+        (gpytorch.means.LinearMean(3), r"mean LinearMean: expected to take x with D = 1 features, got an error"),
+        (Column(), r"mean Column: expected one value for each of 4 members, got \(3, 1, 4, 1\)"),
+    ],
+)
+def test_a_mean_that_does_not_fit_is_named(mean, message):
+    prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel(), mean)])
+    x, value = torch.rand(3, 4, 1), torch.randn(3, 4, 2)
+    with pytest.raises(ShapeError, match=message):
+        prior.posterior(x, value, torch.ones_like(value))

@@ -229,8 +229,21 @@ def _get_variance(block: GlobalChannels) -> Tensor:
 
 def mean_at(mean_module: Mean, x: Tensor) -> Tensor:
     """A mean at x (*b, G, Q, D), channels before members: broadcastable to (*b, G, J, Q)."""
-    mean = mean_module(x.unsqueeze(-3))
-    assert isinstance(mean, Tensor)
+    try:
+        mean = mean_module(x.unsqueeze(-3))
+    except (RuntimeError, IndexError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        raise ShapeError(
+            f"mean {type(mean_module).__name__}: expected to take x with D = {x.shape[-1]} features, got an error "
+            f"({error}). Try a mean of as many features, such as LinearMean({x.shape[-1]})."
+        ) from error
+    if not isinstance(mean, Tensor) or mean.shape[-1:] != x.shape[-2:-1]:
+        got = tuple(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
+        raise ShapeError(
+            f"mean {type(mean_module).__name__}: expected one value for each of {x.shape[-2]} members, got {got}. "
+            "Try mean.squeeze(-1)."
+        )
     return mean
 
 
