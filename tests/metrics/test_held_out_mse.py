@@ -8,7 +8,7 @@ import torch
 
 from fgp_gpytorch import FGPVAE, FactorizedGPPrior, GlobalChannels, GroupedDataset, LocalChannels
 from fgp_gpytorch.errors import DataError
-from fgp_gpytorch.metrics import held_out_mse
+from fgp_gpytorch.metrics import disentanglement, held_out_mse, latent_means, swap_errors
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
 
@@ -67,3 +67,15 @@ def test_targets_and_numbers_of_draws_are_checked(model: FGPVAE, held_out: Simpl
     held_out.y_new[1, 0, 2] = torch.nan
     with pytest.raises(DataError, match="y_new: expected finite values, got 1"):
         held_out_mse(model, held_out)
+
+
+def test_a_data_set_or_an_impossible_batch_size_is_named(model: FGPVAE, held_out: SimpleNamespace) -> None:
+    with pytest.raises(DataError, match=r"held_out: expected an object with context, .*got GroupedDataset"):
+        held_out_mse(model, held_out.context)
+    for metric in (held_out_mse, swap_errors):
+        with pytest.raises(DataError, match="batch_size: expected an integer >= 1, got 0"):
+            metric(model, held_out, batch_size=0)
+    with pytest.raises(DataError, match="batch_size: expected an integer >= 1, got -3"):
+        latent_means(model, held_out.context, batch_size=-3)
+    with pytest.raises(DataError, match="period: expected a positive finite number, or None"):
+        disentanglement(model, held_out.context, period=0.0)

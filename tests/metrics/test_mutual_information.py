@@ -69,6 +69,8 @@ def test_mutual_information_says_what_is_wrong_with_its_arguments():
         mutual_information_gap(torch.zeros(4, 1), factor)
     with pytest.raises(DataError, match="factor: expected values that vary"):
         mutual_information_gap(torch.randn(4, 2), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(DataError, match="values"):
+        discretize(torch.tensor([[0.0], [float("nan")]]))
     with pytest.raises(DataError, match="num_bins: expected at least 2, got 1"):
         mutual_information_gap(torch.randn(4, 2), factor, 1)
     with pytest.raises(ShapeError, match=r"the same N of at least 1, got \(4, 2\) and \(3,\)"):

@@ -172,6 +172,11 @@ def check_held_out(held_out: HeldOut, name: str = "held_out") -> None:
         DataError: If the context is no data set, a mask is not boolean, no element of y_new was observed, an observed
             one is not finite, y_new is not floating, or the devices differ.
     """
+    if not isinstance(held_out, HeldOut):
+        raise DataError(
+            f"{name}: expected an object with context, x_new and y_new, got {type(held_out).__name__}. "
+            "Try HeldOutMembers.of(context, targets)."
+        )
     if not isinstance(held_out.context, GroupedDataset):
         raise DataError(
             f"{name}: expected a GroupedDataset as context, got {type(held_out.context).__name__}. "

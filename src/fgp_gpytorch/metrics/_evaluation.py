@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data.held_out import HeldOut, HeldOutBatch, check_held_out, held_out_batch
+from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.models import FGPVAE, GivenRows
 from fgp_gpytorch.prior import FactorizedGPPrior, GlobalChannels
 
@@ -36,11 +37,18 @@ def batches(held_out: HeldOut, batch_size: int, device: torch.device) -> Iterato
 
     Raises:
         ShapeError: If x_new, y_new or its mask are not of the context's groups.
-        DataError: If an observed value of y_new is not finite.
+        DataError: If `batch_size` is below 1, or an observed value of y_new is not finite.
     """
+    check_batch_size(batch_size)
     check_held_out(held_out)
     for start in range(0, len(held_out.context), batch_size):
         yield held_out_batch(held_out, slice(start, start + batch_size)).to(device)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise a `DataError` unless it is an integer of at least 1."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise DataError(f"batch_size: expected an integer >= 1, got {batch_size!r}. Try 64.")
 
 
 def global_channels(model: FGPVAE | GivenRows) -> Tensor:  # shape: (L,)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fgp_gpytorch._shapes import check_finite
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import evaluation, global_channels
+from fgp_gpytorch.metrics._evaluation import check_batch_size, evaluation, global_channels
 from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information_gap
 from fgp_gpytorch.metrics.probes import centroid_accuracy, ridge_r2
 from fgp_gpytorch.models import FGPVAE
@@ -75,6 +75,7 @@ def latent_means(model: FGPVAE, data: GroupedDataset, alone: bool = False, batch
         ShapeError: If the encoder's output is not two tensors of L channels.
         DataError: If a value is not finite.
     """
+    check_batch_size(batch_size)
     means = []
     with evaluation(model) as device:
         for start in range(0, len(data), batch_size):
@@ -129,6 +130,11 @@ def disentanglement(
         raise GroupError(
             f"data: expected two groups or more of two members or more, got {len(data)} groups, the smallest of "
             f"{int(data.group_sizes.min())}. Try data.subset(data.group_sizes > 1)."
+        )
+    if period is not None and not 0 < period < math.inf:
+        raise DataError(
+            f"period: expected a positive finite number, or None for a feature that is no angle, got {period}. "
+            "Try 2 * math.pi."
         )
     together = latent_means(model, data, alone, batch_size)
     first = _random_half(data, seed)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fgp_gpytorch._shapes import check_finite
 from fgp_gpytorch.errors import DataError, ShapeError
 
 
@@ -18,13 +19,14 @@ def discretize(values: Tensor, num_bins: int = 20) -> Tensor:  # shape: (N, L) -
         Bins, int64; 0 throughout a constant column.
 
     Raises:
-        DataError: If `num_bins` is below 2.
+        DataError: If `num_bins` is below 2, or a value is not finite.
         ShapeError: If the values are not (N, L).
     """
     if num_bins < 2:
         raise DataError(f"num_bins: expected at least 2, got {num_bins}. Try 20.")
     if values.dim() != 2:
         raise ShapeError(f"values: expected (N, L), got {tuple(values.shape)}. Try values.unsqueeze(-1).")
+    check_finite(values, "values")
     values = values.double()
     least, greatest = values.amin(0), values.amax(0)
     width = torch.where(greatest > least, greatest - least, 1.0)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fgp_gpytorch.data.held_out import HeldOut, check_held_out, held_out_targets
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import evaluation, global_channels
+from fgp_gpytorch.metrics._evaluation import check_batch_size, evaluation, global_channels
 from fgp_gpytorch.models import FGPVAE, GivenRows
 
 
@@ -52,6 +52,7 @@ def swap_errors(model: FGPVAE | GivenRows, held_out: HeldOut, seed: int = 0, bat
         ShapeError: If `x_new`, `y_new` or `y_new_mask` are not of the context's groups.
     """
     check_held_out(held_out)
+    check_batch_size(batch_size)
     is_global = global_channels(model)
     if bool(is_global.all()) or not bool(is_global.any()):
         raise DataError(
