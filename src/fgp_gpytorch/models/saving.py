@@ -167,7 +167,8 @@ def _same_priors(again: nn.Module, value: nn.Module) -> bool:
         _cast_like(again, value.state_dict())
         again.load_state_dict({name: tensor.clone() for name, tensor in value.state_dict().items()})
         there, here = ({n: closure(owner) for n, owner, _, closure, _ in m.named_priors()} for m in (again, value))
-    return there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in here)
+    # the rebuilt part is on the CPU
+    return there.keys() == here.keys() and all(torch.equal(there[n].to(mine.device), mine) for n, mine in here.items())
 
 
 def _named_transform(part: nn.Module) -> Any:
