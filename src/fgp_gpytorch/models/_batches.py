@@ -54,7 +54,7 @@ def scatter(rows: Tensor, mask: Tensor, padding: float) -> Tensor:
 
 def standard_normal(block: ChannelBlock, root: Tensor) -> dist.TorchDistribution:
     """p(u) of a block's whitened variables: batch (*b, G), event (J, M), or (1, M) for channels that share them."""
-    shape = (*root.shape[:-3], 1 if block.couples_channels else block.num_channels, root.shape[-1])
+    shape = (*root.shape[:-3], block.num_whitened, root.shape[-1])
     mean = torch.zeros(shape, dtype=root.dtype, device=root.device)
     identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
     return dist.MultivariateNormal(mean, scale_tril=identity, validate_args=False).to_event(1)

@@ -36,6 +36,11 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
     couples_channels: bool = False
     has_zero_mean: bool = False
 
+    @property
+    def num_whitened(self) -> int:
+        """Sets of whitened variables: one for each channel, or one for all that are coupled."""
+        return 1 if self.couples_channels else self.num_channels
+
     @abstractmethod
     def prior_mean(self, x: Tensor) -> Tensor:
         """Prior mean at x (*b, G, Q, D): broadcastable to (*b, G, J, Q)."""

@@ -1,9 +1,7 @@
 """Channels that share a few factors of each group: a learned covariance between channels and over x."""
 
 import math
-from typing import NoReturn
 
-import pyro.distributions as dist
 import torch
 from gpytorch.kernels import Kernel
 from gpytorch.means import Mean, ZeroMean
@@ -11,7 +9,7 @@ from gpytorch.priors import NormalPrior
 from torch import Tensor
 
 from fgp_gpytorch.errors import DataError, ShapeError
-from fgp_gpytorch.gaussian import LowRankFactor, low_rank_factor
+from fgp_gpytorch.gaussian import LowRankFactor, WhitenedFactor, low_rank_factor
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior, once_per_grad_mode
 from fgp_gpytorch.prior.channels import ChannelBlock, check_mean, check_num_channels, mean_at
 from fgp_gpytorch.prior.fourier_root import FourierRoot
@@ -109,7 +107,10 @@ class CoregionalizedChannels(ChannelBlock):
         Raises:
             DataError: Always.
         """
-        _no_kernel()
+        raise DataError(
+            "block: expected channels that are independent of each other, got CoregionalizedChannels, whose covariance "
+            "between channels no kernel of one output has. Try prior.posterior, or prior(x) for the joint distribution."
+        )
 
 
 class CoregionalizedBlockPosterior(BlockPosterior):
@@ -143,19 +144,23 @@ class CoregionalizedBlockPosterior(BlockPosterior):
 
     def rsample(self, sample_shape: torch.Size, x_new: Tensor | None = None) -> Tensor:
         """Joint samples at the members (and x_new), (*s, *b, G, J, Q + Q*)."""
-        x, root = self.x, self._root
-        if x_new is not None:
-            x = torch.cat([x, x_new], dim=-2)
-            root = torch.cat([root, self.block.covariance_root(x_new)], dim=-2)
+        x = self.x if x_new is None else torch.cat([self.x, x_new], dim=-2)
         factors = self.factor.rsample_weights(sample_shape)[..., None, :, None]  # shape: (*s, *b, G, 1, R, 1)
-        return self._with_mean((root @ factors).squeeze(-1), x)
+        return self._with_mean((self._root_with(x_new) @ factors).squeeze(-1), x)
 
-    def whitened_distribution(self) -> dist.TorchDistribution:
-        """q(g) as a Pyro distribution: batch (*b, G), event (1, R)."""
-        factor = self.factor
-        precision = (factor.cholesky @ factor.cholesky.mT).unsqueeze(-3)
-        normal = dist.MultivariateNormal(factor.weights.unsqueeze(-2), precision_matrix=precision, validate_args=False)
-        return normal.to_event(1)
+    def whitened(self, x_new: Tensor | None = None) -> WhitenedFactor:
+        """q of the factors, one set for all channels: batch (*b, G, 1), rows J (Q + Q*)."""
+        factor, root = self.factor, self._root_with(x_new)
+        precision = factor.cholesky @ factor.cholesky.mT
+        return WhitenedFactor(
+            root=root.flatten(-3, -2).unsqueeze(-3), cholesky=factor.cholesky.unsqueeze(-3),
+            mean=factor.weights.unsqueeze(-2), precision=precision.unsqueeze(-3),
+        )  # fmt: skip
+
+    def _root_with(self, x_new: Tensor | None) -> Tensor:
+        if x_new is None:
+            return self._root
+        return torch.cat([self._root, self.block.covariance_root(x_new)], dim=-2)
 
     def _at(self, root: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         rows, shape = root.flatten(-3, -2), root.shape[-3:-1]
@@ -163,10 +168,3 @@ class CoregionalizedBlockPosterior(BlockPosterior):
         # 0 where no factor has a loading, and the square root has no gradient there
         variance = variance.clamp_min(torch.finfo(variance.dtype).tiny)
         return self._with_mean(mean.unflatten(-1, shape), x), variance.unflatten(-1, shape)
-
-
-def _no_kernel() -> NoReturn:
-    raise DataError(
-        "block: expected channels that are independent of each other, got CoregionalizedChannels, whose covariance "
-        "between channels no kernel of one output has. Try prior.posterior, or prior(x) for the joint distribution."
-    )

@@ -241,8 +241,7 @@ def _near_the_observed(x: Tensor, mask: Tensor) -> Tensor:
 
 def _block_path(block: ChannelBlock, x: Tensor, sample_shape: Sequence[int]) -> Tensor:
     root = block.covariance_root(x)
-    channels = 1 if block.couples_channels else block.num_channels
-    shape = (*sample_shape, *x.shape[:-2], channels, root.shape[-1])
+    shape = (*sample_shape, *x.shape[:-2], block.num_whitened, root.shape[-1])
     noise = torch.randn(shape, dtype=x.dtype, device=x.device)
     return block.prior_mean(x) + (root @ noise.unsqueeze(-1)).squeeze(-1)
 
