@@ -65,6 +65,26 @@ def test_kl_is_that_of_the_dense_gaussian_over_all_rows():
     assert posterior.kl.shape == (4,)
 
 
+def test_kl_of_views_that_repeat_is_that_of_the_dense_gaussian():
+    prior, (_, mean, variance, mask) = make_prior(), make_problem()
+    x = torch.tensor([0.3, 2.0], dtype=F64)[torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0], [0, 1, 0, 1], [1, 0, 1, 0]])]
+    x = x.unsqueeze(-1)
+    assert prior.rows(INDEX, x, mask).pays
+    rows = rows_of(x, mask)
+    dense = covariance(prior, rows, rows) + ALPHA * torch.eye(10, dtype=F64)
+    posterior = prior.condition(INDEX, x, mean, variance, mask)
+    p = MultivariateNormal(torch.zeros(3, 10, dtype=F64), dense)
+    q = MultivariateNormal(mean[mask].mT, torch.diag_embed(variance[mask].mT))
+    torch.testing.assert_close(posterior.kl_channels, kl_divergence(q, p), rtol=1e-9, atol=1e-9)
+
+
+def test_views_that_are_learned_get_their_gradient_though_they_repeat():
+    prior, (_, mean, variance, mask) = make_prior(), make_problem()
+    x = torch.full((4, 4, 1), 0.7, dtype=F64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(prior.condition(INDEX, x, mean, variance, mask).kl.sum(), x)
+    assert float(gradient[mask].abs().min()) > 0
+
+
 def test_predictions_are_the_dense_gps_averaged_over_q():
     prior, (x, mean, variance, mask) = make_prior(), make_problem()
     x_new = 7 * torch.rand(4, 3, 1, dtype=F64)

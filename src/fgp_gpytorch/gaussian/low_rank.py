@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch.gaussian.precision import log_normalizer, log_plus_inverse, root_precision
+from fgp_gpytorch.gaussian.repeated_rows import RepeatedRows
 
 
 class LowRankFactor(NamedTuple):
@@ -122,6 +123,7 @@ class MeanFieldFactor(NamedTuple):
         variance: s, (*b, N), positive.
         cholesky: C, (*b, M, M).
         weights: w, (*b, M).
+        repeated: Phi as products of few vectors, where that is cheaper, or None.
     """
 
     root: Tensor
@@ -130,9 +132,10 @@ class MeanFieldFactor(NamedTuple):
     variance: Tensor
     cholesky: Tensor
     weights: Tensor
+    repeated: RepeatedRows | None = None
 
     def kl(self) -> Tensor:
-        r"""KL(q || p) in O(N M^2), nats, (*b,).
+        r"""KL(q || p), nats, (*b,), in O(N M^2), with repeated rows in O(N M + M^2 (M + m V)).
 
             1/2 { sum_i [rho_i - 1 - log rho_i] + [log|A| + sum_i log h_i] + || mu - Phi w ||^2 / alpha + w'w }
 
@@ -140,7 +143,11 @@ class MeanFieldFactor(NamedTuple):
         >= 0 (the second by Hadamard's inequality), and the last two terms are mu' (K + alpha I)^-1 mu.
         """
         noise = self.noise.unsqueeze(-1)
-        leverage = _whiten(self.cholesky, self.root).square().sum(-2) / noise
+        if self.repeated is None:
+            norms = _whiten(self.cholesky, self.root).square().sum(-2)
+        else:
+            norms = self.repeated.whitened_norms(self.cholesky)
+        leverage = norms / noise
         # a row that is no other's neighbour has h = alpha / (k + alpha): rounding could leave 0 where alpha vanishes
         rest = (1 - leverage).clamp_min(torch.finfo(leverage.dtype).eps)  # h
         log_ratio = (self.variance * rest / noise).log()
@@ -198,7 +205,9 @@ class MeanFieldFactor(NamedTuple):
         return centre + torch.linalg.solve_triangular(self.cholesky.mT, step.unsqueeze(-1), upper=True).squeeze(-1)
 
 
-def mean_field_factor(root: Tensor, noise: Tensor, mean: Tensor, variance: Tensor) -> MeanFieldFactor:
+def mean_field_factor(
+    root: Tensor, noise: Tensor, mean: Tensor, variance: Tensor, repeated: RepeatedRows | None = None
+) -> MeanFieldFactor:
     """Factorize A = I + Phi' Phi / alpha, once for all channels that share Phi.
 
     Args:
@@ -206,13 +215,19 @@ def mean_field_factor(root: Tensor, noise: Tensor, mean: Tensor, variance: Tenso
         noise: alpha, (*b,) or scalar, positive.
         mean: mu, (*b, N).
         variance: s, (*b, N), positive.
+        repeated: Phi again, as products of few vectors; then Phi has no batch dimensions and alpha is a scalar.
 
     Returns:
         The factor. There is no mask: leave a missing row out, which is its exact marginal.
     """
-    scaled = root / noise.sqrt()[..., None, None]
-    cholesky = torch.linalg.cholesky(_identity_plus(scaled.mT @ scaled))
-    return MeanFieldFactor(root, noise, mean, variance, cholesky, _mean_field_weights(root, noise, mean, cholesky))
+    if repeated is None:
+        scaled = root / noise.sqrt()[..., None, None]
+        gram = scaled.mT @ scaled
+    else:
+        gram = repeated.gram() / noise
+    cholesky = torch.linalg.cholesky(_identity_plus(gram))
+    weights = _mean_field_weights(root, noise, mean, cholesky)
+    return MeanFieldFactor(root, noise, mean, variance, cholesky, weights, repeated)
 
 
 def _mean_field_weights(root: Tensor, noise: Tensor, z: Tensor, cholesky: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ class GPVAE(KnownGroupsVAE):
         y_i ~ likelihood(decoder(z_i))
 
     The posterior is mean field, q(Z) = prod_i N(z_i | encoder(y_i)), and the bound is exact by Woodbury's identity in
-    O(N M^2) for M = m M_view features, where Casale et al. took a Taylor step:
+    O(N M^2) for M = m M_view features, where Casale et al. took a Taylor step; where the N rows repeat V distinct
+    views in O(N M + M^2 (M + m V)):
 
         ELBO = sum_i E_q[log p(y_i | z_i)] - KL(q(Z) || N(0, K + alpha I))
 

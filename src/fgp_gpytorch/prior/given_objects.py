@@ -9,6 +9,7 @@ from torch import Tensor
 from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_shape
 from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.gaussian import RepeatedRows
 from fgp_gpytorch.prior.mean_field_posterior import MeanFieldPosterior
 from fgp_gpytorch.prior.object_root import unit_length
 from fgp_gpytorch.prior.object_view_prior import ObjectViewPrior
@@ -119,6 +120,10 @@ class ObjectViewPriorAt:
             (*b, N, M).
         """
         return self.prior.features(self.vectors[group_index], x)
+
+    def rows(self, group_index: Tensor, x: Tensor, observed: Tensor) -> RepeatedRows:
+        """As `ObjectViewPrior.rows`, positions being those of the vectors."""
+        return self.prior.rows(self.vectors[group_index], x, observed)
 
     def condition(
         self,

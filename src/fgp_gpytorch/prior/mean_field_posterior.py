@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch._shapes import check_new_members
-from fgp_gpytorch.gaussian import MeanFieldFactor, mean_field_factor
+from fgp_gpytorch.gaussian import MeanFieldFactor, RepeatedRows, mean_field_factor
 
 
 class CoupledPrior(Protocol):
@@ -15,6 +15,10 @@ class CoupledPrior(Protocol):
 
     def features(self, group_index: Tensor, x: Tensor) -> Tensor:
         """Phi, (*b, N, M), at rows of groups (*b, N) and x (*b, N, D)."""
+        ...
+
+    def rows(self, group_index: Tensor, x: Tensor, observed: Tensor) -> RepeatedRows:
+        """Phi at the observed members of groups (G,), x (G, Q, D), observed (G, Q)."""
         ...
 
     @property
@@ -153,9 +157,9 @@ class MeanFieldPosterior:
         return self._factors[grad]
 
     def _factorize(self) -> MeanFieldFactor:
-        rows = self.group_index.unsqueeze(-1).expand(self.observed.shape)[self.observed]
-        root = self._prior.features(rows, self.x[self.observed])
-        return mean_field_factor(root, self._prior.noise, *self.at_observed())
+        rows = self._prior.rows(self.group_index, self.x, self.observed)
+        values = self._prior.noise, *self.at_observed()
+        return mean_field_factor(rows.dense(), *values, repeated=rows if rows.pays else None)
 
     @property
     def _filled(self) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_finite, check_shape
 from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.gaussian import RepeatedRows
 
 
 class ObjectRoot(Configurable, gpytorch.Module):
@@ -132,6 +133,29 @@ class ProductRoot(Configurable, gpytorch.Module):
         view: Tensor = self.view(x)
         objects = self.objects.forward(group_index)
         return (objects.unsqueeze(-1) * view.unsqueeze(-2)).flatten(-2)
+
+    def rows(self, group_index: Tensor, x: Tensor, observed: Tensor) -> RepeatedRows:
+        """Phi at the observed members of groups, each object and each distinct x once.
+
+        Args:
+            group_index: Position of each group, (G,), int64.
+            x: Auxiliary features, (G, Q, F).
+            observed: Members that are there, (G, Q); N in all.
+
+        Returns:
+            N rows in the order of `x[observed]`, M columns as in `forward`.
+
+        Raises:
+            GroupError: If a position belongs to no object vector.
+            ShapeError: If x does not fit the view's root.
+        """
+        values = x[observed]
+        if values.requires_grad:  # to be distinct has no gradient
+            distinct, view_of_row = values, torch.arange(len(values), device=values.device)
+        else:
+            distinct, view_of_row = values.unique(dim=0, return_inverse=True)
+        group_of_row = observed.nonzero()[:, 0]
+        return RepeatedRows(self.objects.forward(group_index), self.view(distinct), group_of_row, view_of_row)
 
 
 def unit_length(vectors: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.gaussian import RepeatedRows
 from fgp_gpytorch.prior.channels import check_num_channels
 from fgp_gpytorch.prior.fourier_root import FourierRoot
 from fgp_gpytorch.prior.hyperprior import log_hyperprior
@@ -78,6 +79,19 @@ class ObjectViewPrior(Configurable, gpytorch.Module):
             ShapeError: If x does not fit the view's root.
         """
         return self.root.forward(group_index, x.to(self.dtype))
+
+    def rows(self, group_index: Tensor, x: Tensor, observed: Tensor) -> RepeatedRows:
+        """Phi at the observed members of groups (`ProductRoot.rows`).
+
+        Args:
+            group_index: Position of each group, (G,), int64.
+            x: Auxiliary features, (G, Q, D).
+            observed: Members that are there, (G, Q).
+
+        Returns:
+            Rows in the order of `x[observed]`.
+        """
+        return self.root.rows(group_index, x.to(self.dtype), observed)
 
     def condition(
         self,

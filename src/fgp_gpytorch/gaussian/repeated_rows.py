@@ -1,0 +1,64 @@
+"""Rows of products of few distinct vectors: what they cost is the number of vectors, not of rows."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class RepeatedRows(NamedTuple):
+    r"""Phi (N, M) whose row i is a_{p(i)} (x) b_{v(i)}, M = m n: objects and views of a design that repeats.
+
+    Casale et al. (2018) photograph every object from the same few views. Then Phi has N rows but only G objects and V
+    views, and products of Phi with itself need O(G V m^2 + V m^2 n^2) in place of O(N M^2).
+
+    Attributes:
+        left: a, (G, m).
+        right: b, (V, n).
+        left_index: p, (N,), int64.
+        right_index: v, (N,), int64.
+    """
+
+    left: Tensor
+    right: Tensor
+    left_index: Tensor
+    right_index: Tensor
+
+    @property
+    def pays(self) -> bool:
+        """Whether there are more rows than pairs of a view and an entry of an object vector, m V < N."""
+        return self.left.shape[-1] * len(self.right) < len(self.left_index)
+
+    def dense(self) -> Tensor:
+        """Phi, (N, M), column (i, j) being a_i b_j."""
+        left, right = self.left[self.left_index], self.right[self.right_index]
+        return (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2)
+
+    def gram(self) -> Tensor:
+        """Phi' Phi = sum_v (sum_{i: v(i) = v} a a') (x) b_v b_v', (M, M)."""
+        counts = self.left.new_zeros(len(self.right), len(self.left))
+        index = self.right_index, self.left_index
+        counts = counts.index_put(index, counts.new_ones(()), accumulate=True)
+        left = self.left.mT @ (counts.unsqueeze(-1) * self.left)  # shape: (V, m, m)
+        right = self.right.unsqueeze(-1) * self.right.unsqueeze(-2)  # shape: (V, n, n)
+        blocks = left.flatten(1).mT @ right.flatten(1)  # shape: (m m, n n)
+        size = self.left.shape[-1] * self.right.shape[-1]
+        return blocks.unflatten(0, left.shape[1:]).unflatten(-1, right.shape[1:]).transpose(1, 2).reshape(size, size)
+
+    def whitened_norms(self, cholesky: Tensor) -> Tensor:
+        """|| C^-1 phi_i ||^2 of every row, in O(M^2 m V + G V m^2).
+
+        Args:
+            cholesky: C, (M, M), lower triangular.
+
+        Returns:
+            (N,).
+        """
+        size = self.left.shape[-1]
+        identity = torch.eye(size, dtype=self.left.dtype, device=self.left.device)
+        # column (i, v): C^-1 (e_i (x) b_v), from which C^-1 (a (x) b_v) is a sum over i
+        pairs = identity[:, None, :, None] * self.right.mT[None, :, None, :]  # shape: (m, n, m, V)
+        columns = torch.linalg.solve_triangular(cholesky, pairs.flatten(2).flatten(0, 1), upper=False)
+        columns = columns.unflatten(-1, (size, len(self.right))).movedim(-1, 0)  # shape: (V, M, m)
+        norms = ((self.left @ (columns.mT @ columns)) * self.left).sum(-1)  # shape: (V, G)
+        return norms[self.right_index, self.left_index]
