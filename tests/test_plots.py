@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fgp_gpytorch import CVAE, FGPVAE, FactorizedGPPrior, GlobalChannels, GroupedBatch, GroupedDataset, LocalChannels
+from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.nets import FourierFeatures, MLPDecoder, MLPEncoder
 from fgp_gpytorch.plots import image_rows, latent_paths, training_curves
 
@@ -17,6 +18,20 @@ def test_image_rows_draws_an_image_for_each_that_is_not_nan() -> None:
     drawn = [len(axes.images) for axes in figure.axes]
     assert drawn == [1, 1, 0, 1, 1, 1, 1, 0]
     assert [axes.get_title() for axes in figure.axes[:4]] == list("wxyz")
+
+
+def test_image_rows_draws_colours_as_they_are() -> None:
+    images = torch.rand(2, 3, 8, 10)
+    drawn = image_rows([("a", images)]).axes[1].images[0].get_array()
+    assert torch.equal(torch.as_tensor(drawn.data), images[1].permute(1, 2, 0))
+
+
+@pytest.mark.parametrize("shape", [(2, 8), (2, 2, 8, 8), (2, 4, 1, 8, 8)])
+def test_image_rows_refuses_what_are_no_images(shape) -> None:
+    with pytest.raises(ShapeError, match=r"rows: expected images \(n, H, W\).* for 'a'"):
+        image_rows([("a", torch.rand(shape))])
+    with pytest.raises(ShapeError, match="expected at least one row"):
+        image_rows([])
 
 
 def test_latent_paths_has_a_panel_for_each_local_channel_and_one_for_the_global() -> None:

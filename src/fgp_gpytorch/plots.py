@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.models import FGPVAE
 from fgp_gpytorch.models._batches import whole_batch
 from fgp_gpytorch.prior import GlobalChannels
@@ -26,14 +27,26 @@ def image_rows(
     """Rows of images, each with a label.
 
     Args:
-        rows: Labels and images, each (n, 28, 28) or (n, 1, 28, 28); NaN images are left blank.
+        rows: Labels and images in [0, 1], each (n, H, W) or (n, 1, H, W), grey (1 is ink), or (n, 3, H, W), RGB; NaN
+            images are left blank.
         columns: Headings.
         title: Of the figure.
         marked: (row, column) of images to frame.
 
     Returns:
         The figure.
+
+    Raises:
+        ShapeError: If there are no rows, or images have another shape.
     """
+    if not rows:
+        raise ShapeError('rows: expected at least one row of images, got none. Try [("truth", images)].')
+    for label, images in rows:
+        if images.dim() != 3 and not (images.dim() == 4 and images.shape[1] in (1, 3)):
+            raise ShapeError(
+                f"rows: expected images (n, H, W), (n, 1, H, W) or (n, 3, H, W), got {tuple(images.shape)} for "
+                f"{label!r}. Try one row for each group."
+            )
     count = max(len(images) for _, images in rows)
     figure = Figure(figsize=(0.62 * count + 1.5, 0.66 * len(rows) + 0.7), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)  # pyright: ignore
@@ -47,7 +60,8 @@ def image_rows(
             if blank:
                 axes.axis("off")
             else:
-                axes.imshow(images[c].reshape(images.shape[-2:]).cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
+                image = images[c].movedim(0, -1).clamp(0, 1) if images[c].shape[:-2] == (3,) else images[c].squeeze(0)
+                axes.imshow(image.detach().cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
             color, width = ("tab:red", 2.0) if (r, c) in marked else ("0.8", 0.5)
             for spine in axes.spines.values():
                 spine.set(edgecolor=color, linewidth=width)

@@ -90,6 +90,10 @@ def test_errors_say_what_to_try(rows, both) -> None:
         LazyDataset(rows, lambda batch: batch.y.T)
     with pytest.raises(DataError, match=r"expected floating observations, got torch.int64"):
         LazyDataset(rows, lambda batch: batch.y.long())
+    with pytest.raises(DataError, match="make: expected a tensor, got list"):
+        LazyDataset(rows, lambda batch: batch.y.tolist())
+    with pytest.raises(DataError, match="rows: expected a GroupedDataset, got int"):
+        LazyDataset(3, squares)
     y, x, group = rows.flat()
     with pytest.raises(DataError, match="rows: expected no y_mask"):
         LazyDataset(GroupedDataset(y, x, group, torch.ones_like(y).bool()), squares)

@@ -14,6 +14,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
 from factories import SIZES, make_data, make_model, same_state, state_of
 from fgp_gpytorch import ELBO, BernoulliLikelihood, GaussianLikelihood, GroupedDataset
+from fgp_gpytorch.errors import DataError
 
 GROUPS = [4, 0, 5, 2]  # of 6, 3, 1 and 2 members
 
@@ -31,6 +32,17 @@ def assert_agree(first, second):
     error = math.hypot(error_a, error_b)
     assert error < 0.02 * abs(a), "the comparison is too noisy to mean anything"
     assert abs(a - b) < 4.5 * error
+
+
+def test_a_whole_data_set_is_a_batch_and_other_things_are_named():
+    model, data = make_model(), make_data()
+    losses = []
+    for batch in (data, data[:]):
+        torch.manual_seed(0)
+        losses.append(Trace_ELBO().loss(model.model, model.guide, batch))
+    assert losses[0] == losses[1]
+    with pytest.raises(DataError, match="batch: expected a GroupedBatch or a GroupedDataset, got Tensor"):
+        model.guide(data[:].y)
 
 
 @pytest.mark.parametrize("pyro_elbo", [Trace_ELBO, TraceMeanField_ELBO])

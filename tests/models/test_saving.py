@@ -272,6 +272,22 @@ def test_an_undescribed_network_is_warned_of_and_must_be_given_again(tmp_path):
         FGPVAE.load(path, encoder=Undescribed(8))
 
 
+@pytest.mark.parametrize("options", [{}, {"encoder": "compiled"}])
+def test_a_compiled_network_is_saved_as_the_network_itself(options, tmp_path, monkeypatch):
+    validation = torch.distributions.Distribution
+    monkeypatch.setattr(validation, "_validate_args", validation._validate_args)  # torch.compile turns it off for good
+    model, path = make_model().eval(), tmp_path / "model.pt"
+    before = model.reconstruct(make_data())
+    model.encoder = torch.compile(model.encoder)
+    model.encoder._orig_mod.layers[0].weight.requires_grad_(False)
+    model.save(path)
+    parts = {name: torch.compile(make_model(seed=2).encoder) for name in options}
+    loaded = FGPVAE.load(path, **parts)
+    assert type(loaded.encoder) is MLPEncoder
+    assert torch.equal(loaded.reconstruct(make_data()), before)
+    assert [n for n, p in loaded.encoder.named_parameters() if not p.requires_grad] == ["layers.0.weight"]
+
+
 def test_a_network_changed_after_it_was_made_is_not_described_wrongly(tmp_path):
     encoder = MLPEncoder((3,), 3, (8,))
     encoder.layers = nn.Linear(3, 6)

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, PaperDecoder, PaperEncoder, elu
 
 
@@ -66,6 +67,12 @@ def test_paper_encoder_is_three_convolutions_and_a_dense_layer():
 
 def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("shape", [(3, 28, 28), (3, 1, 32, 32), (3, 3, 28, 28)])
+def test_paper_encoder_says_that_it_is_for_mnist(shape):
+    with pytest.raises(ShapeError, match=r"expected images \(\*batch, 1, 28, 28\), got .* your own encoder"):
+        PaperEncoder(4)(torch.rand(shape))
 
 
 def test_layer_sizes_are_those_of_table_a1():

@@ -241,6 +241,24 @@ def test_a_kernel_that_drops_the_groups_is_not_broadcast():
         prior.posterior(x, mean, torch.ones_like(mean))
 
 
+class Wave(gpytorch.kernels.Kernel):
+    """No covariance: its Fourier transform is negative somewhere."""
+
+    def forward(self, x1, x2, diag=False, **options):
+        distance = (x1.unsqueeze(-2) - x2.unsqueeze(-3)).abs().sum(-1)
+        return torch.cos(9 * distance) - 0.9 * torch.cos(3 * distance)
+
+
+def test_a_kernel_that_is_no_covariance_is_named_and_not_cut_to_one():
+    prior = FactorizedGPPrior([LocalChannels(2, Wave())])
+    x, value = torch.linspace(0, 1, 5).reshape(1, 5, 1).expand(3, -1, -1), torch.zeros(3, 5, 2)
+    message = "kernel: expected a positive semi-definite covariance, got one with eigenvalues from -"
+    with pytest.raises(DataError, match=message):
+        _ = prior.posterior(x, value, torch.full_like(value, 0.01)).kl
+    with pytest.raises(DataError, match=message):
+        prior.sample(x)
+
+
 class Column(gpytorch.means.Mean):
     """A mean with one dimension too many."""
 

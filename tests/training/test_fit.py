@@ -658,6 +658,12 @@ def test_a_missing_checkpoint_is_named_and_true_starts_anew(tmp_path):
         ({"lr_schedule": "cosin"}, "lr_schedule: expected \"cosine\" or a function .* got 'cosin'"),
         ({"objective": "elbo"}, "objective: expected an Objective, got str"),
         ({"optimizer": torch.optim.SGD([torch.ones(1)], lr=1.0)}, "optimizer: expected a function .* got SGD"),
+        ({"optimizer": lambda parameters: None}, "optimizer: expected a function that returns .* got a NoneType"),
+        ({"lr_schedule": lambda optimizer, steps: None}, "lr_schedule: expected a function .* got a NoneType"),
+        (
+            {"lr_schedule": lambda optimizer, steps: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)},
+            "lr_schedule: .* stepped after every batch, got a ReduceLROnPlateau",
+        ),
         ({"early_stopping": 3}, "early_stopping: expected validation data to judge by"),
         ({"data": [1, 2]}, "train: expected a GroupedDataset, got list"),
         ({"validation": [1, 2]}, "validation: expected a GroupedDataset, got list"),

@@ -35,7 +35,7 @@ class LazyDataset(GroupedDataset):
 
     Raises:
         ShapeError: If the function does not give one observation a member.
-        DataError: If its observations are not floating, or the rows have a `y_mask`: whole members only.
+        DataError: If its observations are no floating tensor, or the rows no data set, or one with a `y_mask`.
 
     Example:
         >>> rows = GroupedDataset(y=torch.tensor([0.0, 1.0, 2.0]), x=torch.arange(3.0), group=[0, 0, 1])
@@ -45,6 +45,10 @@ class LazyDataset(GroupedDataset):
     """
 
     def __init__(self, rows: GroupedDataset, make: Callable[[GroupedBatch], Tensor]) -> None:
+        if not isinstance(rows, GroupedDataset):
+            raise DataError(
+                f"rows: expected a GroupedDataset, got {type(rows).__name__}. Try GroupedDataset(y, x, group)."
+            )
         first = rows[[0]]
         if first.y_mask is not None:
             raise DataError("rows: expected no y_mask, got one. Try rows.select(members) without what is missing.")
@@ -154,9 +158,11 @@ class LazyDataset(GroupedDataset):
 
         Raises:
             ShapeError: If it is not one observation a member.
-            DataError: If it is not floating.
+            DataError: If it is no tensor, or not floating.
         """
-        y = self._make(batch)
+        y: Any = self._make(batch)
+        if not isinstance(y, Tensor):
+            raise DataError(f"make: expected a tensor, got {type(y).__name__}. Try torch.as_tensor(y) at its end.")
         if y.shape[:2] != batch.mask.shape:
             raise ShapeError(
                 f"make: expected observations (G, Q, *shape) = {(*batch.mask.shape, '*shape')}, got {tuple(y.shape)}. "

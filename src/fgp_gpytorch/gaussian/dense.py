@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.gaussian.precision import log_normalizer, log_plus_inverse, root_precision
+from fgp_gpytorch.gaussian.precision import factorize, log_normalizer, log_plus_inverse, root_precision
 
 
 class DenseMarginals(NamedTuple):
@@ -41,7 +41,7 @@ class _DenseMarginals(torch.autograd.Function):
         identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
         b = (covariance * root.unsqueeze(-1)).mul_(root.unsqueeze(-2))
         b.diagonal(dim1=-2, dim2=-1).add_(1)
-        cholesky = torch.linalg.cholesky(b)  # C
+        cholesky = factorize(b, covariance)  # C
         inverse = torch.linalg.solve_triangular(cholesky, identity.expand_as(cholesky), upper=False)  # C^-1
         scaled = inverse * root.unsqueeze(-2)  # C^-1 R
         weights = _matvec(scaled.mT, _matvec(scaled, residual))  # w
@@ -192,7 +192,7 @@ def dense_factor(covariance: Tensor, precision: Tensor, residual: Tensor) -> Den
     root = root_precision(precision)
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     b = identity + root.unsqueeze(-1) * covariance * root.unsqueeze(-2)
-    cholesky = torch.linalg.cholesky(b)
+    cholesky = factorize(b, covariance)
     whitened = torch.linalg.solve_triangular(cholesky, (root * residual).unsqueeze(-1), upper=False)
     weights = root * torch.linalg.solve_triangular(cholesky.mT, whitened, upper=True).squeeze(-1)
     return DenseFactor(root, cholesky, whitened.squeeze(-1), weights)

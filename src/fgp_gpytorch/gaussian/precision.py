@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from fgp_gpytorch.errors import DataError
+
 
 def masked_precision(variance: Tensor, mask: Tensor | None) -> Tensor:
     """R^2 = mask / sigma^2.
@@ -26,6 +28,38 @@ def root_precision(precision: Tensor) -> Tensor:
     """R, with a zero gradient where R = 0, where that of the square root is infinite and would turn into NaN."""
     observed = precision > 0
     return torch.where(observed, torch.where(observed, precision, 1.0).sqrt(), 0.0)
+
+
+def factorize(b: Tensor, covariance: Tensor) -> Tensor:
+    """C of B = I + R K R = C C', which exists for every K that is a covariance.
+
+    Args:
+        b: B, (*b, Q, Q).
+        covariance: K, (*b, Q, Q), for the message.
+
+    Returns:
+        (*b, Q, Q).
+
+    Raises:
+        DataError: If K is not positive semi-definite.
+        torch.linalg.LinAlgError: If B is not finite.
+    """
+    try:
+        return torch.linalg.cholesky(b)
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        if bool(torch.isfinite(b).all()):
+            raise not_a_covariance(torch.linalg.eigvalsh(covariance.detach())) from None
+        raise
+
+
+def not_a_covariance(eigenvalues: Tensor) -> DataError:
+    """The error for a kernel with negative eigenvalues (*b, Q), ascending."""
+    worst = int((eigenvalues[..., 0] / eigenvalues[..., -1].abs()).argmin())
+    lowest, highest = (float(e.flatten()[worst]) for e in (eigenvalues[..., 0], eigenvalues[..., -1]))
+    return DataError(
+        f"kernel: expected a positive semi-definite covariance, got one with eigenvalues from {lowest:.3g} to "
+        f"{highest:.3g}: it is no covariance of any random function. Try a sum or a product of GPyTorch's kernels."
+    )
 
 
 def log_normalizer(precision: Tensor) -> Tensor:

@@ -5,6 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgp_gpytorch.gaussian.precision import not_a_covariance
+
+_ROUNDING = 1e-4  # how far below 0, over the largest, an eigenvalue of a covariance may be: distances lose digits
+
 
 class _SymmetricSquareRoot(torch.autograd.Function):
     """S = V sqrt(Lambda) V'. With dS solving dS S + S dS = dK, the gradient is V (V' G V / (s_i + s_j)) V'.
@@ -16,6 +20,8 @@ class _SymmetricSquareRoot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, covariance: Tensor) -> Tensor:
         eigenvalues, vectors = torch.linalg.eigh(covariance)
+        if bool((eigenvalues[..., 0] < -_ROUNDING * eigenvalues[..., -1].abs()).any()):
+            raise not_a_covariance(eigenvalues)
         # what rounding leaves of a zero eigenvalue is not a direction of the prior
         noise = covariance.shape[-1] * torch.finfo(covariance.dtype).eps * eigenvalues[..., -1:].clamp_min(0)
         roots = torch.where(eigenvalues > noise, eigenvalues.clamp_min(0), 0.0).sqrt()
@@ -44,5 +50,8 @@ def symmetric_square_root(covariance: Tensor) -> Tensor:
 
     Returns:
         S, (*b, Q, Q). Differentiable once.
+
+    Raises:
+        DataError: If K has a negative eigenvalue beyond rounding.
     """
     return _SymmetricSquareRoot.apply(covariance)  # pyright: ignore[reportReturnType]

@@ -8,9 +8,9 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from fgp_gpytorch.data import GroupedBatch
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import features_of, standard_normal
+from fgp_gpytorch.models._batches import features_of, standard_normal, whole_batch
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for
 from fgp_gpytorch.prior import ChannelBlock, CorrelatedGPPrior, CorrelatedPosterior, ObjectRoot
 from fgp_gpytorch.prior.given_correlated_objects import CorrelatedGPPriorAt
@@ -83,7 +83,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
         super().__init__(encoder, decoder, prior, likelihood, member_dropout, representation)
 
     @pyro_method
-    def model(self, batch: GroupedBatch, observe: bool = True) -> Tensor:
+    def model(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> Tensor:
         """The generative model as a Pyro program.
 
         Sites "u_0", ... are the local blocks' whitened variables (see `FGPVAE`), "u_objects" the weights u of the
@@ -99,6 +99,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
         Raises:
             GroupError: If the batch is not of the data set of P groups.
         """
+        batch = whole_batch(batch, "batch")
         self._check_groups(batch)
         x = features_of(batch).to(self.prior.dtype)
         if next(self.prior.local.named_priors(), None) is not None:
@@ -120,7 +121,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
             return self._observe(torch.cat(parts, dim=-1), batch, observe)
 
     @pyro_method
-    def guide(self, batch: GroupedBatch, observe: bool = True) -> None:
+    def guide(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> None:
         """The exact posterior of the pseudo-observations as a Pyro program; q(u) of a minibatch is an estimate.
 
         Args:
@@ -130,6 +131,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
         Raises:
             GroupError: If the batch is not of the data set of P groups.
         """
+        batch = whole_batch(batch, "batch")
         posterior = self._infer(batch)
         shared = posterior.shared
         with pyro.plate("global_channels", self.prior.num_global_channels, dim=-1):

@@ -130,7 +130,7 @@ class FGPVAE(Configurable, PyroModule):
     # Pyro
 
     @pyro_method
-    def model(self, batch: GroupedBatch, observe: bool = True) -> Tensor:
+    def model(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> Tensor:
         """The generative model as a Pyro program.
 
         Args:
@@ -141,6 +141,7 @@ class FGPVAE(Configurable, PyroModule):
         Returns:
             y, observed or drawn, (G, Q, *y_shape).
         """
+        batch = whole_batch(batch, "batch")
         return self._draw_model(batch, self._plate(batch), observe)
 
     def _draw_model(self, batch: GroupedBatch, plate: pyro.plate, observe: bool) -> Tensor:
@@ -158,13 +159,14 @@ class FGPVAE(Configurable, PyroModule):
             return self._observe(torch.cat(parts, dim=-2).mT, batch, observe)
 
     @pyro_method
-    def guide(self, batch: GroupedBatch, observe: bool = True) -> None:
+    def guide(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> None:
         """The approximate posterior q(Z | Y, X) as a Pyro program: the exact GP posterior of the pseudo-observations.
 
         Args:
             batch: The same as the model's.
             observe: As the model's; it changes nothing here.
         """
+        batch = whole_batch(batch, "batch")
         self._draw_guide(batch, self._plate(batch))
 
     def _draw_guide(self, batch: GroupedBatch, plate: pyro.plate) -> None:

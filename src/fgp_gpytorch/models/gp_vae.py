@@ -118,7 +118,7 @@ class GPVAE(KnownGroupsVAE):
     # Pyro
 
     @pyro_method
-    def model(self, batch: GroupedBatch, observe: bool = True) -> Tensor:
+    def model(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> Tensor:
         """The generative model as a Pyro program, of the whole data set: it has no subsampled plate.
 
         Site "z_rows" holds the rows that are there, one N-dimensional normal of low rank per channel, "z" the same
@@ -134,6 +134,7 @@ class GPVAE(KnownGroupsVAE):
         Raises:
             GroupError: If the batch is not the whole data set.
         """
+        batch = whole_batch(batch, "batch")
         self._check_groups(batch, whole=True)
         rows = observed_members(batch)
         prior, positions = self._locate(batch)
@@ -151,7 +152,7 @@ class GPVAE(KnownGroupsVAE):
             return self._observe(z, batch, observe)
 
     @pyro_method
-    def guide(self, batch: GroupedBatch, observe: bool = True) -> None:
+    def guide(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> None:
         """The mean-field posterior as a Pyro program.
 
         Args:
@@ -161,6 +162,7 @@ class GPVAE(KnownGroupsVAE):
         Raises:
             GroupError: If the batch is not the whole data set.
         """
+        batch = whole_batch(batch, "batch")
         self._check_groups(batch, whole=True)
         mean, variance = self._infer(batch).at_observed()
         with pyro.plate("channels", self.prior.num_channels, dim=-1):

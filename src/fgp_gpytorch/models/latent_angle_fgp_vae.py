@@ -103,7 +103,7 @@ class LatentAngleFGPVAE(FGPVAE):
     # Pyro
 
     @pyro_method
-    def model(self, batch: GroupedBatch, observe: bool = True) -> Tensor:
+    def model(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> Tensor:
         """The generative model as a Pyro program.
 
         Beside the sites of `FGPVAE` there is "direction", (G, Q, 2): unit vectors of the angles, masked to those that
@@ -116,6 +116,7 @@ class LatentAngleFGPVAE(FGPVAE):
         Returns:
             y, observed or drawn, (G, Q, *y_shape).
         """
+        batch = whole_batch(batch, "batch")
         plate = self._plate(batch)
         with plate:
             zero = torch.zeros(*batch.mask.shape, 2, dtype=self.prior.dtype, device=batch.x.device)
@@ -125,13 +126,14 @@ class LatentAngleFGPVAE(FGPVAE):
         return self._draw_model(self._filled(batch, direction), plate, observe)
 
     @pyro_method
-    def guide(self, batch: GroupedBatch, observe: bool = True) -> None:
+    def guide(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> None:
         """The approximate posterior as a Pyro program: of the angles first, then of the latents given them.
 
         Args:
             batch: The same as the model's.
             observe: As the model's; it changes nothing here.
         """
+        batch = whole_batch(batch, "batch")
         plate = self._plate(batch)
         with plate:
             direction = pyro.sample("direction", self._masked(self._concentration(batch), batch))

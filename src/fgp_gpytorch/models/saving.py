@@ -35,7 +35,7 @@ def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
     recorded: dict[str, Any] = model.constructor_arguments  # pyright: ignore[reportAssignmentType]
     for name, given in recorded.items():
         value = getattr(model, name, given)  # a part may have been replaced since
-        value = None if given is None and isinstance(value, nn.Identity) else value
+        value = None if given is None and isinstance(value, nn.Identity) else _uncompiled(value)
         try:
             parts[name] = _checked_description(value)
         except CheckpointError as error:
@@ -49,9 +49,25 @@ def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
         "format": _FORMAT,
         "class": type(model).__qualname__,
         "parts": json.dumps(parts),
-        "frozen": json.dumps([name for name, p in model.named_parameters() if not p.requires_grad]),
-        "state_dict": model.state_dict(),
+        "frozen": json.dumps([_own_name(name) for name, p in model.named_parameters() if not p.requires_grad]),
+        "state_dict": model_state(model),
     }
+
+
+def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state of a model, of parts that `torch.compile` wrapped that of the parts themselves."""
+    return {_own_name(name): tensor for name, tensor in model.state_dict().items()}
+
+
+def _own_name(name: str) -> str:
+    """The name of a tensor without the wrapper's, if its part of the model is compiled."""
+    part, _, rest = name.partition(".")
+    return f"{part}.{rest.removeprefix('_orig_mod.')}" if rest else part
+
+
+def _uncompiled(part: Any) -> Any:
+    """The module that `torch.compile` wrapped, or the part as it is."""
+    return getattr(part, "_orig_mod", part) if isinstance(part, nn.Module) else part
 
 
 def save_model(model: nn.Module, path: str | Path) -> None:
@@ -100,7 +116,7 @@ def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module])
         raise CheckpointError(
             f"{path}: expected a {kind.__qualname__}, got a {content['class']}. Try {content['class']}.load."
         )
-    arguments: dict[str, Any] = dict(parts)
+    arguments = {name: _uncompiled(part) for name, part in parts.items()}
     described = json.loads(content["parts"])
     unknown = set(parts) - set(described)
     if unknown:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import checked_batch, features_of
+from fgp_gpytorch.models._batches import checked_batch, features_of, whole_batch
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for
 from fgp_gpytorch.prior import InducingPosterior, InducingPrior
 from fgp_gpytorch.prior.given_inducing_objects import InducingPriorAt
@@ -135,7 +135,7 @@ class SVGPVAE(KnownGroupsVAE):
     # Pyro
 
     @pyro_method
-    def model(self, batch: GroupedBatch, observe: bool = True) -> Tensor:
+    def model(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> Tensor:
         """The generative model as a Pyro program.
 
         Site "u" holds the whitened inducing variables, (L, M), of the whole data set; "e" what they leave of z, (G, Q,
@@ -151,6 +151,7 @@ class SVGPVAE(KnownGroupsVAE):
         Raises:
             GroupError: If the batch is not of the data set of P groups.
         """
+        batch = whole_batch(batch, "batch")
         self._check_groups(batch)
         x = features_of(batch).to(self.prior.dtype)
         prior, positions = self._locate(batch)
@@ -166,7 +167,7 @@ class SVGPVAE(KnownGroupsVAE):
             return self._observe(paths + residual.reshape(*x.shape[:-1], 1).sqrt() * e, batch, observe)
 
     @pyro_method
-    def guide(self, batch: GroupedBatch, observe: bool = True) -> None:
+    def guide(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> None:
         """q(u) p(z | u) as a Pyro program.
 
         Args:
@@ -176,6 +177,7 @@ class SVGPVAE(KnownGroupsVAE):
         Raises:
             GroupError: If the batch is not of the data set of P groups.
         """
+        batch = whole_batch(batch, "batch")
         posterior = self._infer(batch)
         cholesky = posterior.factor.cholesky
         joint = dist.MultivariateNormal(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fgp_gpytorch._config import Configurable
+from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.nets.elu import elu
 from fgp_gpytorch.nets.mlp import beside
 from fgp_gpytorch.nets.upsample_conv2d import UpsampleConv2d
@@ -30,7 +31,16 @@ class PaperEncoder(Configurable, nn.Module):
         self.dense = nn.Linear(32 + num_features, 2 * num_channels)
 
     def forward(self, y: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of the pseudo-observations."""
+        """Return mean and variance of the pseudo-observations.
+
+        Raises:
+            ShapeError: If y are not images of one channel and 28 by 28 pixels.
+        """
+        if tuple(y.shape[-3:]) != (1, 28, 28):
+            raise ShapeError(
+                f"y: expected images (*batch, 1, 28, 28), got {tuple(y.shape)}. This is the paper's network for MNIST; "
+                "for other images give FGPVAE your own encoder and decoder."
+            )
         batch = y.shape[:-3]
         hidden = y.reshape(-1, *y.shape[-3:])
         for convolution in (self.conv1, self.conv2, self.conv3):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import NonFiniteError
+from fgp_gpytorch.errors import DataError, NonFiniteError
 from fgp_gpytorch.models import Terms
-from fgp_gpytorch.models.saving import KEY, pack_model
+from fgp_gpytorch.models.saving import KEY, model_state, pack_model
 from fgp_gpytorch.objectives import Objective
 from fgp_gpytorch.training.held_out import HeldOutBatch, HeldOutDataset, keep
 
@@ -162,17 +162,29 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with a schedule per step if there is one."""
-        optimizer = self._optimizer([p for p in self.model.parameters() if p.requires_grad])
+        optimizer: Any = self._optimizer([p for p in self.model.parameters() if p.requires_grad])
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise DataError(
+                f"optimizer: expected a function that returns a torch optimizer, got a {type(optimizer).__name__} "
+                "from it. Try lambda parameters: torch.optim.SGD(parameters, lr=1e-3)."
+            )
         if self._schedule is None:
             return optimizer
-        scheduler = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler: Any = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        if plateau or not isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
+            raise DataError(
+                "lr_schedule: expected a function that returns a torch scheduler which is stepped after every batch, "
+                f"got a {type(scheduler).__name__} from it. Try lambda optimizer, steps: "
+                "torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)."
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the objective's state, the history, the seed, and what `FGPVAE.load` needs."""
         if self._description is None:
             self._description = pack_model(self.model, warn=False)
-        checkpoint[KEY] = {**self._description, "state_dict": self.model.state_dict()}
+        checkpoint[KEY] = {**self._description, "state_dict": model_state(self.model)}
         checkpoint["objective"] = self.objective.state_dict()
         checkpoint["history"] = list(self.history)
         checkpoint["seed"] = self._seed
