@@ -45,6 +45,7 @@ def all_tables() -> dict[str, str]:
         "unknown angles": unknown_angles(),
         "prior samples": prior_samples(),
         "epoch time": epoch_time(),
+        "patients": patients(),
     }
 
 
@@ -212,6 +213,24 @@ def unknown_angles() -> str:
     ]
     heads = ["angles known", "seeds", "test MSE", "unseen digits, no angle given", "unseen digits, angles given"]
     return table([*heads, "hidden angles off by, degrees", "unseen digits' off by, degrees"], rows)
+
+
+def patients() -> str:
+    """The folds of `benchmarks/patients.py`."""
+    runs: dict[str, dict[int, dict[str, Any]]] = {}
+    for r in records_in("patients"):
+        runs.setdefault(r["system"], {})[r["fold"]] = r
+    classical = runs.get("GP of each value", {})
+    rows = []
+    for system, folds in sorted(runs.items(), key=lambda item: -statistics.mean(r["mse"] for r in item[1].values())):
+        gain = [classical[fold]["mse"] - r["mse"] for fold, r in folds.items() if fold in classical]
+        scores = [
+            spread([r.get(name) for r in folds.values()], 3)
+            for name in ("mse", "negative_log_likelihood", "crps", "coverage_90")
+        ]
+        rows.append([system, str(len(folds)), *scores, "-" if folds is classical else spread(gain, 3)])
+    heads = ["system", "folds", "MSE", "negative log likelihood", "CRPS", "coverage of 90 %", "MSE below the GP's by"]
+    return table(heads, rows)
 
 
 def prior_samples() -> str:

@@ -241,8 +241,8 @@ def simple_record(system: str, visits: pd.DataFrame, fold: int) -> dict[str, Any
         seen = pd.Series(values.numpy()).groupby(rows[:, 0].numpy())  # visits are in the order of time
         known = seen.last() if system == "last value" else seen.mean()
         guess = known.reindex(new_rows[:, 0].numpy()).fillna(0.0)  # never seen of this patient: the mean of all
-        errors.append(torch.as_tensor(guess.to_numpy()) - wanted)
-    return {"mse": float(torch.cat(errors).square().mean())}
+        errors.append(guess.to_numpy() - wanted.numpy())
+    return {"mse": float(np.square(np.concatenate(errors)).mean())}
 
 
 SYSTEMS = ["last value", "mean value", "GP of each value", *VAES]

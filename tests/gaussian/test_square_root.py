@@ -5,6 +5,7 @@ import scipy.linalg
 import torch
 from torch.autograd import gradcheck
 
+from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.gaussian import symmetric_square_root
 
 F64 = torch.float64
@@ -93,3 +94,14 @@ def test_repeated_rows_give_repeated_rows():
     x = torch.tensor([0.0, 0.5, 0.5, 1.2], dtype=F64)
     root = symmetric_square_root(torch.exp(-((x[:, None] - x) ** 2)))
     torch.testing.assert_close(root[1], root[2], rtol=0, atol=1e-7)  # the square root of rounding
+
+
+def test_what_rounding_leaves_below_zero_is_cut_and_what_is_no_covariance_is_refused():
+    x = torch.cat([torch.zeros(1), 300 + torch.linspace(0, 1, 12)])  # float32: squared distances lose five digits
+    squared = x.square()[:, None] - 2 * torch.outer(x, x) + x.square()
+    rounded = torch.exp(-0.5 * squared.clamp_min(0))
+    assert float(torch.linalg.eigvalsh(rounded)[0]) < -1e-3
+    root = symmetric_square_root(rounded)
+    torch.testing.assert_close(root @ root, rounded, rtol=0, atol=0.05)
+    with pytest.raises(DataError, match=r"a positive semi-definite covariance, got one with eigenvalues from -0\.5"):
+        symmetric_square_root(torch.diag(torch.tensor([-0.5, 1.0, 2.0])))

@@ -41,22 +41,31 @@ def factorize(b: Tensor, covariance: Tensor) -> Tensor:
         (*b, Q, Q).
 
     Raises:
-        DataError: If K is not positive semi-definite.
-        torch.linalg.LinAlgError: If B is not finite.
+        DataError: If K has a negative eigenvalue beyond rounding.
+        torch.linalg.LinAlgError: If B is not finite, or so large that rounding takes its identity.
     """
     try:
         return torch.linalg.cholesky(b)
     except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
         if bool(torch.isfinite(b).all()):
-            raise not_a_covariance(torch.linalg.eigvalsh(covariance.detach())) from None
+            check_covariance(torch.linalg.eigvalsh(covariance.detach()))
         raise
 
 
-def not_a_covariance(eigenvalues: Tensor) -> DataError:
-    """The error for a kernel with negative eigenvalues (*b, Q), ascending."""
-    worst = int((eigenvalues[..., 0] / eigenvalues[..., -1].abs()).argmin())
-    lowest, highest = (float(e.flatten()[worst]) for e in (eigenvalues[..., 0], eigenvalues[..., -1]))
-    return DataError(
+def check_covariance(eigenvalues: Tensor) -> None:
+    """Require eigenvalues of a covariance, (*b, Q) ascending: none below 0 but by rounding.
+
+    Distances between members that are many lengthscales from the others lose digits; a quarter of them is left.
+
+    Raises:
+        DataError: If one is.
+    """
+    lowest, highest = eigenvalues[..., 0], eigenvalues[..., -1]
+    bad = lowest < -(torch.finfo(eigenvalues.dtype).eps ** 0.25) * highest.abs()
+    if not bool(bad.any()):
+        return
+    lowest, highest = (float(e.flatten()[int((lowest / highest.abs()).argmin())]) for e in (lowest, highest))
+    raise DataError(
         f"kernel: expected a positive semi-definite covariance, got one with eigenvalues from {lowest:.3g} to "
         f"{highest:.3g}: it is no covariance of any random function. Try a sum or a product of GPyTorch's kernels."
     )

@@ -5,9 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.gaussian.precision import not_a_covariance
-
-_ROUNDING = 1e-4  # how far below 0, over the largest, an eigenvalue of a covariance may be: distances lose digits
+from fgp_gpytorch.gaussian.precision import check_covariance
 
 
 class _SymmetricSquareRoot(torch.autograd.Function):
@@ -20,8 +18,7 @@ class _SymmetricSquareRoot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, covariance: Tensor) -> Tensor:
         eigenvalues, vectors = torch.linalg.eigh(covariance)
-        if bool((eigenvalues[..., 0] < -_ROUNDING * eigenvalues[..., -1].abs()).any()):
-            raise not_a_covariance(eigenvalues)
+        check_covariance(eigenvalues)
         # what rounding leaves of a zero eigenvalue is not a direction of the prior
         noise = covariance.shape[-1] * torch.finfo(covariance.dtype).eps * eigenvalues[..., -1:].clamp_min(0)
         roots = torch.where(eigenvalues > noise, eigenvalues.clamp_min(0), 0.0).sqrt()
