@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.data import AlignedDataset, GroupedBatch, GroupedDataset, HeldOutMembers
-from fgp_gpytorch.likelihoods import BernoulliLikelihood, GaussianLikelihood
+from fgp_gpytorch.likelihoods import BernoulliLikelihood, DiagonalGaussianLikelihood, GaussianLikelihood
 from fgp_gpytorch.models import CVAE, FGPVAE, GPVAE, SVGPVAE, VAE, CorrelatedFGPVAE, LatentAngleFGPVAE
 from fgp_gpytorch.objectives import ELBO, GECO
 from fgp_gpytorch.prior import (
@@ -31,6 +31,7 @@ __all__ = [
     "Configurable",
     "CoregionalizedChannels",
     "CorrelatedFGPVAE",
+    "DiagonalGaussianLikelihood",
     "FactorizedGPPrior",
     "GaussianLikelihood",
     "GlobalChannels",

@@ -2,11 +2,20 @@ import math
 
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import distributions
 
 from factories import make_data, make_model
-from fgp_gpytorch import BernoulliLikelihood, GaussianLikelihood
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch import (
+    ELBO,
+    FGPVAE,
+    GECO,
+    BernoulliLikelihood,
+    DiagonalGaussianLikelihood,
+    GaussianLikelihood,
+    fit,
+)
+from fgp_gpytorch.errors import DataError, ShapeError
 
 
 @pytest.fixture
@@ -183,3 +192,52 @@ def test_a_subclass_of_the_gaussian_is_asked_for_its_own_distribution():
     torch.testing.assert_close(terms.log_likelihood, expected)
     terms.log_likelihood.sum().backward()
     assert (model.likelihood.log_scale.grad != 0).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_diagonal_gaussian_has_a_variance_for_each_element(observations, masked):
+    output, y, observed = observations
+    observed = observed if masked else None
+    likelihood = DiagonalGaussianLikelihood((2, 3)).double()
+    with torch.no_grad():
+        likelihood.log_variance.copy_(torch.linspace(-2, 1, 6).reshape(2, 3))
+    terms = distributions.Normal(output, likelihood.variance.detach().sqrt()).log_prob(y)
+    torch.testing.assert_close(likelihood.log_prob(output, y, observed), summed(terms, observed))
+    assert torch.equal(likelihood.mean(output), output)
+
+
+def test_diagonal_gaussian_finds_the_noise_of_each_element():
+    """Zero where the mean is zero: the ELBO's best variances are the mean squares of what was observed."""
+    data = make_data(element_mask=True)
+    model = make_model(DiagonalGaussianLikelihood((3,), variance=0.5))
+    for parameter in (*model.encoder.parameters(), *model.prior.parameters(), *model.decoder.parameters()):
+        parameter.requires_grad_(False)
+        parameter.zero_()
+    fit(model, data, epochs=300, learning_rate=0.05, lr_schedule="cosine", seed=0, folder=None, progress=False)
+    batch = data[:]
+    squares = torch.where(batch.observed, batch.y, 0.0).square().sum((0, 1)) / batch.observed.sum((0, 1))
+    torch.testing.assert_close(model.likelihood.variance.detach(), squares, rtol=0.02, atol=0)
+
+
+def test_diagonal_gaussian_comes_back_and_names_other_shapes(tmp_path):
+    model = make_model(DiagonalGaussianLikelihood([3], variance=0.25)).eval()
+    model.save(tmp_path / "model.pt")
+    loaded = FGPVAE.load(tmp_path / "model.pt")
+    assert isinstance(loaded.likelihood, DiagonalGaussianLikelihood)
+    assert torch.equal(loaded.likelihood.variance, model.likelihood.variance)
+    with pytest.raises(ShapeError, match=r"y_shape: expected observations of shape \(4,\), got \(3,\)"):
+        make_model(DiagonalGaussianLikelihood([4])).terms(make_data()[:])
+    with pytest.raises(DataError, match="variance: expected a positive finite number, got 0"):
+        DiagonalGaussianLikelihood([3], variance=0.0)
+    with pytest.raises(DataError, match="DiagonalGaussianLikelihood whose log_variance would never move"):
+        GECO(0.02).terms(model, model, make_data()[:])
+
+
+def test_pyros_elbo_of_the_diagonal_gaussian_is_ours():
+    model, data = make_model(DiagonalGaussianLikelihood([3], variance=0.25)), make_data(element_mask=True)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        theirs = torch.tensor([Trace_ELBO().loss(model.model, model.guide, data) for _ in range(400)])
+        ours = torch.stack([ELBO().loss_of(ELBO().terms(model, model, data[:])) for _ in range(400)])
+    error = math.hypot(float(theirs.std()), float(ours.std())) / 20
+    assert abs(float(theirs.mean()) - float(ours.mean())) < 4.5 * error

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fgp_gpytorch.data import GroupedBatch
 from fgp_gpytorch.errors import DataError
-from fgp_gpytorch.likelihoods import GaussianLikelihood
+from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models import Terms
 from fgp_gpytorch.objectives.objective import Objective, mean_parts
 
@@ -87,10 +87,12 @@ class GECO(Objective):
                 learn: GECO looks at the error alone, so it would never move.
         """
         likelihood = getattr(getattr(model, "__self__", model), "likelihood", None)
-        if isinstance(likelihood, GaussianLikelihood) and likelihood.mode == "learned":
+        parameters = likelihood.named_parameters() if isinstance(likelihood, Likelihood) else ()
+        learned = [name for name, parameter in parameters if parameter.requires_grad]
+        if learned:
             raise DataError(
-                'likelihood: expected one without a learned variance for GECO, got GaussianLikelihood("learned"), '
-                'whose variance would never move. Try GaussianLikelihood("optimal"), or ELBO().'
+                f"likelihood: expected one without a learned variance for GECO, got {type(likelihood).__name__} whose "
+                f'{", ".join(learned)} would never move. Try GaussianLikelihood("optimal"), or ELBO().'
             )
         return super().terms(model, guide, batch)
 

@@ -1,0 +1,57 @@
+"""Gaussian observations with a variance for each element."""
+
+import math
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.likelihoods.likelihood import Likelihood
+
+
+class DiagonalGaussianLikelihood(Likelihood):
+    r"""p(y | z) = N(y | mu(z), diag(variance)), a learned variance for each element of y.
+
+    For tables, whose columns differ in how well they are measured: with the one variance of `GaussianLikelihood` the
+    noisiest column decides what the others are worth. It is learned by the ELBO, not by `GECO`.
+
+    Args:
+        y_shape: Shape of one observation.
+        variance: The start of all variances, in units of y squared.
+
+    Attributes:
+        variance: The variances, (*y_shape).
+
+    Raises:
+        DataError: If the variance is not positive and finite.
+        ShapeError: In use, if observations have another shape.
+    """
+
+    def __init__(self, y_shape: Sequence[int], variance: float = 1.0) -> None:
+        super().__init__()
+        if not (0 < variance < math.inf):
+            raise DataError(f"variance: expected a positive finite number, got {variance}. Try 1.0.")
+        self.y_shape = tuple(y_shape)
+        self.log_variance = torch.nn.Parameter(torch.full(self.y_shape, math.log(variance)))
+
+    @property
+    def variance(self) -> Tensor:
+        """Observation variances, (*y_shape), in units of y squared."""
+        return self.log_variance.exp()
+
+    def distribution(self, output: Tensor, y: Tensor | None = None, observed: Tensor | None = None) -> dist.Normal:
+        """Normal with the decoder's mean."""
+        own = output.shape[output.dim() - len(self.y_shape) :]
+        if tuple(own) != self.y_shape:
+            raise ShapeError(
+                f"y_shape: expected observations of shape {self.y_shape}, got {tuple(own)} in {tuple(output.shape)}. "
+                "Try DiagonalGaussianLikelihood(data.y_shape)."
+            )
+        scale = (0.5 * self.log_variance).exp().to(output.dtype)
+        return dist.Normal(output, scale.expand(output.shape), validate_args=False)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The decoder's output itself."""
+        return output
