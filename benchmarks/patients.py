@@ -10,8 +10,8 @@ of the training patients, five of them on a logarithmic scale. Five folds of pat
 those with three or more is predicted by models that were trained on the other four folds. What is to be chosen of a
 model is chosen by the same question about the patients of one fold, for models that were trained on the remaining
 three: six candidates for each system, and the test fold plays no part. Which six, and the epochs, the rate and the
-networks, was settled by some twenty runs on two folds of another split (`default_rng(0)`); a variance for each value and
-networks that are told the year by some twenty models of folds 2 to 4, judged by fold 1.
+networks, was settled by some twenty runs on two folds of another split (`default_rng(0)`); a variance for each value
+and networks that are told the year by some twenty models of folds 2 to 4, judged by fold 1.
 """
 
 import dataclasses
