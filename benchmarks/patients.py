@@ -274,6 +274,7 @@ SYSTEMS = ["last value", "mean value", "GP of each value", *VAES]
 def run(system: str, fold: int, epochs: int) -> dict[str, Any]:
     visits = table()
     started = time.perf_counter()
+    torch.manual_seed(fold)
     if system in VAES:
         scores = vae_record(system, visits, fold, epochs)
     elif system == "GP of each value":
