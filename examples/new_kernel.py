@@ -1,8 +1,9 @@
 """Another kernel for another dataset: patients by visit.
 
 Ragged time series with missing entries: each patient has 4 to 15 visits at irregular days, each visit five laboratory
-values, a tenth of them not measured. The kernel is a Matern with a lengthscale of its own for every channel; nothing
-else changes. Patients whose course was never seen in training are forecast from their first visits.
+values, a tenth of them not measured. The kernel is a Matern with a lengthscale of its own for every channel. Besides,
+the encoder is told which values are missing, and each value has a noise of its own. Patients whose course was never
+seen in training are forecast from their first visits.
 """
 
 import argparse
@@ -14,8 +15,8 @@ import torch
 
 from fgp_gpytorch import (
     FGPVAE,
+    DiagonalGaussianLikelihood,
     FactorizedGPPrior,
-    GaussianLikelihood,
     GlobalChannels,
     GroupedDataset,
     LocalChannels,
@@ -52,8 +53,8 @@ def main(epochs: int) -> float:
         nu=1.5, batch_shape=torch.Size([local]), lengthscale_prior=gpytorch.priors.LogNormalPrior(1.0, 1.0)
     )
     prior = FactorizedGPPrior([LocalChannels(local, kernel), GlobalChannels(2)])
-    encoder, decoder = MLPEncoder([len(LABS)], 6), MLPDecoder(6, [len(LABS)])
-    model = FGPVAE(encoder, decoder, prior, GaussianLikelihood("optimal"), member_dropout=0.2)
+    encoder, decoder = MLPEncoder([len(LABS)], 6, takes_observed=True), MLPDecoder(6, [len(LABS)])
+    model = FGPVAE(encoder, decoder, prior, DiagonalGaussianLikelihood([len(LABS)]), member_dropout=0.2)
     fit(model, train, epochs=epochs, learning_rate=5e-3, lr_schedule="cosine", seed=0, folder=None, progress=False)
 
     # forecast the last visit of new patients from all before it

@@ -95,7 +95,10 @@ def latent_paths(model: FGPVAE, context: GroupedBatch | GroupedDataset, x: Tenso
         mean, deviation = prediction.mean[0].cpu(), prediction.variance[0].sqrt().cpu()
         observed = context.mask[0].cpu()
         encoded, variance = (
-            part.cpu() for part in model._encode(context.y[0][context.mask[0]], context.x[0][context.mask[0]])
+            part.cpu()
+            for part in model._encode(
+                *(value[0][context.mask[0]] for value in (context.y, context.x, context.observed))
+            )
         )
         order = model.prior.channel_blocks()
     local = [c for c, block in enumerate(order) if not isinstance(block, GlobalChannels)]

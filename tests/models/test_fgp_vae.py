@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from factories import BlindDecoder, ConstantEncoder, make_data, make_model, make_prior
-from fgp_gpytorch import FGPVAE, BernoulliLikelihood, GaussianLikelihood, GroupedBatch, GroupedDataset
+from fgp_gpytorch import CVAE, FGPVAE, BernoulliLikelihood, GaussianLikelihood, GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
@@ -122,6 +122,49 @@ def test_padded_members_do_not_enter_the_encoder():
     model.infer(data[[4]])
     model.reconstruct(data)
     assert model.encoder.rows == [3 + 6 + 1, 6, 25]
+
+
+class Told(nn.Module):
+    """Remembers what it was told of; its mean is how many elements were observed."""
+
+    takes_observed = True
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, y, features=None, observed=None):
+        self.seen.append(observed)
+        count = torch.full((len(y),), 3.0) if observed is None else observed.sum(-1).to(y.dtype)
+        return count.unsqueeze(-1).expand(-1, 3), torch.ones(len(y), 3)
+
+
+@pytest.mark.parametrize("groups", [[0, 4, 5], [4]])
+def test_an_encoder_that_takes_it_is_told_which_elements_were_observed(groups):
+    data = make_data(element_mask=True)
+    model, batch = make_model(encoder=Told()), data[groups]
+    model.infer(batch)
+    torch.testing.assert_close(model.encoder.seen[0], batch.observed[batch.mask], rtol=0, atol=0)
+    model.infer(make_data()[groups])
+    assert model.encoder.seen[1] is None
+
+
+def test_a_cvae_tells_its_encoder_too():
+    data = make_data(element_mask=True)
+    prior, decoder = make_prior(), MLPDecoder(3, [3], (8,), num_features=1)
+    model = CVAE(Told(), decoder, prior)
+    model.infer(data)
+    assert model.encoder.seen[0].sum() == data[:].observed.sum()
+
+
+def test_values_of_missing_elements_do_not_matter_to_an_encoder_that_is_told(tmp_path):
+    encoder = MLPEncoder([3], 3, (8,), takes_observed=True)
+    model, batch = make_model(encoder=encoder).eval(), make_data(element_mask=True)[:]
+    model.save(tmp_path / "model.pt")
+    loaded = FGPVAE.load(tmp_path / "model.pt")
+    torch.testing.assert_close(loaded.infer(batch).mean, model.infer(batch).mean, rtol=0, atol=0)
+    untold = dataclasses.replace(batch, y_mask=None)
+    assert not torch.allclose(model.infer(untold).mean[batch.mask], model.infer(batch).mean[batch.mask])
 
 
 def test_groups_of_a_permuted_batch_are_permuted():

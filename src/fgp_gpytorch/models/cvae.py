@@ -51,8 +51,8 @@ class CVAE(FGPVAE):
         super().__init__(encoder, decoder, prior, likelihood, member_dropout)
         self.features = nn.Identity() if features is None else features
 
-    def _encode(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encoder(cast_for(self.encoder, y), self._features_of(x))
+    def _encode(self, y: Tensor, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.encoder(cast_for(self.encoder, y), self._features_of(x), **self._told(observed))
 
     def _decode(self, z: Tensor, x: Tensor) -> Tensor:
         features = self._features_of(x)

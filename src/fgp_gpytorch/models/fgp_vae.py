@@ -62,7 +62,9 @@ class FGPVAE(Configurable, PyroModule):
 
     Args:
         encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L). It sees only
-            members that are there, in one batch dimension.
+            members that are there, in one batch dimension, with 0 for an element that was not observed. One with an
+            attribute `takes_observed` that is True is told which are there: `observed=`, a boolean of the shape of y,
+            or None for all (`nets.MLPEncoder(..., takes_observed=True)`).
         decoder: Module from (*batch, L) to (*batch, *y_shape).
         prior: The prior over the L channels.
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
@@ -380,7 +382,10 @@ class FGPVAE(Configurable, PyroModule):
         full = is_full(batch)
         # only members that are there: padding would cost time, and enter the statistics of a batch norm
         rows, features = (v.flatten(0, 1) if full else v[batch.mask] for v in (batch.y, batch.x))
-        encoded = self._encode(rows, features)
+        elements = (
+            None if batch.y_mask is None else batch.observed.flatten(0, 1) if full else batch.observed[batch.mask]
+        )
+        encoded = self._encode(rows, features, elements)
         expected = (len(rows), self.prior.num_channels)
         if not isinstance(encoded, tuple) or [tuple(part.shape) for part in encoded] != [expected, expected]:
             got = [tuple(p.shape) for p in encoded] if isinstance(encoded, tuple) else type(encoded).__name__
@@ -404,9 +409,16 @@ class FGPVAE(Configurable, PyroModule):
             mean, variance = scatter(mean, batch.mask, 0.0), scatter(variance, batch.mask, 1.0)
         return features_of(batch), mean, variance, mask
 
-    def _encode(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pseudo-observations of rows y (N, *y_shape); this model's encoder does not look at x (N, D)."""
-        return self.encoder(cast_for(self.encoder, y))
+    def _encode(self, y: Tensor, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Pseudo-observations of rows y, of which elements were observed, both (N, *y_shape).
+
+        This model's encoder does not look at x (N, D).
+        """
+        return self.encoder(cast_for(self.encoder, y), **self._told(observed))
+
+    def _told(self, observed: Tensor | None) -> dict[str, Tensor | None]:
+        """What an encoder gets beside the observations: which of their elements are there, if it takes it."""
+        return {"observed": observed} if getattr(self.encoder, "takes_observed", False) else {}
 
     def _decode(self, z: Tensor, x: Tensor) -> Tensor:
         """The likelihood's parameter at z (*s, G, Q, L); this model's decoder does not look at x (G, Q, D)."""

@@ -19,26 +19,40 @@ class MLPEncoder(Configurable, nn.Module):
         num_channels: Latent channels L.
         hidden: Widths of the hidden layers.
         num_features: F, features that `CVAE` gives beside y; 0 for none.
+        takes_observed: Whether it is told which elements of y were observed, for data with missing elements: else an
+            element that is missing looks like one that is 0.
 
     Shape:
-        Input (*batch, *y_shape) and, if F > 0, (*batch, F); output a mean and a variance, each (*batch, L).
+        Input (*batch, *y_shape), if F > 0 (*batch, F), and, if it takes that, which elements were observed (*batch,
+        *y_shape) or None; output a mean and a variance, each (*batch, L).
     """
 
     def __init__(
-        self, y_shape: Sequence[int], num_channels: int, hidden: Sequence[int] = (64, 64), num_features: int = 0
+        self,
+        y_shape: Sequence[int],
+        num_channels: int,
+        hidden: Sequence[int] = (64, 64),
+        num_features: int = 0,
+        takes_observed: bool = False,
     ) -> None:
         super().__init__()
-        self.y_shape, self.num_features = tuple(y_shape), num_features
-        self.layers = _perceptron([math.prod(self.y_shape) + num_features, *hidden, 2 * num_channels])
+        self.y_shape, self.num_features, self.takes_observed = tuple(y_shape), num_features, takes_observed
+        inputs = math.prod(self.y_shape) * (2 if takes_observed else 1) + num_features
+        self.layers = _perceptron([inputs, *hidden, 2 * num_channels])
 
-    def forward(self, y: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, y: Tensor, features: Tensor | None = None, observed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the pseudo-observations.
 
         Raises:
-            ShapeError: If y or the features have another shape.
+            ShapeError: If y, the features or what was observed have another shape.
         """
         check_features(features, self.num_features, "MLPEncoder")
         rows = as_rows(y, self.y_shape, "MLPEncoder")
+        if self.takes_observed:
+            there = torch.ones_like(rows) if observed is None else as_rows(observed, self.y_shape, "MLPEncoder")
+            rows = beside(rows, there)
         mean, log_variance = self.layers(beside(rows, features)).chunk(2, dim=-1)
         return mean, log_variance.exp()
 
