@@ -381,11 +381,9 @@ class FGPVAE(Configurable, PyroModule):
     def _pseudo_observations(self, batch: GroupedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         full = is_full(batch)
         # only members that are there: padding would cost time, and enter the statistics of a batch norm
-        rows, features = (v.flatten(0, 1) if full else v[batch.mask] for v in (batch.y, batch.x))
-        elements = (
-            None if batch.y_mask is None else batch.observed.flatten(0, 1) if full else batch.observed[batch.mask]
-        )
-        encoded = self._encode(rows, features, elements)
+        told = (batch.y, batch.x) if batch.y_mask is None else (batch.y, batch.x, batch.observed)
+        rows, features, *elements = (v.flatten(0, 1) if full else v[batch.mask] for v in told)
+        encoded = self._encode(rows, features, elements[0] if elements else None)
         expected = (len(rows), self.prior.num_channels)
         if not isinstance(encoded, tuple) or [tuple(part.shape) for part in encoded] != [expected, expected]:
             got = [tuple(p.shape) for p in encoded] if isinstance(encoded, tuple) else type(encoded).__name__
