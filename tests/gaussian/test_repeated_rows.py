@@ -43,7 +43,7 @@ def test_the_same_factor_with_and_without_repeated_rows():
     mean, variance = torch.randn(3, 40, generator=g, dtype=F64), 0.1 + torch.rand(3, 40, generator=g, dtype=F64)
     noise = torch.tensor(0.2, dtype=F64)
     dense = mean_field_factor(rows.dense(), noise, mean, variance)
-    repeated = mean_field_factor(rows.dense(), noise, mean, variance, repeated=rows)
+    repeated = mean_field_factor(rows, noise, mean, variance)
     torch.testing.assert_close(repeated.cholesky, dense.cholesky, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(repeated.weights, dense.weights, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(repeated.kl(), dense.kl(), rtol=1e-12, atol=0)
@@ -55,8 +55,7 @@ def test_gradients_pass_gradcheck():
     mean, variance = torch.randn(2, 12, generator=g, dtype=F64), 0.1 + torch.rand(2, 12, generator=g, dtype=F64)
 
     def kl(left, right, noise, mean, variance):
-        changed = rows._replace(left=left, right=right)
-        return mean_field_factor(changed.dense(), noise, mean, variance, repeated=changed).kl()
+        return mean_field_factor(rows._replace(left=left, right=right), noise, mean, variance).kl()
 
     inputs = [rows.left, rows.right, torch.tensor(0.4, dtype=F64), mean, variance]
     assert gradcheck(kl, [t.requires_grad_() for t in inputs])

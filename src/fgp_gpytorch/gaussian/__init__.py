@@ -16,7 +16,7 @@ from fgp_gpytorch.gaussian.dense import DenseFactor, DenseMarginals, dense_facto
 from fgp_gpytorch.gaussian.low_rank import LowRankFactor, MeanFieldFactor, low_rank_factor, mean_field_factor
 from fgp_gpytorch.gaussian.precision import masked_precision, root_precision
 from fgp_gpytorch.gaussian.rank_one import RankOneFactor, rank_one_factor
-from fgp_gpytorch.gaussian.repeated_rows import RepeatedRows
+from fgp_gpytorch.gaussian.repeated_rows import RepeatedRows, row_products
 from fgp_gpytorch.gaussian.square_root import symmetric_square_root
 from fgp_gpytorch.gaussian.whitened import WhitenedFactor, whitened_factor
 
@@ -35,6 +35,7 @@ __all__ = [
     "mean_field_factor",
     "rank_one_factor",
     "root_precision",
+    "row_products",
     "symmetric_square_root",
     "whitened_factor",
 ]

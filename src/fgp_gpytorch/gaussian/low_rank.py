@@ -123,7 +123,7 @@ class MeanFieldFactor(NamedTuple):
         variance: s, (*b, N), positive.
         cholesky: C, (*b, M, M).
         weights: w, (*b, M).
-        repeated: Phi as products of few vectors, where that is cheaper, or None.
+        repeated: Phi as products of few vectors, if it was given so.
     """
 
     root: Tensor
@@ -205,26 +205,25 @@ class MeanFieldFactor(NamedTuple):
         return centre + torch.linalg.solve_triangular(self.cholesky.mT, step.unsqueeze(-1), upper=True).squeeze(-1)
 
 
-def mean_field_factor(
-    root: Tensor, noise: Tensor, mean: Tensor, variance: Tensor, repeated: RepeatedRows | None = None
-) -> MeanFieldFactor:
+def mean_field_factor(root: Tensor | RepeatedRows, noise: Tensor, mean: Tensor, variance: Tensor) -> MeanFieldFactor:
     """Factorize A = I + Phi' Phi / alpha, once for all channels that share Phi.
 
     Args:
-        root: Phi, (*b, N, M), without batch dimensions where all channels share it.
+        root: Phi, (*b, N, M), without batch dimensions where all channels share it; as `RepeatedRows`, alpha is a
+            scalar.
         noise: alpha, (*b,) or scalar, positive.
         mean: mu, (*b, N).
         variance: s, (*b, N), positive.
-        repeated: Phi again, as products of few vectors; then Phi has no batch dimensions and alpha is a scalar.
 
     Returns:
         The factor. There is no mask: leave a missing row out, which is its exact marginal.
     """
-    if repeated is None:
-        scaled = root / noise.sqrt()[..., None, None]
-        gram = scaled.mT @ scaled
-    else:
+    if isinstance(root, RepeatedRows):
+        repeated, root = root, root.dense()
         gram = repeated.gram() / noise
+    else:
+        repeated, scaled = None, root / noise.sqrt()[..., None, None]
+        gram = scaled.mT @ scaled
     cholesky = torch.linalg.cholesky(_identity_plus(gram))
     weights = _mean_field_weights(root, noise, mean, cholesky)
     return MeanFieldFactor(root, noise, mean, variance, cholesky, weights, repeated)

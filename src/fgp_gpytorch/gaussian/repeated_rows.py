@@ -31,8 +31,7 @@ class RepeatedRows(NamedTuple):
 
     def dense(self) -> Tensor:
         """Phi, (N, M), column (i, j) being a_i b_j."""
-        left, right = self.left[self.left_index], self.right[self.right_index]
-        return (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2)
+        return row_products(self.left[self.left_index], self.right[self.right_index])
 
     def gram(self) -> Tensor:
         """Phi' Phi = sum_v (sum_{i: v(i) = v} a a') (x) b_v b_v', (M, M)."""
@@ -62,3 +61,16 @@ class RepeatedRows(NamedTuple):
         columns = columns.unflatten(-1, (size, len(self.right))).movedim(-1, 0)  # shape: (V, M, m)
         norms = ((self.left @ (columns.mT @ columns)) * self.left).sum(-1)  # shape: (V, G)
         return norms[self.right_index, self.left_index]
+
+
+def row_products(left: Tensor, right: Tensor) -> Tensor:
+    """a_i (x) b_i of every row.
+
+    Args:
+        left: a, (*b, N, m).
+        right: b, (*b, N, n).
+
+    Returns:
+        (*b, N, m n), column (j, k) being a_ij b_ik.
+    """
+    return (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2)

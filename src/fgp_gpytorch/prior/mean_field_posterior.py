@@ -158,8 +158,7 @@ class MeanFieldPosterior:
 
     def _factorize(self) -> MeanFieldFactor:
         rows = self._prior.rows(self.group_index, self.x, self.observed)
-        values = self._prior.noise, *self.at_observed()
-        return mean_field_factor(rows.dense(), *values, repeated=rows if rows.pays else None)
+        return mean_field_factor(rows if rows.pays else rows.dense(), self._prior.noise, *self.at_observed())
 
     @property
     def _filled(self) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_finite, check_shape
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.gaussian import RepeatedRows
+from fgp_gpytorch.gaussian import RepeatedRows, row_products
 
 
 class ObjectRoot(Configurable, gpytorch.Module):
@@ -130,9 +130,7 @@ class ProductRoot(Configurable, gpytorch.Module):
             GroupError: If a position belongs to no object vector.
             ShapeError: If x does not fit the view's root.
         """
-        view: Tensor = self.view(x)
-        objects = self.objects.forward(group_index)
-        return (objects.unsqueeze(-1) * view.unsqueeze(-2)).flatten(-2)
+        return row_products(self.objects.forward(group_index), self.view(x))
 
     def rows(self, group_index: Tensor, x: Tensor, observed: Tensor) -> RepeatedRows:
         """Phi at the observed members of groups, each object and each distinct x once.
