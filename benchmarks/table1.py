@@ -57,7 +57,7 @@ def recipe_for(system: str, block: str) -> Recipe | None:
         return OWN[system]
     tuned = choose_rivals.SETTINGS_OF.get(system, system)
     trials = [r for r in choose_rivals.read(choose_rivals.RECORDS) if r["system"] == tuned]
-    if len(trials) < len(choose_rivals.GRID) + len(choose_rivals.CHANGES[tuned]):
+    if len(trials) < choose_rivals.num_trials(tuned):
         return None
     return Recipe(**{**min(trials, key=choose_rivals.score)["recipe"], "epochs": 1000})
 

@@ -62,6 +62,8 @@ def test_every_system_has_as_many_trials_as_the_fgp_vae_had(benchmark):
     assert set(rivals.SETTINGS_OF.values()) <= set(rivals.CHANGES)
     for name, changes in rivals.CHANGES.items():
         assert len(rivals.GRID) + len(changes) == len(own) == 13, name
+    assert all(len(changes) == 13 for changes in rivals.SECOND_ROUND.values())
+    assert rivals.num_trials("SVGP-VAE") == 2 * rivals.num_trials("GP-VAE") == 26
     assert table1.FGP_VAE_BEST.epochs == table1.PUBLISHED["VAE"].epochs == 1000
 
 
