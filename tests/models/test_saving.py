@@ -306,6 +306,16 @@ class Renames(kernels.Kernel):
         return torch.exp(-((x1 - x2.mT).abs() ** self._q))
 
 
+def test_an_argument_changed_after_it_was_given_is_not_described_wrongly(tmp_path):
+    model = make_model()
+    model.member_dropout = 0.3  # of the model itself it is saved
+    model.save(tmp_path / "model.pt")
+    assert FGPVAE.load(tmp_path / "model.pt").member_dropout == 0.3
+    model.encoder.takes_observed = True
+    with pytest.warns(UserWarning, match="encoder: the description of a MLPEncoder does not make the same module"):
+        model.save(tmp_path / "model.pt")
+
+
 def test_a_users_kernel_that_hides_an_argument_is_not_described_wrongly(tmp_path):
     prior = FactorizedGPPrior([LocalChannels(2, Renames(1.2)), GlobalChannels(1)])
     model = FGPVAE(make_model().encoder, make_model().decoder, prior)

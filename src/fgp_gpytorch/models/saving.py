@@ -1,5 +1,6 @@
 """Models in files: a description and tensors, no code."""
 
+import inspect
 import json
 import pickle
 import warnings
@@ -12,6 +13,7 @@ from torch import nn
 
 import fgp_gpytorch.means  # a description may name classes of these two
 import fgp_gpytorch.nets  # noqa: F401
+from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._description import describe, rebuild
 from fgp_gpytorch.errors import CheckpointError, MissingFileError
 
@@ -166,13 +168,22 @@ def _checked_description(value: Any) -> Any:
 
 
 def _skeleton(module: nn.Module) -> list[Any]:
-    """What must agree between a part and its rebuilt self: classes, tensors' shapes, transforms, who is shared."""
-    classes = {name: (type(part), _named_transform(part)) for name, part in module.named_modules()}
+    """What must agree of a part and its rebuilt self: classes, plain arguments, transforms, shapes, who is shared."""
+    classes = {
+        name: (type(part), _named_transform(part), _plain_arguments(part)) for name, part in module.named_modules()
+    }
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     owners: dict[int, set[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), set()).add(name)
     return [classes, shapes, {frozenset(names) for names in owners.values()}]
+
+
+def _plain_arguments(part: nn.Module) -> dict[str, Any]:
+    """What a part holds now under the names of its constructor's arguments, of numbers and strings."""
+    names = inspect.signature(type(part)).parameters if isinstance(part, Configurable) else ()
+    values = {name: getattr(part, name, None) for name in names}
+    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
 def _same_priors(again: nn.Module, value: nn.Module) -> bool:
