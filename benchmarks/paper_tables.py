@@ -26,11 +26,36 @@ COMPLEXITY = {
     "FGP-VAE, correlated, learned": "O(P Q^3 + N m^2)",
     "FGP-VAE, correlated, representation network": "O(P Q^3 + N m^2)",
 }  # fmt: skip
-COMPARED = {
-    "negative log likelihood": 3, "crps": 4, "coverage 50": 3, "coverage 90": 3, "MSE from 1 views": 4,
-    "MSE from 2 views": 4, "MSE from 4 views": 4, "MSE from 8 views": 4, "MSE from 11 views": 4, "MSE from 15 views": 4,
+# tables of what a squared error does not show: columns, with the figure's name in a record and its digits
+PARTS = {"seen digits": "test", "unseen digits": "extrapolation"}
+SCORES = {
+    "NLL": ("negative log likelihood", 3),
+    "CRPS": ("crps", 4),
+    "50 %": ("coverage 50", 3),
+    "90 %": ("coverage 90", 3),
+}
+VIEWS = (1, 2, 4, 8, 11, 15)
+READ = {
+    "angle in local, R^2": "local feature r2", "angle in global, R^2": "global feature r2",
+    "digit in local": "local group accuracy", "digit in global": "global group accuracy", "gap": "mean gap",
 }  # fmt: skip
-READ = ("local feature r2", "global feature r2", "local group accuracy", "global group accuracy", "mean gap")
+COMPARED: dict[str, dict[str, tuple[str, int]]] = {
+    "calibration": {
+        f"{head}, {part}": (f"{key} {name}", digits)
+        for part, key in PARTS.items()
+        for head, (name, digits) in SCORES.items()
+    },
+    **{
+        f"context sizes, {part}": {str(n): (f"{key} MSE from {n} views", 4) for n in VIEWS}
+        for part, key in PARTS.items()
+    },
+    "disentanglement, alone": {head: (f"disentanglement alone {name}", 3) for head, name in READ.items()},
+    "disentanglement": {head: (f"disentanglement {name}", 3) for head, name in READ.items()},
+    "swap": {
+        "against the giver of global latents": ("swap to global", 4),
+        "against the giver of local latents": ("swap to local", 4), "not mixed": ("swap unswapped", 4),
+    },
+}  # fmt: skip
 
 
 def all_tables() -> dict[str, str]:
@@ -38,7 +63,7 @@ def all_tables() -> dict[str, str]:
     return {
         "beside the paper": beside_the_paper(),
         **{f"table 1, {protocol}": systems(protocol) for protocol in table1.PROTOCOLS},
-        "comparison": comparison(),
+        **{name: compared(figures) for name, figures in COMPARED.items()},
         "rivals": rivals(),
         "ablations": ablation_lines(),
         "scaling": scaling(),
@@ -121,19 +146,16 @@ def beside_the_paper() -> str:
     return table(heads, rows)
 
 
-def comparison() -> str:
-    """What a squared error does not show, of every system on equal views."""
-    records = table1.read(RECORDS / "table1")
-    keys = [(system, block) for block in ("published", "best") for system in BUILD]
-    columns = {key: records[("equal", *key[::-1])] for key in keys if ("equal", *key[::-1]) in records}
-    lines = {f"{part} {name}": digits for part in ("test", "extrapolation") for name, digits in COMPARED.items()}
-    lines |= {f"{alone} {name}": 3 for alone in ("disentanglement", "disentanglement alone") for name in READ}
-    lines |= {f"swap {name}": 4 for name in ("to global", "to local", "unswapped")}
-    rows = []
-    for name, digits in lines.items():
-        cells = [spread([figure(run["evaluation"], name) for run in runs], digits) for runs in columns.values()]
-        rows.append([name, *cells])
-    return table(["", *(label(*key) for key in columns)], rows)
+def compared(figures: dict[str, tuple[str, int]]) -> str:
+    """Some figures of every system that has them, on equal views, means and standard deviations over seeds."""
+    records, rows = table1.read(RECORDS / "table1"), []
+    for block in ("published", "best"):
+        for system in BUILD:
+            runs = [run["evaluation"] for run in records.get(("equal", block, system), [])]
+            cells = [spread([figure(run, name) for run in runs], digits) for name, digits in figures.values()]
+            if set(cells) != {"n/a"}:
+                rows.append([label(system, block), str(len(runs)), *cells])
+    return table(["", "seeds", *figures], rows)
 
 
 def figure(figures: dict[str, float | None], name: str) -> float | None:
