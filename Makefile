@@ -1,9 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 ARGS ?=
 
-.PHONY: help install rotated-mnist test lint types bench paper ci clean
+.PHONY: help install rotated-mnist test test-oldest lint types bench paper ci clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -20,6 +21,12 @@ rotated-mnist: install  ## the paper's experiment, short form (ARGS='--preset pa
 
 test: install  ## all tests, warnings are errors (ARGS='-k posterior' for some)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-oldest:  ## all tests with the oldest versions that pyproject.toml allows (Python 3.11)
+	$(PYTHON) -m venv $(OLDEST)
+	sed -nE 's/^ +"([a-z-]+)>=([0-9.]+)",$$/\1==\2/p' pyproject.toml > $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/oldest.txt --editable '.[dev]'
+	$(OLDEST)/bin/python -m pytest -W default $(ARGS)
 
 lint: install  ## format check and lint
 	$(BIN)/ruff format --check .
@@ -39,4 +46,4 @@ ci: lint types test  ## what .ci/run does in an environment that exists
 	$(BIN)/python examples/rotated_mnist.py --epochs 20 --no-progress --out runs/ci --assert-test-mse-below 0.042
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis build
+	rm -rf $(VENV) $(OLDEST) runs .pytest_cache .ruff_cache .hypothesis build
