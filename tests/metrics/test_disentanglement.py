@@ -4,14 +4,26 @@ import math
 
 import pytest
 import torch
+from gpytorch.kernels import PeriodicKernel
 from metric_cases import make_circle_data, make_circle_model
 
 from factories import make_data, make_model
-from fgp_gpytorch import CVAE, VAE, FactorizedGPPrior, GlobalChannels, GroupedDataset
+from fgp_gpytorch import (
+    CVAE,
+    GPVAE,
+    SVGPVAE,
+    VAE,
+    CorrelatedFGPVAE,
+    FactorizedGPPrior,
+    GlobalChannels,
+    GroupedDataset,
+    LocalChannels,
+)
+from fgp_gpytorch.data import AlignedDataset, LazyDataset
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics import disentanglement, latent_means, mutual_information_gap
 from fgp_gpytorch.metrics.disentanglement import _random_half
-from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
+from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures, RepresentationNetwork
 
 
 def test_means_are_those_of_the_groups_one_by_one_in_flat_order():
@@ -34,6 +46,37 @@ def test_alone_is_every_member_as_a_group_of_its_own(element_mask):
         chosen[row] = True
         expected.append(model.infer(data.select(chosen)).mean[0].detach())
     torch.testing.assert_close(latent_means(model, data, alone=True, batch_size=2).mean, torch.cat(expected))
+
+
+@pytest.mark.parametrize("kind", [CorrelatedFGPVAE, GPVAE, SVGPVAE])
+@pytest.mark.parametrize("amortized", [False, True])
+def test_alone_is_every_member_as_a_data_set_of_its_own_where_groups_are_coupled(kind, amortized):
+    data = make_data()
+    torch.manual_seed(0)
+    networks = MLPEncoder([3], 3, (8,)), MLPDecoder(3, [3], (8,))
+    objects = (
+        {"representation": RepresentationNetwork(MLPFeatures([3], 2, (8,)))} if amortized else {"num_groups": len(data)}
+    )
+    if kind is CorrelatedFGPVAE:
+        blocks = [LocalChannels(1, PeriodicKernel())]
+        model = CorrelatedFGPVAE(*networks, blocks, 2, num_factors=2, **objects).eval()
+    else:
+        model = kind(*networks, 3, num_factors=2, **objects).eval()
+    expected = []
+    for row in range(data.num_members):
+        chosen = torch.zeros(data.num_members, dtype=torch.bool)
+        chosen[row] = True
+        expected.append(model.infer(AlignedDataset(data.select(chosen), data)).mean[0].detach())
+    found = latent_means(model, data, alone=True, batch_size=2).mean
+    torch.testing.assert_close(found, torch.cat(expected))
+
+
+def test_a_lazy_data_set_is_asked_like_one_in_memory():
+    model, data = make_model().eval(), make_data()
+    rows = data.flat()
+    lazy = LazyDataset(GroupedDataset(rows.y, rows.x, rows.group), lambda batch: batch.y)
+    found, expected = latent_means(model, lazy), latent_means(model, data)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_alone_hides_x_from_the_latents():

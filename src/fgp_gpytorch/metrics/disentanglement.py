@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch._shapes import check_finite
-from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset, LazyDataset
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics._evaluation import check_batch_size, evaluation, global_channels
 from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information_gap
 from fgp_gpytorch.metrics.probes import centroid_accuracy, ridge_r2
 from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
 
 
 class Latents(NamedTuple):
@@ -65,8 +66,8 @@ def latent_means(model: FGPVAE, data: GroupedDataset, alone: bool = False, batch
         data: N members in groups.
         alone: False conditions on all members of the group at their x (paper, Section 3). True conditions on that
             member only, so that under a stationary kernel of mean zero x plays no part, and nothing can be read from z
-            but what the encoder saw in y.
-        batch_size: Groups at a time; a prior that couples groups is conditioned on so many.
+            but what the encoder saw in y (and in object vectors that are parameters, which were learned from all).
+        batch_size: Groups at a time; a prior that couples groups is conditioned on so many, if not on one member alone.
 
     Returns:
         The means with x and group, on the CPU.
@@ -80,9 +81,9 @@ def latent_means(model: FGPVAE, data: GroupedDataset, alone: bool = False, batch
     with evaluation(model) as device:
         for start in range(0, len(data), batch_size):
             batch = data[start : start + batch_size].to(device)
-            batch = _each_alone(batch) if alone else batch
-            means.append(model.infer(batch).mean[batch.mask].cpu())
-    rows = data.flat()
+            parts = _each_alone(model, batch) if alone else [batch]
+            means += [model.infer(part).mean[part.mask].cpu() for part in parts]
+    rows = (data.rows if isinstance(data, LazyDataset) else data).flat()
     return Latents(torch.cat(means), rows.x.cpu(), rows.group.cpu())
 
 
@@ -182,9 +183,18 @@ def _random_half(data: GroupedDataset, seed: int) -> Tensor:  # shape: (N,)
     return torch.cat([torch.randperm(size, generator=generator) < size // 2 for size in data.group_sizes.tolist()])
 
 
-def _each_alone(batch: GroupedBatch) -> GroupedBatch:
-    """Every member of the batch as a group of its own, in the order of `tensor[batch.mask]`."""
-    parts = {name: getattr(batch, name)[batch.mask].unsqueeze(1) for name in ("y", "x", "mask")}
-    y_mask = None if batch.y_mask is None else batch.y_mask[batch.mask].unsqueeze(1)
-    group_index = batch.group_index.unsqueeze(-1).expand(batch.mask.shape)[batch.mask]
-    return dataclasses.replace(batch, **parts, y_mask=y_mask, group_index=group_index)
+def _each_alone(model: FGPVAE, batch: GroupedBatch) -> list[GroupedBatch]:
+    """Every member of the batch as a group of its own, in the order of `tensor[batch.mask]`.
+
+    They are one batch where groups are independent, batches of one where the prior couples them.
+    """
+    there = batch.mask
+    parts = {name: getattr(batch, name)[there].unsqueeze(1) for name in ("y", "x", "mask")}
+    if batch.y_mask is not None:
+        parts["y_mask"] = batch.y_mask[there].unsqueeze(1)
+    parts["group_index"] = batch.group_index.unsqueeze(-1).expand(there.shape)[there]
+    size = 1 if isinstance(model, KnownGroupsVAE) else len(parts["mask"])
+    split = [
+        dict(zip(parts, values, strict=True)) for values in zip(*(p.split(size) for p in parts.values()), strict=True)
+    ]
+    return [dataclasses.replace(batch, **part) for part in split]
