@@ -152,8 +152,9 @@ def compared(figures: dict[str, tuple[str, int]]) -> str:
     for block in ("published", "best"):
         for system in BUILD:
             runs = [run["evaluation"] for run in records.get(("equal", block, system), [])]
+            runs = [run for run in runs if any(figure(run, name) is not None for name, _ in figures.values())]
             cells = [spread([figure(run, name) for run in runs], digits) for name, digits in figures.values()]
-            if set(cells) != {"n/a"}:
+            if runs:
                 rows.append([label(system, block), str(len(runs)), *cells])
     return table(["", "seeds", *figures], rows)
 

@@ -5,7 +5,19 @@ import pandas as pd
 import pytest
 import torch
 
-from fgp_gpytorch import CVAE, FGPVAE, FactorizedGPPrior, GlobalChannels, GroupedBatch, GroupedDataset, LocalChannels
+from factories import make_data
+from fgp_gpytorch import (
+    CVAE,
+    FGPVAE,
+    GPVAE,
+    SVGPVAE,
+    CorrelatedFGPVAE,
+    FactorizedGPPrior,
+    GlobalChannels,
+    GroupedBatch,
+    GroupedDataset,
+    LocalChannels,
+)
 from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.nets import FourierFeatures, MLPDecoder, MLPEncoder
 from fgp_gpytorch.plots import image_rows, latent_paths, training_curves
@@ -62,3 +74,32 @@ def test_training_curves_draw_every_run() -> None:
     )
     figure = training_curves([history, history], kappa=0.05)
     assert [len(axes.lines) for axes in figure.axes] == [3, 4, 2]
+
+
+@pytest.mark.parametrize("kind", [CorrelatedFGPVAE, GPVAE, SVGPVAE])
+def test_latent_paths_of_models_that_couple_groups(kind) -> None:
+    data = make_data()
+    networks = MLPEncoder([3], 3, (8,)), MLPDecoder(3, [3], (8,))
+    local = [LocalChannels(2, gpytorch.kernels.RBFKernel())]
+    first = (local, 1) if kind is CorrelatedFGPVAE else (3,)
+    model = kind(*networks, *first, num_groups=len(data), num_factors=2)
+    figure = latent_paths(model, data[[1]], [0.0, 1.0, 2.0])
+    assert len([axes for axes in figure.axes if axes.axison]) == 3
+    assert model.training  # as it was found
+
+
+def test_latent_paths_draws_no_dot_of_whom_nothing_was_observed() -> None:
+    prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel())])
+    model = FGPVAE(MLPEncoder([3], 2), MLPDecoder(2, [3]), prior)
+    y_mask = torch.ones(4, 3, dtype=torch.bool)
+    y_mask[1] = False
+    data = GroupedDataset(torch.randn(4, 3), torch.rand(4), [0] * 4, y_mask)
+    dots = latent_paths(model, data, torch.linspace(0, 1, 5)).axes[0].containers[0].lines[0]
+    assert len(dots.get_xdata()) == 3
+
+
+def test_pictures_say_what_they_expected() -> None:
+    with pytest.raises(ShapeError, match="columns: expected 3 headings, one for each image of a row, got 2"):
+        image_rows([("a", torch.rand(3, 8, 8))], columns=["x", "y"])
+    with pytest.raises(ShapeError, match="rows: expected tensors of images, got ndarray for 'a'"):
+        image_rows([("a", torch.rand(3, 8, 8).numpy())])

@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Distribution
 
+from fgp_gpytorch._shapes import as_tensor
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch.metrics._evaluation import evaluation, global_channels
 from fgp_gpytorch.models import FGPVAE
-from fgp_gpytorch.models._batches import whole_batch
-from fgp_gpytorch.prior import GlobalChannels
+from fgp_gpytorch.models._batches import observed_members, whole_batch
+from fgp_gpytorch.prior import FactorizedGPPrior
 
 
 def image_rows(
@@ -39,15 +41,22 @@ def image_rows(
     Raises:
         ShapeError: If there are no rows, or images have another shape.
     """
-    if not rows:
+    if not rows or not any(len(images) for _, images in rows):
         raise ShapeError('rows: expected at least one row of images, got none. Try [("truth", images)].')
     for label, images in rows:
+        if not isinstance(images, Tensor):
+            raise ShapeError(
+                f"rows: expected tensors of images, got {type(images).__name__} for {label!r}. "
+                "Try torch.as_tensor(images)."
+            )
         if images.dim() != 3 and not (images.dim() == 4 and images.shape[1] in (1, 3)):
             raise ShapeError(
                 f"rows: expected images (n, H, W), (n, 1, H, W) or (n, 3, H, W), got {tuple(images.shape)} for "
                 f"{label!r}. Try one row for each group."
             )
     count = max(len(images) for _, images in rows)
+    if columns is not None and len(columns) != count:
+        raise ShapeError(f"columns: expected {count} headings, one for each image of a row, got {len(columns)}.")
     figure = Figure(figsize=(0.62 * count + 1.5, 0.66 * len(rows) + 0.7), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)  # pyright: ignore
     grid = np.asarray(figure.subplots(len(rows), count, squeeze=False))
@@ -89,20 +98,19 @@ def latent_paths(model: FGPVAE, context: GroupedBatch | GroupedDataset, x: Tenso
         The figure: a panel for each local channel, and one for the values of all global channels.
     """
     context = whole_batch(context, "context")
-    with torch.no_grad():
+    x = as_tensor(x, "x").flatten()
+    with evaluation(model):
         posterior = model.infer(context)
-        prediction = posterior.predict(x.reshape(1, -1, 1))
+        prediction = posterior.predict(x.to(posterior.x.device).reshape(1, -1, 1))
         mean, deviation = prediction.mean[0].cpu(), prediction.variance[0].sqrt().cpu()
-        observed = context.mask[0].cpu()
+        there = observed_members(context)[0]  # of the others q is not conditioned on what the encoder says
+        observed = there.cpu()
         encoded, variance = (
             part.cpu()
-            for part in model._encode(
-                *(value[0][context.mask[0]] for value in (context.y, context.x, context.observed))
-            )
+            for part in model._encode(*(value[0][there] for value in (context.y, context.x, context.observed)))
         )
-        order = model.prior.channel_blocks()
-    local = [c for c, block in enumerate(order) if not isinstance(block, GlobalChannels)]
-    shared = [c for c, block in enumerate(order) if isinstance(block, GlobalChannels)]
+    is_global = global_channels(model)
+    local, shared = ((~is_global).nonzero().flatten().tolist(), is_global.nonzero().flatten().tolist())
     panels = len(local) + bool(shared)
     columns = min(4, panels)
     figure = Figure(figsize=(3 * columns, 2 * math.ceil(panels / columns)), layout="constrained")
@@ -121,28 +129,31 @@ def latent_paths(model: FGPVAE, context: GroupedBatch | GroupedDataset, x: Tenso
         axes = grid[len(local)]
         value, error = mean[0, shared].numpy(), 2 * deviation[0, shared].numpy()
         axes.errorbar(range(len(shared)), value, yerr=error, fmt="o", ms=4, capsize=3)
-        prior_mean, prior_deviation = (part.cpu() for part in _prior_marginals(model, posterior.x))
-        for position, c in enumerate(shared):
-            low, high = prior_mean[c] - 2 * prior_deviation[c], prior_mean[c] + 2 * prior_deviation[c]
-            axes.fill_between([position - 0.4, position + 0.4], float(low), float(high), color="0.92", zorder=0)
+        drawn = isinstance(model.prior, FactorizedGPPrior)  # of others it depends on the other groups
+        if drawn:
+            prior_mean, prior_deviation = (part.cpu() for part in _prior_marginals(model, posterior.x))
+            for position, c in enumerate(shared):
+                low, high = prior_mean[c] - 2 * prior_deviation[c], prior_mean[c] + 2 * prior_deviation[c]
+                axes.fill_between([position - 0.4, position + 0.4], float(low), float(high), color="0.92", zorder=0)
         axes.set_xticks(range(len(shared)), [str(c) for c in shared])
-        axes.set_title("global channels (grey: prior, 2 sd)", fontsize=9)
+        axes.set_title(f"global channels{' (grey: prior, 2 sd)' * drawn}", fontsize=9)
         axes.set_xlabel("channel", fontsize=8)
     for axes in grid[panels:]:
         axes.axis("off")
     return figure
 
 
-def training_curves(histories: Sequence[pd.DataFrame], kappa: float | None = None) -> Figure:
+def training_curves(histories: Sequence[pd.DataFrame] | pd.DataFrame, kappa: float | None = None) -> Figure:
     """Training error, KL and multiplier against the epoch, one line for each run.
 
     Args:
-        histories: The `history` of each run's `FitResult`.
+        histories: The `history` of each run's `FitResult`, or of one.
         kappa: GECO's target, drawn into the first panel.
 
     Returns:
         The figure.
     """
+    histories = [histories] if isinstance(histories, pd.DataFrame) else histories
     figure = Figure(figsize=(10, 2.8), layout="constrained")
     error, divergence, weight = figure.subplots(1, 3)
     for history in histories:

@@ -179,3 +179,26 @@ def test_errors_say_what_to_try():
     assert held_out_mse(make_model().eval(), arrays) == held_out_mse(make_model().eval(), held_out)
     with pytest.raises(DataError, match=r"held_out: expected a dataclass .*Try HeldOutMembers"):
         align_held_out(SimpleNamespace(context=context), context)
+
+
+def test_what_cannot_be_predicted_is_said_before_anything_is():
+    data = GroupedDataset(torch.randn(5, 2), torch.arange(5.0), list("aabbc"))
+    early = torch.tensor([True, False, True, False, False])
+    with pytest.raises(
+        GroupError, match="targets: expected groups of whom the context has somebody, got 1 others, the first 'c'"
+    ):
+        HeldOutMembers.of(data.select(early), data.select(~early))
+    with pytest.raises(DataError, match="targets: expected a GroupedDataset, got GroupedBatch"):
+        HeldOutMembers.of(data, data[:])
+    known = torch.tensor([True, True, True, False, True])
+    unknown = GroupedDataset(torch.randn(5, 2), torch.arange(5.0), list("aabbc"), x_mask=known)
+    with pytest.raises(DataError, match="x_new: expected known features of all members to predict"):
+        HeldOutMembers.of(data, unknown)
+
+
+def test_batches_are_no_data_sets_to_align():
+    data = GroupedDataset(torch.randn(3, 2), torch.arange(3.0), list("aab"))
+    with pytest.raises(DataError, match="data: expected a GroupedDataset, got GroupedBatch"):
+        AlignedDataset(data[:], data)
+    with pytest.raises(DataError, match="reference: expected a GroupedDataset, got GroupedBatch"):
+        AlignedDataset(data, data[:])

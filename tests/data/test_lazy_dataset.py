@@ -123,3 +123,18 @@ def test_training_on_it_ends_bit_for_bit_as_in_memory() -> None:
         fit(model, data, validation=data, epochs=2, batch_size=2, seed=3, progress=False, folder=None)
         ends.append(state_of(model))
     assert same_state(*ends)
+
+
+def test_observations_of_another_shape_than_the_first_groups_are_refused(rows) -> None:
+    lazy = LazyDataset(rows, lambda batch: batch.y.unsqueeze(-1).expand(*batch.y.shape, batch.y.shape[1]))
+    lazy[[2]]
+    with pytest.raises(
+        ShapeError, match=r"make: expected observations of shape \(2,\) and torch.float64 .* got \(4,\)"
+    ):
+        lazy[[1]]
+    with pytest.raises(ShapeError, match="make: expected observations of shape"):
+        lazy.in_memory()
+    with pytest.raises(DataError, match="make: expected finite values"):
+        LazyDataset(rows, lambda batch: (batch.y - 3).log()).in_memory()
+    with pytest.raises(DataError, match="make: expected a function of a batch of rows, got int"):
+        LazyDataset(rows, 3)

@@ -60,3 +60,12 @@ def test_context_size_says_what_is_wrong_with_its_arguments():
         mse_by_context_size(model, held_out, ())
     with pytest.raises(DataError, match="num_subsets=0"):
         mse_by_context_size(model, held_out, (1,), num_subsets=0)
+
+
+def test_one_size_is_a_curve_of_one_point_and_a_data_set_no_held_out_members():
+    model, held_out = make_linear_model(), make_held_out()
+    assert mse_by_context_size(model, held_out, 2) == mse_by_context_size(model, held_out, (2,))
+    with pytest.raises(
+        DataError, match="held_out: expected an object with context, x_new and y_new, got GroupedDataset"
+    ):
+        mse_by_context_size(model, held_out.context, (1,))

@@ -148,3 +148,13 @@ def test_disentanglement_says_what_is_wrong_with_its_arguments():
         disentanglement(model, data, None)
     with pytest.raises(DataError, match="feature: expected 0 to 0, got 1"):
         disentanglement(model, data, None, feature=1)
+
+
+def test_a_feature_that_is_not_known_is_said_at_once():
+    rows = make_circle_data().flat()
+    data = GroupedDataset(rows.y, rows.x, rows.group, x_mask=torch.arange(len(rows.y)) > 1)
+    with pytest.raises(DataError, match=r"data.x: expected a feature that is known everywhere, got 2 members"):
+        disentanglement(make_circle_model(), data, 2 * math.pi)
+    for ask in (latent_means, lambda model, batch: disentanglement(model, batch, None)):
+        with pytest.raises(DataError, match="data: expected a GroupedDataset, got GroupedBatch"):
+            ask(make_circle_model(), make_circle_data()[:])

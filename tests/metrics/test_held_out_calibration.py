@@ -87,7 +87,7 @@ def test_calibration_repeats_itself_and_touches_neither_mode_nor_random_numbers(
 
 def test_calibration_says_what_is_wrong_with_its_arguments():
     model, held_out = make_linear_model(), make_held_out()
-    with pytest.raises(DataError, match="num_samples: expected at least 19, for intervals of 90 %, got 10"):
+    with pytest.raises(DataError, match="num_samples: expected an integer >= 19, for intervals of 90 %, got 10"):
         held_out_calibration(model, held_out, num_samples=10)
     held_out.y_new = held_out.y_new[:, :1]
     with pytest.raises(ShapeError, match=r"context's G = 4 .* got \(4, 2, 1\) and \(4, 1, 3\)"):

@@ -20,6 +20,7 @@ from fgp_gpytorch import (
     GaussianLikelihood,
     GlobalChannels,
     GroupedDataset,
+    IndependentChannels,
     LatentAngleFGPVAE,
     LocalChannels,
     fit,
@@ -323,3 +324,41 @@ def test_a_prior_that_is_not_periodic_is_refused():
 def test_angles_are_below_the_period():
     tiny = AnglePosterior(torch.tensor([[[1.0, -1e-20]]]), 360.0)
     assert tiny.mean.item() == 0.0
+
+
+@pytest.mark.parametrize("network", [MLPFeatures([3], 2, (8,)), nn.Sequential(nn.Flatten(), nn.Linear(3, 2))])
+def test_a_batch_in_which_nobody_was_observed_has_uniform_angles(network):
+    y_mask = torch.ones(5, 3, dtype=torch.bool)
+    y_mask[:2] = False
+    known = torch.tensor([False, True, True, False, True])
+    data = GroupedDataset(torch.randn(5, 3), torch.rand(5), [0, 0, 1, 1, 1], y_mask, known)
+    model = make_model()
+    model.angle_encoder = network
+    density = model.infer_angles(data[[0]]).log_prob(torch.tensor([[0.3, 2.0]], dtype=torch.float64))
+    torch.testing.assert_close(density, torch.full((1, 2), -math.log(PERIOD), dtype=torch.float64))
+    assert model.infer(data[[0]]).mean.isfinite().all()
+    history = fit(model, data, epochs=2, batch_size=1, progress=False, folder=None).history
+    assert history["mse"].notna().all()
+
+
+def test_independent_channels_have_every_period():
+    prior = FactorizedGPPrior([*make_prior().blocks, IndependentChannels(1)])
+    model = LatentAngleFGPVAE(MLPEncoder([3], 4), MLPDecoder(4, [3]), prior, MLPFeatures([3], 2), period=PERIOD)
+    data, _ = make_circle()
+    assert model.infer(data).mean.shape == (7, 6, 4)
+
+
+def test_a_period_that_is_learned_is_refused_in_training_when_it_left_the_circle():
+    model, (data, _) = make_model(), make_circle()
+    model.terms(data[:])
+    model.prior.blocks[0].kernel.base_kernel.period_length = 1.02 * PERIOD
+    with pytest.raises(DataError, match="prior: expected a kernel with the angle's period"):
+        model.terms(data[:])
+
+
+def test_an_angle_encoder_that_diverged_is_named():
+    model, (data, _) = make_model(), make_circle()
+    nn.init.constant_(next(model.angle_encoder.parameters()), torch.nan)
+    for ask in (model.infer, model.infer_angles):
+        with pytest.raises(DataError, match="angle_encoder: expected finite values"):
+            ask(data)

@@ -16,6 +16,7 @@ from fgp_gpytorch import (
     FactorizedGPPrior,
     GaussianLikelihood,
     GlobalChannels,
+    GroupedDataset,
     IndependentChannels,
     fit,
 )
@@ -155,3 +156,12 @@ def test_fourier_features_are_points_on_circles():
     got = FourierFeatures(2, period=1.0)(x)
     wanted = [f(2 * math.pi * k * v) for v in (0.25, 1.0) for f in (math.cos, math.sin) for k in (1, 2)]
     torch.testing.assert_close(got, torch.tensor([wanted], dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_a_module_of_the_features_gets_them_in_its_own_precision():
+    rows = make_data().flat()
+    data = GroupedDataset(rows.y, rows.x.double(), rows.group)
+    networks = MLPEncoder([3], 2, num_features=3), MLPDecoder(2, [3], num_features=3)
+    model = CVAE(*networks, FactorizedGPPrior([GlobalChannels(2)]), features=torch.nn.Linear(1, 3))
+    assert fit(model, data, epochs=1, progress=False, folder=None).history["mse"].notna().all()
+    assert model.generate(torch.rand(len(data), 2, 1).double(), data).shape == (len(data), 2, 3)

@@ -8,7 +8,7 @@ from torch import nn
 
 from fgp_gpytorch._description import describe, rebuild
 from fgp_gpytorch.errors import DataError, ShapeError
-from fgp_gpytorch.nets import MLPFeatures, PaperFeatures, RepresentationNetwork
+from fgp_gpytorch.nets import MLPEncoder, MLPFeatures, PaperEncoder, PaperFeatures, RepresentationNetwork
 
 AGGREGATIONS = ["sum", "mean", "attention"]
 
@@ -108,7 +108,7 @@ def test_mistakes_are_explained():
         RepresentationNetwork(lambda y: y)
     with pytest.raises(ShapeError, match=r"width: expected the length of r's output for attention, got None. Try"):
         RepresentationNetwork(nn.Identity(), None, "attention")
-    with pytest.raises(ShapeError, match=r"r: expected shape \(3\), got \(4,\). The query's length is `width`"):
+    with pytest.raises(ShapeError, match="r: expected vectors of the length 4 that attention was told, got 3"):
         RepresentationNetwork(nn.Identity(), None, "attention", width=4).double()(y, mask)
     network = make_network("sum")
     with pytest.raises(ShapeError, match=r"mask: expected shape \(5, 6\), got \(5, 5\)"):
@@ -121,3 +121,16 @@ def test_mistakes_are_explained():
     torch.testing.assert_close(nobody, network.f(torch.zeros(5, network.width).to(y)))
     with pytest.raises(ShapeError, match=r"r: expected \(N, width\) from N = 30 observations, got \(30, 3, 1\)"):
         RepresentationNetwork(nn.Unflatten(-1, (3, 1)))(y)
+
+
+@pytest.mark.parametrize(
+    ("network", "y_shape"),
+    [
+        (MLPFeatures([3], 2), (3,)), (MLPEncoder([3], 2), (3,)), (MLPEncoder([3], 2, takes_observed=True), (3,)),
+        (PaperFeatures(2), (1, 28, 28)), (PaperEncoder(2), (1, 28, 28)),
+    ],
+)  # fmt: skip
+def test_networks_make_nothing_of_nothing(network, y_shape):
+    made = network(torch.zeros(0, *y_shape))
+    for part in made if isinstance(made, tuple) else (made,):
+        assert part.shape == (0, 2)

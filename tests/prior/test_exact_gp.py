@@ -9,6 +9,7 @@ import torch
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from prior_cases import CASES, data_for
 
+from fgp_gpytorch import FactorizedGPPrior, GlobalChannels
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.prior import exact_gp
 
@@ -125,3 +126,21 @@ def test_wrong_shapes_are_errors():
     mask = torch.ones(3, dtype=torch.bool)
     with pytest.raises(ShapeError, match=r"mask: expected shape \(3, 4\), got \(3,\)"):
         exact_gp(case.prior.blocks[0], data.x, data.mean[..., :2], data.variance[..., :2], mask)
+
+
+def test_what_the_posterior_refuses_is_refused_here_too():
+    prior = FactorizedGPPrior([GlobalChannels(2)])
+    block, x, mean, variance = prior.blocks[0], torch.rand(3, 4, 1), torch.randn(3, 4, 2), torch.ones(3, 4, 2)
+    with pytest.raises(ShapeError, match=r"block: expected a block of channels, got FactorizedGPPrior. Try prior"):
+        exact_gp(prior, x, mean, variance)
+    with pytest.raises(ShapeError, match=r"x: expected \(\*b, G, Q, D\), got \(4, 1\)"):
+        exact_gp(block, x[0], mean[0], variance[0])
+    with pytest.raises(DataError, match="mean: expected finite values"):
+        exact_gp(block, x, mean.index_fill(0, torch.tensor(1), torch.nan), variance)
+    with pytest.raises(DataError, match="variance: expected positive entries, got -1"):
+        exact_gp(block, x, mean, -variance)
+    with pytest.raises(DataError, match=r"mask: expected torch.bool, got torch.float32"):
+        exact_gp(block, x, mean, variance, torch.ones(3, 4))
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[1] = False  # what is not observed may be anything
+    exact_gp(block, x, mean.index_fill(0, torch.tensor(1), torch.nan), variance, mask)

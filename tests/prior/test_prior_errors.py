@@ -9,6 +9,8 @@ from prior_cases import CASES, data_for
 
 from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, LocalChannels
 from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.prior import FourierRoot, ObjectRoot
+from fgp_gpytorch.prior.object_root import ProductRoot
 
 NAN, INF = float("nan"), float("inf")
 
@@ -278,3 +280,20 @@ def test_a_mean_that_does_not_fit_is_named(mean, message):
     x, value = torch.rand(3, 4, 1), torch.randn(3, 4, 2)
     with pytest.raises(ShapeError, match=message):
         prior.posterior(x, value, torch.ones_like(value))
+
+
+@pytest.mark.parametrize("blocks", [gpytorch.kernels.MaternKernel(), None, 3])
+def test_what_are_no_blocks_is_refused_and_not_read_for_ever(blocks):
+    got = type(blocks).__name__
+    with pytest.raises(
+        ShapeError, match=rf"blocks: expected a sequence of LocalChannels and GlobalChannels, got \['{got}"
+    ):
+        FactorizedGPPrior(blocks)
+
+
+def test_a_mean_that_is_none_and_a_view_with_a_batch_shape_are_refused():
+    with pytest.raises(ShapeError, match="mean: expected a GPyTorch mean, got float"):
+        LocalChannels(3, gpytorch.kernels.RBFKernel(), 3.0)
+    view = FourierRoot(gpytorch.kernels.PeriodicKernel(batch_shape=torch.Size([2])), 1.0)
+    with pytest.raises(DataError, match=r"view_root: expected a kernel without batch shape, got \[2\]"):
+        ProductRoot(ObjectRoot(4, 2), view)

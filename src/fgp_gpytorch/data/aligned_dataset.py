@@ -28,6 +28,7 @@ class AlignedDataset(GroupedDataset):
 
     Raises:
         GroupError: If a label of `data` is none of the reference's.
+        DataError: If one of the two is no data set.
 
     Example:
         >>> context = AlignedDataset(held_out.context, train)
@@ -36,6 +37,12 @@ class AlignedDataset(GroupedDataset):
     """
 
     def __init__(self, data: GroupedDataset, reference: GroupedDataset) -> None:
+        for name, value in (("data", data), ("reference", reference)):
+            if not isinstance(value, GroupedDataset):
+                raise DataError(
+                    f"{name}: expected a GroupedDataset, got {type(value).__name__}. Try data.subset(groups) or "
+                    "data.select(members) in place of a batch."
+                )
         positions = {label: index for index, label in enumerate(reference.labels.tolist())}
         labels = data.labels.tolist()
         unknown = [label for label in labels if label not in positions]
@@ -78,7 +85,7 @@ def align_held_out(held_out: Any, reference: GroupedDataset) -> Any:
         GroupError: If a group of the context is none of the reference's.
         DataError: If it is no dataclass.
     """
-    if not is_dataclass(held_out) or isinstance(held_out, type):
+    if not is_dataclass(held_out) or isinstance(held_out, type) or not hasattr(held_out, "context"):
         raise DataError(
             f"held_out: expected a dataclass with context, x_new and y_new, got {type(held_out).__name__}. Try "
             "HeldOutMembers(context, x_new, y_new)."

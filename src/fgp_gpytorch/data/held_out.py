@@ -12,7 +12,7 @@ from fgp_gpytorch.data._inputs import as_features, as_mask, as_numbers, expand_m
 from fgp_gpytorch.data.aligned_dataset import AlignedDataset
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.data.grouped_dataset import GroupedDataset
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 
 __all__ = ["HeldOut", "HeldOutBatch", "HeldOutMembers", "HeldOutTargets", "check_held_out", "held_out_batch"]
 
@@ -89,6 +89,17 @@ class HeldOutMembers:
             ShapeError: If the two have different observations or features.
             DataError: If nothing was observed, or the targets are not in memory.
         """
+        for name, value in (("context", context), ("targets", targets)):
+            if not isinstance(value, GroupedDataset):
+                raise DataError(
+                    f"{name}: expected a GroupedDataset, got {type(value).__name__}. Try data.select(members)."
+                )
+        unknown = sorted(set(targets.labels.tolist()) - set(context.labels.tolist()), key=str)
+        if unknown:
+            raise GroupError(
+                f"targets: expected groups of whom the context has somebody, got {len(unknown)} others, the first "
+                f"{unknown[0]!r}. Try targets.subset(np.isin(targets.labels, context.labels))."
+            )
         batch = AlignedDataset(targets, context)[:]
         observed = None if bool(batch.observed.all()) else batch.observed
         return cls(context.subset(batch.group_index), batch.x, batch.y, observed)
@@ -210,6 +221,12 @@ def check_held_out(held_out: HeldOut, name: str = "held_out") -> None:
     if observed is not None and not bool(observed.any()):
         raise DataError("y_new_mask: expected an observed element, got none. Try ~y_new_mask if True was to hide it.")
     check_finite(held_out.y_new, "y_new", observed)
+    anybody = None if observed is None else observed.flatten(2).any(-1, keepdim=True)
+    if bool((~held_out.x_new.isfinite() & (True if anybody is None else anybody)).any()):
+        raise DataError(
+            "x_new: expected known features of all members to predict, got some that are not finite. Try to leave "
+            "these members out: HeldOutMembers.of(context, data.select(known))."
+        )
 
 
 def _observed(held_out: HeldOut) -> Tensor | None:

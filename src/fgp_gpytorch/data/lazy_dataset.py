@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgp_gpytorch._shapes import check_finite
 from fgp_gpytorch.data._inputs import expand_mask
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.data.grouped_dataset import FlatRows, GroupedDataset
@@ -34,8 +35,9 @@ class LazyDataset(GroupedDataset):
         group_sizes: The members of each group, shape (G,), int64.
 
     Raises:
-        ShapeError: If the function does not give one observation a member.
-        DataError: If its observations are no floating tensor, or the rows no data set, or one with a `y_mask`.
+        ShapeError: If the function does not give one observation a member, or one of another shape than before.
+        DataError: If it is none, its observations are no floating tensor, or the rows no data set, or one with a
+            `y_mask`.
 
     Example:
         >>> rows = GroupedDataset(y=torch.tensor([0.0, 1.0, 2.0]), x=torch.arange(3.0), group=[0, 0, 1])
@@ -49,12 +51,16 @@ class LazyDataset(GroupedDataset):
             raise DataError(
                 f"rows: expected a GroupedDataset, got {type(rows).__name__}. Try GroupedDataset(y, x, group)."
             )
+        if not callable(make):
+            raise DataError(
+                f"make: expected a function of a batch of rows, got {type(make).__name__}. Try lambda batch: batch.y."
+            )
         first = rows[[0]]
         if first.y_mask is not None:
             raise DataError("rows: expected no y_mask, got one. Try rows.select(members) without what is missing.")
         self.rows, self._make = rows, make
         self.labels, self.group_sizes = rows.labels, rows.group_sizes
-        made = self._observations(first)
+        made = self._made(first)
         self._y_shape, self._y_dtype = made.shape[2:], made.dtype
 
     @property
@@ -123,7 +129,7 @@ class LazyDataset(GroupedDataset):
             A data set of the same groups, which takes N times the size of an observation.
 
         Raises:
-            DataError: If the batch size is below 1.
+            DataError: If the batch size is below 1, or an observation is not finite.
         """
         if batch_size < 1:
             raise DataError(f"batch_size: expected at least 1, got {batch_size}. Try 256.")
@@ -133,6 +139,7 @@ class LazyDataset(GroupedDataset):
         for start in range(0, len(self), batch_size):
             batch = self[start : start + batch_size]
             made = batch.y[batch.mask]  # in the order of rows: groups, then members
+            check_finite(made, "make")
             y[row : row + len(made)] = made
             row += len(made)
         data = GroupedDataset.__new__(GroupedDataset)
@@ -154,12 +161,21 @@ class LazyDataset(GroupedDataset):
         return replace(batch, y=self._observations(batch))
 
     def _observations(self, batch: GroupedBatch) -> Tensor:  # shape: (G, Q, *y_shape)
-        """What the function makes, with 0 in the padding.
+        """What the function makes of rows, as it did of the first group, with 0 in the padding.
 
         Raises:
-            ShapeError: If it is not one observation a member.
+            ShapeError: If it is not one observation a member, or one of another shape.
             DataError: If it is no tensor, or not floating.
         """
+        y = self._made(batch)
+        if (y.shape[2:], y.dtype) != (self._y_shape, self._y_dtype):
+            raise ShapeError(
+                f"make: expected observations of shape {tuple(self._y_shape)} and {self._y_dtype} as those of the "
+                f"first group, got {tuple(y.shape[2:])} and {y.dtype}. Try padding, or groups of one shape each."
+            )
+        return y if bool(batch.mask.all()) else y.masked_fill(~expand_mask(batch.mask, y), 0)
+
+    def _made(self, batch: GroupedBatch) -> Tensor:  # shape: (G, Q, *y_shape)
         y: Any = self._make(batch)
         if not isinstance(y, Tensor):
             raise DataError(f"make: expected a tensor, got {type(y).__name__}. Try torch.as_tensor(y) at its end.")
@@ -170,7 +186,7 @@ class LazyDataset(GroupedDataset):
             )
         if not y.is_floating_point():
             raise DataError(f"make: expected floating observations, got {y.dtype}. Try y.float() at its end.")
-        return y if bool(batch.mask.all()) else y.masked_fill(~expand_mask(batch.mask, y), 0)
+        return y
 
 
 def _not_in_memory(what: str) -> DataError:

@@ -11,7 +11,8 @@ class IndependentKernel(Kernel):
     r"""k(x_i, x_j) = 1 if i and j are the same row, else 0 (paper, Section 3: K = I, the prior of a plain VAE).
 
     Rows are observations: two rows with the same entries are still two. So the identity is what the kernel gives of a
-    set of rows with itself, and zero what it gives of two sets.
+    set of rows with itself, and zero what it gives of two sets. GPyTorch copies rows on their way here, so a set is
+    known by its entries: two with the same rows in the same order are taken for one.
 
     Example:
         >>> IndependentKernel()(rows).to_dense()  # the identity

@@ -60,8 +60,10 @@ def held_out_calibration(
         DataError: If there are too few draws, nothing of `y_new` was observed, or what was is not finite.
         ShapeError: If `x_new`, `y_new` or `y_new_mask` are not of the context's groups.
     """
-    if num_samples < _LEAST:
-        raise DataError(f"num_samples: expected at least {_LEAST}, for intervals of 90 %, got {num_samples}. Try 199.")
+    if not isinstance(num_samples, int) or num_samples < _LEAST:
+        raise DataError(
+            f"num_samples: expected an integer >= {_LEAST}, for intervals of 90 %, got {num_samples!r}. Try 199."
+        )
     totals, elements = torch.zeros(4, dtype=torch.float64), 0
     with evaluation(model, seed) as device:
         for batch in batches(held_out, batch_size, device):

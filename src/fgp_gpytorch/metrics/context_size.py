@@ -54,14 +54,14 @@ def mse_by_context_size(
         GroupError: If a size is below 1 or a group has fewer members.
         ShapeError: If `x_new`, `y_new` or `y_new_mask` are not of the context's groups.
     """
-    sizes = tuple(sizes)
-    members = held_out.context.group_sizes.cpu()
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if num_subsets < 1 or not sizes:
         raise DataError(
             f"expected at least one size and num_subsets of at least 1, got sizes={sizes} and "
             f"num_subsets={num_subsets}. Try sizes=(1, 4), num_subsets=4."
         )
     check_held_out(held_out)
+    members = held_out.context.group_sizes.cpu()
     if isinstance(model, GivenRows) and not getattr(model, "new_groups", False):
         raise DataError(
             "model: expected one that conditions on its context, got one that was given its rows and reads none of the "

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._shapes import check_finite
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, LazyDataset
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics._evaluation import check_batch_size, evaluation, global_channels
@@ -77,6 +76,7 @@ def latent_means(model: FGPVAE, data: GroupedDataset, alone: bool = False, batch
         DataError: If a value is not finite.
     """
     check_batch_size(batch_size)
+    _check_data(data)
     means = []
     with evaluation(model) as device:
         for start in range(0, len(data), batch_size):
@@ -125,6 +125,7 @@ def disentanglement(
         DataError: If the feature does not exist, is not known everywhere, or does not vary.
         GroupError: If a group has fewer than two members, or there are fewer than two groups.
     """
+    _check_data(data)
     if not 0 <= feature < data.num_features:
         raise DataError(f"feature: expected 0 to {data.num_features - 1}, got {feature}. Try 0.")
     if len(data) < 2 or int(data.group_sizes.min()) < 2:
@@ -137,12 +138,17 @@ def disentanglement(
             f"period: expected a positive finite number, or None for a feature that is no angle, got {period}. "
             "Try 2 * math.pi."
         )
+    known = (data.rows if isinstance(data, LazyDataset) else data).flat().x[:, feature].isfinite()
+    if not bool(known.all()):
+        raise DataError(
+            f"data.x: expected a feature that is known everywhere, got {int((~known).sum())} members of whom it is "
+            "not. Try data.select(known) with the mask of the others."
+        )
     together = latent_means(model, data, alone, batch_size)
     first = _random_half(data, seed)
     fitted = latent_means(model, data.select(first), alone, batch_size)
     tested = latent_means(model, data.select(~first), alone, batch_size)
     value = together.x[:, feature].double()
-    check_finite(value, "data.x")
     targets = value.unsqueeze(-1) if period is None else _on_circle(value, period)
 
     is_global = global_channels(model)
@@ -164,6 +170,13 @@ def disentanglement(
     return Disentanglement(
         local_r2, global_r2, local_accuracy, global_accuracy, 1 / len(data), feature_gap, group_gap, mean_gap
     )
+
+
+def _check_data(data: GroupedDataset) -> None:
+    if not isinstance(data, GroupedDataset):
+        raise DataError(
+            f"data: expected a GroupedDataset, got {type(data).__name__}. Try data.subset(groups) in place of a batch."
+        )
 
 
 def _on_circle(value: Tensor, period: float) -> Tensor:  # shape: (N,) -> (N, 2)

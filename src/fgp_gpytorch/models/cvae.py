@@ -60,7 +60,7 @@ class CVAE(FGPVAE):
         return self.decoder(cast_for(self.decoder, z), features)
 
     def _features_of(self, x: Tensor) -> Tensor:
-        features: Tensor = self.features(x)
+        features: Tensor = self.features(cast_for(self.features, x))
         if features.shape[:-1] != x.shape[:-1]:
             raise ShapeError(
                 f"features: expected one row for each row of x {tuple(x.shape)}, got {tuple(features.shape)}. "

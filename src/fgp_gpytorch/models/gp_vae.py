@@ -121,8 +121,9 @@ class GPVAE(KnownGroupsVAE):
     def model(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> Tensor:
         """The generative model as a Pyro program, of the whole data set: it has no subsampled plate.
 
-        Site "z_rows" holds the rows that are there, one N-dimensional normal of low rank per channel, "z" the same
-        laid out (G, Q, L), 0 in the padding.
+        Site "z_rows" holds the rows of whom something was observed, one N-dimensional normal of low rank per channel;
+        they are laid out (G, Q, L) with 0 elsewhere, in the padding and at members of whom nothing was observed: their
+        latents are no part of this program, and `y` drawn there means nothing. `predict` and `generate` know them.
 
         Args:
             batch: All groups of the training data.

@@ -12,7 +12,7 @@ from fgp_gpytorch._shapes import check_finite
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import cast_for, checked_batch, observed_members
+from fgp_gpytorch.models._batches import cast_for, checked_batch, observed_members, whole_batch
 from fgp_gpytorch.models.fgp_vae import FGPVAE
 from fgp_gpytorch.models.given_amortized_rows import GivenAmortizedRows
 from fgp_gpytorch.models.given_rows import GivenRows, check_known_groups, check_labels
@@ -133,7 +133,7 @@ class KnownGroupsVAE(FGPVAE):
                 "initialize_objects: expected a model with one object vector per group, got one whose representation "
                 f"network gives them. {self._start_hint}"
             )
-        batch = self._check_groups(dataset[:], whole=True, labels=False)
+        batch = self._check_groups(whole_batch(dataset, "dataset"), whole=True, labels=False)
         observed = batch.observed.to(batch.y.dtype)
         total, count = ((batch.y * observed).sum(1).flatten(1).double(), observed.sum(1).flatten(1).double())
         means = total / count  # NaN where a group has none of an element, which then gets the mean over groups

@@ -9,6 +9,7 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
+from fgp_gpytorch._shapes import check_finite
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
@@ -17,7 +18,7 @@ from fgp_gpytorch.models.angle_posterior import AnglePosterior, angle_of, direct
 from fgp_gpytorch.models.fgp_vae import FGPVAE
 from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
 from fgp_gpytorch.models.terms import Terms
-from fgp_gpytorch.prior import FactorizedGPPrior, LatentPosterior
+from fgp_gpytorch.prior import FactorizedGPPrior, IndependentChannels, LatentPosterior
 
 
 class LatentAngleFGPVAE(FGPVAE):
@@ -98,7 +99,6 @@ class LatentAngleFGPVAE(FGPVAE):
             raise DataError(f"supervision: expected a finite number >= 0, got {supervision}. Try 10.0.")
         self.angle_encoder, self.feature, self.period = angle_encoder, feature, period
         self.supervision = supervision
-        self._circle_checked = False
 
     # Pyro
 
@@ -164,8 +164,7 @@ class LatentAngleFGPVAE(FGPVAE):
         """
         batch = whole_batch(batch, "batch")
         concentration = self._concentration(batch)
-        if not self._circle_checked:
-            self._check_circle(self._filled(batch, concentration.detach()))
+        self._check_circle(self._filled(batch, concentration.detach()))
         q = CircularProjectedNormal(concentration)
         direction = q.rsample()
         terms = super().terms(self._filled(batch, direction), num_particles)
@@ -191,7 +190,9 @@ class LatentAngleFGPVAE(FGPVAE):
                 angle is not known, or the prior has not the angle's period.
         """
         batch = checked_batch(batch, "batch")
-        filled = self._filled(batch, self._concentration(batch))
+        concentration = self._concentration(batch)
+        check_finite(concentration, "angle_encoder")
+        filled = self._filled(batch, concentration)
         self._check_circle(filled)
         return super().infer(filled)
 
@@ -208,13 +209,17 @@ class LatentAngleFGPVAE(FGPVAE):
             ShapeError: If the angle encoder's output has the wrong shape.
             DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
         """
-        return AnglePosterior(self._concentration(checked_batch(batch, "batch")), self.period)
+        concentration = self._concentration(checked_batch(batch, "batch"))
+        check_finite(concentration, "angle_encoder")
+        return AnglePosterior(concentration, self.period)
 
     # inside
 
     def _concentration(self, batch: GroupedBatch) -> Tensor:  # shape: (G, Q, 2)
         observed = observed_members(batch)  # of the others q(w) is the prior
         rows = batch.y[observed]
+        if not len(rows):  # nor need the angle encoder know what to make of none
+            return torch.zeros(*observed.shape, 2, dtype=self.prior.dtype, device=batch.x.device)
         vectors = self.angle_encoder(cast_for(self.angle_encoder, rows))
         if not isinstance(vectors, Tensor) or vectors.shape != (len(rows), 2):
             got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
@@ -238,6 +243,8 @@ class LatentAngleFGPVAE(FGPVAE):
         here = torch.arange(x.shape[-1], device=x.device) == self.feature
         turned = torch.where(here, x + self.period, x)
         for block in self._blocks():
+            if isinstance(block, IndependentChannels):
+                continue  # they do not look at x
             for name, once, again in (
                 ("kernel", block.covariance(x, x), block.covariance(x, turned)),
                 ("mean", block.prior_mean(x), block.prior_mean(turned)),
@@ -249,7 +256,6 @@ class LatentAngleFGPVAE(FGPVAE):
                         f"{float((once - again).abs().max()):.3g}. Try kernel.period_length = {self.period:g} and "
                         "kernel.raw_period_length.requires_grad_(False), or another period=."
                     )
-        self._circle_checked = True
 
     def _masked(self, concentration: Tensor, batch: GroupedBatch) -> Any:
         return CircularProjectedNormal(concentration).mask(self._unknown(batch)).to_event(1)

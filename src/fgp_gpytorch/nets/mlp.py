@@ -104,7 +104,7 @@ def as_rows(y: Tensor, y_shape: tuple[int, ...], network: str) -> Tensor:  # sha
             f"y: expected (*batch, *y_shape) with y_shape = {y_shape}, got {tuple(y.shape)}. "
             f"Try {network}({list(y.shape[1:])}, ...)."
         )
-    return y.reshape(*y.shape[:front], -1)
+    return y.reshape(*y.shape[:front], math.prod(y_shape))
 
 
 def check_features(features: Tensor | None, num_features: int, network: str) -> None:

@@ -46,9 +46,10 @@ class PaperEncoder(Configurable, nn.Module):
         for convolution in (self.conv1, self.conv2, self.conv3):
             hidden = elu(convolution(hidden))
         rows = hidden.flatten(1)
-        features = None if features is None else features.reshape(len(rows), -1)
+        features = None if features is None else features.reshape(len(rows), features.shape[-1])
         mean, log_variance = self.dense(beside(rows, features)).chunk(2, dim=-1)
-        return mean.reshape(*batch, -1), log_variance.exp().reshape(*batch, -1)
+        shape = (*batch, self.num_channels)
+        return mean.reshape(shape), log_variance.exp().reshape(shape)
 
 
 class PaperDecoder(Configurable, nn.Module):

@@ -65,7 +65,7 @@ class PaperFeatures(Configurable, nn.Module):
         hidden = y.reshape(-1, *y.shape[-3:])
         for convolution in (self.conv1, self.conv2, self.conv3):
             hidden = elu(convolution(hidden))
-        return self.dense(hidden.flatten(1)).reshape(*y.shape[:-3], -1)
+        return self.dense(hidden.flatten(1)).reshape(*y.shape[:-3], self.width)
 
 
 class RepresentationNetwork(Configurable, nn.Module):
@@ -150,6 +150,11 @@ class RepresentationNetwork(Configurable, nn.Module):
                 f"r: expected (N, width) from N = {int(mask.sum())} observations, got {tuple(rows.shape)}. "
                 "Try MLPFeatures(y_shape, width), or a module that maps (*batch, *y_shape) to (*batch, width)."
             )
+        if self.aggregation == "attention" and rows.shape[-1] != self.width:
+            raise ShapeError(
+                f"r: expected vectors of the length {self.width} that attention was told, got {rows.shape[-1]}. "
+                f"Try RepresentationNetwork(r, f, 'attention', width={rows.shape[-1]})."
+            )
         members = rows.new_zeros(*mask.shape, rows.shape[-1]).masked_scatter(mask.unsqueeze(-1), rows)
         aggregate = (self._weights(members, mask).unsqueeze(-1) * members).sum(1)
         return aggregate if self.f is None else self.f(aggregate)
@@ -168,7 +173,6 @@ class RepresentationNetwork(Configurable, nn.Module):
             return mask.to(members.dtype)
         if self.aggregation == "mean":
             return mask.to(members.dtype) / mask.sum(-1, keepdim=True).clamp_min(1)
-        check_shape(self.query, "r", (members.shape[-1],), "The query's length is `width`, r's output must have it.")
         scores = members @ self.query / math.sqrt(len(self.query))
         # the lowest finite number and not -inf, whose softmax over a group without members is NaN
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)

@@ -295,6 +295,10 @@ def _check_batch_shape(batch_shape: torch.Size, num_channels: int, what: str) ->
 
 
 def check_mean(mean: Mean, num_channels: int) -> None:
-    """Raise a `ShapeError` if a mean has another batch shape than [] or [J]."""
+    """Raise a `ShapeError` if a mean is none, or has another batch shape than [] or [J]."""
+    if not isinstance(mean, torch.nn.Module):
+        raise ShapeError(
+            f"mean: expected a GPyTorch mean, got {type(mean).__name__}. Try gpytorch.means.ConstantMean(), or None."
+        )
     batch_shape = getattr(mean, "batch_shape", torch.Size(()))
     _check_batch_shape(batch_shape, num_channels, f"mean {type(mean).__name__}")

@@ -8,8 +8,8 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from torch import Tensor
 
-from fgp_gpytorch._shapes import check_shape
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch._shapes import check_finite, check_floating, check_shape
+from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.prior.channels import ChannelBlock
 
 
@@ -70,7 +70,9 @@ def exact_gp(
     """A block's posterior by GPyTorch's own path: ExactGP with a FixedNoiseGaussianLikelihood.
 
     It is slower than `FactorizedGPPrior.posterior` (benchmarks/posterior.py) and gives the same numbers (the tests
-    hold one against the other); use it to reach GPyTorch's other tools.
+    hold one against the other) at variances above GPyTorch's least noise of 1e-6, which it rounds smaller ones up to
+    with a warning; use it to reach GPyTorch's other tools. To GPyTorch the training rows, given once more, are the
+    training rows: of `IndependentChannels` it then gives their posterior, where `predict` takes new members.
 
     Args:
         block: A block of channels.
@@ -83,20 +85,36 @@ def exact_gp(
         The model, in training mode.
 
     Raises:
-        ShapeError: If shapes do not fit.
-        DataError: If no member is observed.
+        ShapeError: If `block` is none or shapes do not fit.
+        DataError: If no member is observed, an observed value is not finite or its variance not positive, or a dtype
+            is not floating (the mask's not boolean).
 
     Example:
         >>> gp = exact_gp(prior.blocks[0], x, mean, variance).eval()
         >>> gp.multitask(x_new).mean  # (N*, J)
     """
+    if not isinstance(block, ChannelBlock):
+        raise ShapeError(f"block: expected a block of channels, got {type(block).__name__}. Try prior.blocks[0].")
+    check_floating(x, "x")
+    if x.dim() < 3:
+        raise ShapeError(f"x: expected (*b, G, Q, D), got {tuple(x.shape)}. One group is x.unsqueeze(0).")
     members = tuple(x.shape[:-1])
     for name, value in (("mean", mean), ("variance", variance)):
+        check_floating(value, name)
         check_shape(value, name, (*members, block.num_channels))
     dtype = next((p.dtype for p in block.parameters()), x.dtype)
     rows = BlockExactGP.rows(x.to(dtype))
     observed = torch.ones(members, dtype=torch.bool, device=x.device) if mask is None else mask
     check_shape(observed, "mask", members)
+    if observed.dtype != torch.bool:
+        raise DataError(f"mask: expected torch.bool, got {observed.dtype}. Try mask.bool(), True = observed.")
+    there = observed.unsqueeze(-1)
+    for name, value in (("x", x), ("mean", mean), ("variance", variance)):
+        check_finite(value, name, there)
+    if bool(((variance <= 0) & there).any()):
+        raise DataError(
+            f"variance: expected positive entries, got {float(variance[observed].min()):g}. Try exp or softplus."
+        )
     keep = observed.flatten()
     if not bool(keep.any()):
         raise DataError(

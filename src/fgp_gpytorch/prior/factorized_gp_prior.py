@@ -1,6 +1,6 @@
 """The factorized Gaussian-process prior of the paper, for anybody's encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import gpytorch
 import torch
@@ -47,8 +47,9 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
 
     def __init__(self, blocks: Sequence[ChannelBlock], dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        blocks = [blocks] if isinstance(blocks, ChannelBlock) else list(blocks)
-        wrong = [type(block).__name__ for block in blocks if not isinstance(block, ChannelBlock)]
+        given = [blocks] if isinstance(blocks, ChannelBlock) or not isinstance(blocks, Iterable) else list(blocks)
+        wrong = [type(block).__name__ for block in given if not isinstance(block, ChannelBlock)]
+        blocks = given
         if not blocks or wrong:
             raise ShapeError(
                 f"blocks: expected a sequence of LocalChannels and GlobalChannels, got {wrong or 'none'}. "

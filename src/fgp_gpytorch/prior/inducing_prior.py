@@ -40,7 +40,7 @@ class InducingPrior(Configurable, gpytorch.Module):
 
     Raises:
         ShapeError: If `num_channels` is below 1.
-        DataError: If `num_inducing` or `num_features` is below 1, or the kernel has a batch shape.
+        DataError: If `num_inducing` or `num_features` is below 1, or the kernel is none or has a batch shape.
     """
 
     objects: ObjectRoot
@@ -56,6 +56,10 @@ class InducingPrior(Configurable, gpytorch.Module):
         for name, value in (("num_inducing", num_inducing), ("num_features", num_features)):
             if not isinstance(value, int) or value < 1:
                 raise DataError(f"{name}: expected an integer >= 1, got {value!r}. Try num_inducing=64.")
+        if not isinstance(kernel, Kernel):
+            raise DataError(
+                f"kernel: expected a GPyTorch kernel, got {type(kernel).__name__}. Try gpytorch.kernels.MaternKernel()."
+            )
         if tuple(kernel.batch_shape) != ():
             raise DataError(f"kernel: expected batch_shape [], got {list(kernel.batch_shape)}. Try one kernel for all.")
         self.num_channels, self.dtype = num_channels, torch.float64

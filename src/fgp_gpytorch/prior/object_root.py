@@ -95,7 +95,7 @@ class ProductRoot(Configurable, gpytorch.Module):
         num_features: M = m M_view.
 
     Raises:
-        DataError: If `view` is no root: a kernel, or a module without `num_features`.
+        DataError: If `view` is no root (a kernel, or a module without `num_features`), or its kernel has a batch shape.
     """
 
     objects: ObjectRoot
@@ -108,6 +108,12 @@ class ProductRoot(Configurable, gpytorch.Module):
                 f"view_root: expected a root, a module from x (*b, N, F) to features (*b, N, M) with num_features = M, "
                 f"got {type(view).__name__}. Try FourierRoot(kernel, period) for a periodic kernel, "
                 "NystromRoot(kernel, points) for any other."
+            )
+        batch_shape = getattr(getattr(view, "kernel", None), "batch_shape", ())
+        if len(batch_shape):
+            raise DataError(
+                f"view_root: expected a kernel without batch shape, got {list(batch_shape)}: all channels share it. "
+                "Try a kernel without batch_shape."
             )
         self.objects, self.view = objects, view
 

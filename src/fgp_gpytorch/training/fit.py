@@ -177,6 +177,7 @@ def fit(
     chosen = [callback for callback in (end, last, best, *callbacks) if callback is not None]
     if early_stopping is not None:
         chosen.append(PatientStopping(monitor, patience=early_stopping, check_on_train_epoch_end=False))
+    progress = bool(trainer_options.get("enable_progress_bar", progress))
     if progress:
         chosen.append(TQDMProgressBar(refresh_rate=10))
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
