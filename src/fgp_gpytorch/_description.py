@@ -65,11 +65,11 @@ def describe(value: Any) -> Any:
         except RecursionError as error:  # GPyTorch's MultivariateNormalPrior asks itself for its attributes
             raise CheckpointError(
                 f"cannot describe a {type(value).__name__}: its arguments cannot be read back. Try another prior (a "
-                "NormalPrior of each), or give the part again: FGPVAE.load(path, prior=...)."
+                "NormalPrior of each), or give the part again: load(path, prior=...)."
             ) from error
     raise CheckpointError(
-        f"cannot describe a {type(value).__name__} as data. Derive it from fgp_gpytorch.Configurable, or give it to "
-        "FGPVAE.load again: FGPVAE.load(path, encoder=...)."
+        f"cannot describe a {type(value).__name__} as data. Derive it from fgp_gpytorch.Configurable, or give it "
+        "to load again: load(path, encoder=...)."
     )
 
 
@@ -114,7 +114,7 @@ def _construct(kind: type, arguments: dict[str, Any]) -> Any:
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"cannot rebuild {_name(kind)} from its description ({error}). The file may come from another version; "
-            "give the part yourself: FGPVAE.load(path, prior=...)."
+            "give the part yourself: load(path, prior=...)."
         ) from error
 
 
@@ -181,7 +181,7 @@ def _find(name: str) -> type:
         pending.extend(kind.__subclasses__())
     raise CheckpointError(
         f"class {name!r} of the saved model is not known. Import the module that defines it before loading, or give "
-        "the part yourself: FGPVAE.load(path, encoder=...)."
+        "the part yourself: load(path, encoder=...)."
     )
 
 

@@ -165,3 +165,9 @@ def test_a_module_of_the_features_gets_them_in_its_own_precision():
     model = CVAE(*networks, FactorizedGPPrior([GlobalChannels(2)]), features=torch.nn.Linear(1, 3))
     assert fit(model, data, epochs=1, progress=False, folder=None).history["mse"].notna().all()
     assert model.generate(torch.rand(len(data), 2, 1).double(), data).shape == (len(data), 2, 3)
+
+
+def test_features_that_are_no_module_are_refused():
+    networks = MLPEncoder([3], 2, num_features=1), MLPDecoder(2, [3], num_features=1)
+    with pytest.raises(ShapeError, match="features: expected a torch Module, got builtin_function_or_method"):
+        CVAE(*networks, FactorizedGPPrior([GlobalChannels(2)]), features=torch.sin)

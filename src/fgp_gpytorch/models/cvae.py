@@ -49,6 +49,11 @@ class CVAE(FGPVAE):
         member_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
         super().__init__(encoder, decoder, prior, likelihood, member_dropout)
+        if features is not None and not isinstance(features, nn.Module):
+            raise ShapeError(
+                f"features: expected a torch Module, got {type(features).__name__}. Try nets.FourierFeatures() for an "
+                "angle, None for x as it is."
+            )
         self.features = nn.Identity() if features is None else features
 
     def _encode(self, y: Tensor, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
