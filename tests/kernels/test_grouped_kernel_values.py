@@ -302,6 +302,11 @@ class TestErrors:
             kernel(torch.zeros(3, 0).double())
 
 
+def test_base_that_is_no_kernel_is_refused():
+    with pytest.raises(DataError, match=r"base_kernel: expected a gpytorch.kernels.Kernel, got int\. Try"):
+        LocalKernel(3)
+
+
 def test_local_kernel_without_features_is_refused():
     with pytest.raises(ShapeError, match=r"at least one feature, got \(3, 1\).*Try.*GlobalKernel"):
         LocalKernel(rbf((1.0,)))(torch.zeros(3, 1).double())

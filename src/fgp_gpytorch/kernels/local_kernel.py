@@ -8,7 +8,7 @@ from gpytorch.kernels import Kernel
 from linear_operator import LinearOperator, to_dense
 from torch import Tensor
 
-from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.kernels._group_layout import group_layouts
 from fgp_gpytorch.kernels._group_operators import GroupBlockLinearOperator
 from fgp_gpytorch.kernels._grouped_kernel import GroupedKernel, group_labels
@@ -52,7 +52,7 @@ class LocalKernel(GroupedKernel):
 
     Raises:
         ShapeError: If x has no feature after the group column.
-        DataError: If a label is NaN or infinite.
+        DataError: If the base is no kernel, or a label is NaN or infinite.
         GroupError: If a label is not an integer, or too large for its dtype to tell neighbours apart.
 
     Example:
@@ -64,6 +64,11 @@ class LocalKernel(GroupedKernel):
 
     def __init__(self, base_kernel: Kernel, active_dims: tuple[int, ...] | None = None):
         super().__init__(active_dims=active_dims)
+        if not isinstance(base_kernel, Kernel):
+            raise DataError(
+                f"base_kernel: expected a gpytorch.kernels.Kernel, got {type(base_kernel).__name__}. "
+                "Try gpytorch.kernels.RBFKernel()."
+            )
         self.base_kernel = base_kernel
 
     @property
