@@ -169,5 +169,7 @@ def test_a_module_of_the_features_gets_them_in_its_own_precision():
 
 def test_features_that_are_no_module_are_refused():
     networks = MLPEncoder([3], 2, num_features=1), MLPDecoder(2, [3], num_features=1)
-    with pytest.raises(ShapeError, match="features: expected a torch Module, got builtin_function_or_method"):
+    with pytest.raises(ShapeError, match="features: expected a torch Module of x, got builtin_function_or_method"):
         CVAE(*networks, FactorizedGPPrior([GlobalChannels(2)]), features=torch.sin)
+    with pytest.raises(ShapeError, match=r"got GaussianLikelihood.* likelihood=\.\.\."):  # FGPVAE has it at this place
+        CVAE(*networks, FactorizedGPPrior([GlobalChannels(2)]), GaussianLikelihood())

@@ -16,7 +16,16 @@ import torch
 from torch import nn
 
 from factories import make_data, make_model, same_state, state_of
-from fgp_gpytorch import ELBO, GECO, FactorizedGPPrior, GaussianLikelihood, GroupedDataset, LocalChannels, fit
+from fgp_gpytorch import (
+    ELBO,
+    GECO,
+    DiagonalGaussianLikelihood,
+    FactorizedGPPrior,
+    GaussianLikelihood,
+    GroupedDataset,
+    LocalChannels,
+    fit,
+)
 from fgp_gpytorch.data import LazyDataset
 from fgp_gpytorch.errors import CheckpointError, DataError, MissingFileError, NonFiniteError, ShapeError
 
@@ -684,9 +693,10 @@ def test_held_out_members_of_another_number_of_groups_are_refused():
 def test_y_in_raw_units_is_warned_of():
     rows = make_data().flat()
     raw = GroupedDataset(140 + 4 * rows.y, rows.x, rows.group)
-    with pytest.warns(UserWarning, match=r"y: expected .* scale near 1, .* of 14\d.*y\.std\(0\)") as found:
-        train(data=raw, epochs=1)
-    assert [w.filename for w in found] == [__file__]
+    for likelihood in (GaussianLikelihood(), DiagonalGaussianLikelihood(raw.y_shape)):
+        with pytest.warns(UserWarning, match=r"y: expected .* scale near 1, .* of 14\d.*y\.std\(0\)") as found:
+            train(make_model(likelihood), data=raw, epochs=1)
+        assert [w.filename for w in found] == [__file__]
     train(make_model(PoissonLike()), data=raw, epochs=1)  # another likelihood may well have another scale
 
 

@@ -49,10 +49,10 @@ class CVAE(FGPVAE):
         member_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
         super().__init__(encoder, decoder, prior, likelihood, member_dropout)
-        if features is not None and not isinstance(features, nn.Module):
+        if features is not None and (not isinstance(features, nn.Module) or isinstance(features, Likelihood)):
             raise ShapeError(
-                f"features: expected a torch Module, got {type(features).__name__}. Try nets.FourierFeatures() for an "
-                "angle, None for x as it is."
+                f"features: expected a torch Module of x, got {type(features).__name__}. Try nets.FourierFeatures() "
+                "for an angle, None for x as it is; a likelihood by its name, likelihood=..."
             )
         self.features = nn.Identity() if features is None else features
 

@@ -10,7 +10,7 @@ from torch import nn
 from fgp_gpytorch.data import GroupedDataset, LazyDataset
 from fgp_gpytorch.data.held_out import HeldOut
 from fgp_gpytorch.errors import DataError
-from fgp_gpytorch.likelihoods import GaussianLikelihood
+from fgp_gpytorch.likelihoods import DiagonalGaussianLikelihood, GaussianLikelihood
 from fgp_gpytorch.objectives import Objective
 from fgp_gpytorch.objectives.objective import HasTerms
 
@@ -63,8 +63,9 @@ def check_numbers(whole: dict[str, Any], **others: Any) -> None:
 
 
 def warn_of_scale(model: nn.Module, train: GroupedDataset) -> None:
-    """Warn of raw units, under which latents are left unused: networks start near 0, and one variance is for all."""
-    if type(getattr(model, "likelihood", None)) is not GaussianLikelihood or isinstance(train, LazyDataset):
+    """Warn of raw units, under which latents are left unused: networks start near 0, and variances near 1."""
+    gaussian = type(getattr(model, "likelihood", None)) in (GaussianLikelihood, DiagonalGaussianLikelihood)
+    if not gaussian or isinstance(train, LazyDataset):
         return
     batch = train[range(min(len(train), 64))]
     seen = batch.observed.sum((0, 1)).clamp_min(1)
