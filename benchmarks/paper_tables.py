@@ -1,5 +1,6 @@
 """The tables of docs/results.md that come from the records of the paper's evaluation."""
 
+import argparse
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -70,6 +71,7 @@ def all_tables() -> dict[str, str]:
         "unknown angles": unknown_angles(),
         "prior samples": prior_samples(),
         "epoch time": epoch_time(),
+        "cost": cost(),
         "patients": patients(),
     }
 
@@ -284,3 +286,44 @@ def epoch_time() -> str:
         for name, values in seconds.items()
     ]
     return table(["system", "s per epoch", "over the CVAE", "over the FGP-VAE"], rows)
+
+
+def cost() -> str:
+    """Minutes that the recorded runs trained, a row an experiment, and what the missing ones of Table 1 would."""
+    recorded = [run for runs in table1.read(RECORDS / "table1").values() for run in runs]
+    minutes: dict[str, list[float]] = {}
+    for run in recorded:
+        minutes.setdefault(run["system"], []).append(minutes_of(run))
+    everything = argparse.Namespace(seeds=5, protocols=table1.PROTOCOLS, blocks=("published", "best"), only=BUILD)
+    missing = [e for e in table1.all_runs(everything) if not table1.path_of(RECORDS / "table1", *e).exists()]
+    to_come = sum(statistics.mean(minutes[system]) for system, *_ in missing if system in minutes)
+    each = {
+        "trials of the rivals": [r["seconds"] / 60 for r in choose_rivals.read(choose_rivals.RECORDS)],
+        "Table 1": [m for found in minutes.values() for m in found],
+        "angles that were not observed": [minutes_of(r) for r in records_in("unknown_angles")],
+        "ablations": [minutes_of(r) for r in records_in("ablations")],
+    }
+    rows = [
+        [name, str(len(found)), str(len(missing)) if name == "Table 1" else "0",
+         f"{statistics.median(found):.0f} ({min(found):.0f} to {max(found):.0f})", f"{sum(found) / 60:.1f}",
+         f"{(sum(found) + (to_come if name == 'Table 1' else 0)) / 60:.1f}"]
+        for name, found in each.items()
+    ]  # fmt: skip
+    total = sum(map(sum, each.values()))
+    rows.append(
+        [
+            "all",
+            str(sum(map(len, each.values()))),
+            str(len(missing)),
+            "",
+            f"{total / 60:.1f}",
+            f"{(total + to_come) / 60:.1f}",
+        ]
+    )
+    heads = ["experiment", "runs", "missing", "minutes a run, median (least to most)", "hours so far", "hours in all"]
+    return table(heads, rows)
+
+
+def minutes_of(run: dict[str, Any]) -> float:
+    """Minutes of training."""
+    return run["seconds_per_epoch"] * run["recipe"]["epochs"] / 60
