@@ -17,7 +17,8 @@ TO_COME = "to come"
 PAPER_MSE = {"CVAE": "0.0796 +- 0.0023", "GP-VAE": "0.0370 +- 0.0012", "FGP-VAE": "0.0284 +- 0.0004"}
 PAPER_SECONDS = {"CVAE": "0.39 +- 0.01", "GP-VAE": "19.10 +- 0.66", "FGP-VAE": "1.41 +- 0.08"}
 COMPLEXITY = {
-    "VAE": "-", "CVAE": "-", "CVAE of the context": "-", "GP-VAE": "O(N M + M^2 (M + m V)), M = m M_view, V views",
+    "VAE": "-", "CVAE": "-", "CVAE of the context": "-", "CVAE of the context, any context": "-",
+    "GP-VAE": "O(N M + M^2 (M + m V)), M = m M_view, V views",
     "GP-VAE, representation network": "O(N M + M^2 (M + m V)), M = m M_view, V views",
     "SVGP-VAE": "O(n M^2 + M^3), batches of n",
     "SVGP-VAE, representation network": "O(n M^2 + M^3), batches of n",

@@ -184,6 +184,7 @@ BUILD: dict[str, Callable[[Recipe, int], FGPVAE]] = {
     "VAE": vae,
     "CVAE": cvae,
     "CVAE of the context": cvae_of_context,
+    "CVAE of the context, any context": cvae_of_context,
     "GP-VAE": gp_vae,
     "GP-VAE, representation network": gp_vae_of_images,
     "SVGP-VAE": svgp_vae,

@@ -39,9 +39,11 @@ PUBLISHED = {name: Recipe() for name in ("VAE", "CVAE", "GP-VAE", "SVGP-VAE")} |
 FGP_VAE_BEST = Recipe(
     learning_rate=1e-2, cosine=True, beta=0.4, member_dropout=2 / 11, num_local=12, learn_lengthscale=True
 )
-# the FGP-VAE's own trials are benchmarks/choose_settings.py; with any context it learns to answer from few images too
+# the FGP-VAE's own trials are benchmarks/choose_settings.py; with any context it learns to answer from few images too,
+# and so does the CVAE, with what its own trials chose otherwise
 OWN = {
     "FGP-VAE": FGP_VAE_BEST,
+    "CVAE of the context, any context": Recipe(learning_rate=2e-2, cosine=True, member_dropout=(0.0, 1.0)),
     "FGP-VAE, any context": dataclasses.replace(FGP_VAE_BEST, beta=1.0, member_dropout=(0.0, 1.0)),
     # r is fixed, as its trials without any context chose (benchmarks/choose_rivals.py)
     "FGP-VAE, coregionalized, any context": dataclasses.replace(
