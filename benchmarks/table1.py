@@ -165,7 +165,7 @@ def main() -> int:
     add("--only", nargs="+", choices=BUILD, default=list(BUILD), help="systems")
     add("--blocks", nargs="+", choices=("published", "best"), default=["published", "best"])
     add("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS),
-        help="equal: 11 of 15 views; ragged: 75 %% of all, 7 to 15 of each digit")  # fmt: skip
+        help="equal: 11 of 15 views; ragged: 75 %% of all, 6 to 15 of each digit")  # fmt: skip
     add("--seeds", type=int, default=5)
     add("--jobs", type=int, default=1, help="runs at a time, which share the processors")
     add("--epochs", type=int, help="instead of the recipe's; the records then need another folder")
