@@ -17,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
 JUDGED = {
+    "fgp_vae_any_context": "equal_best_fgp_vae_any_context_0",
     "fgp_vae_best": "equal_best_fgp_vae_0",
     "fgp_vae_coregionalized_any_context": "equal_best_fgp_vae_coregionalized_any_context_0",
     "fgp_vae_published": "equal_published_fgp_vae_0",

@@ -6,10 +6,11 @@
     python benchmarks/table1.py --quick            # two epochs of everything, into runs/table1_quick
     python benchmarks/table1.py --evaluate-again --only SVGP-VAE   # after a metric changed: of the saved models
 
-Two blocks: "published" gives each system its own paper's settings, "best" the settings that validation chose for it
-(benchmarks/choose_settings.py, benchmarks/choose_rivals.py). Every run has a process of its own, so that its peak
-memory is its own, and a record that is never made twice: a run that was cut is simply started again. A record holds
-all that is measured of the run; of the first seed the model is kept beside it, from which the figures are drawn.
+Two blocks: "published" gives the FGP-VAE its paper's settings and the others Adam 1e-3 and beta 1, "best" the
+settings that validation chose for it (benchmarks/choose_settings.py, benchmarks/choose_rivals.py). Every run has a
+process of its own, so that its peak memory is its own, and a record that is never made twice: a run that was cut is
+simply started again. A record holds all that is measured of the run; of the first seed the model is kept beside it,
+from which the figures are drawn.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from systems import BUILD, Recipe, Watch, ask, load, train_system
 
 RECORDS = Path(__file__).parent.parent / "docs" / "results" / "table1"
 PROTOCOLS = {"equal": 11, "ragged": "shuffled"}
-# each paper's own: Adam 1e-3 with the optimal decoder variance; GECO, J = 8 and a fixed kernel for the FGP-VAE
+# Adam 1e-3 with the optimal decoder variance; for the FGP-VAE its paper's GECO, J = 8 and fixed kernel
 PUBLISHED = {name: Recipe() for name in ("VAE", "CVAE", "GP-VAE", "SVGP-VAE")} | {"FGP-VAE": Recipe(kappa=0.020)}
 FGP_VAE_BEST = Recipe(
     learning_rate=1e-2, cosine=True, beta=0.4, member_dropout=2 / 11, num_local=12, learn_lengthscale=True
