@@ -170,3 +170,25 @@ def test_a_run_that_diverges_leaves_a_record_that_says_so(benchmark, tmp_path, m
     row = next(line for line in tables.systems("ragged").splitlines() if line.startswith("| CVAE of the context"))
     assert row == "| CVAE of the context | 0, 2 diverged | - | - | - | - | - | - |"
     assert "CVAE of the context, at its best" not in tables.systems("ragged").split("No run yet")[1]
+
+
+def test_figures_that_would_not_mean_what_their_column_says_are_not_shown(benchmark):
+    tables = benchmark("paper_tables")
+    assert tables.hidden("VAE", "test negative log likelihood")
+    assert tables.hidden("SVGP-VAE", "disentanglement local group accuracy")
+    assert not tables.hidden("SVGP-VAE", "disentanglement alone local group accuracy")  # no vector is asked there
+    assert not tables.hidden("CVAE of the context", "test negative log likelihood")
+    rows = {row.split("|")[1].strip(): row for row in tables.compared(tables.COMPARED["calibration"]).splitlines()}
+    assert rows["CVAE"].split("|")[3].strip() == "-"
+    assert float(rows["FGP-VAE"].split("|")[3].split()[0]) < 0
+
+
+def test_cost_counts_every_record_once(benchmark):
+    tables, table1 = benchmark("paper_tables"), benchmark("table1")
+    recorded = sum(map(len, table1.read(tables.RECORDS / "table1").values()))
+    row = next(line for line in tables.cost().splitlines() if line.startswith("| Table 1"))
+    runs, missing, *_, so_far, in_all = (cell.strip() for cell in row.split("|")[2:-1])
+    diverged = sum(map(len, table1.read(tables.RECORDS / "table1", diverged=True).values()))
+    assert int(runs) == recorded
+    assert int(runs) + int(missing) + diverged == 2 * 5 * (len(table1.BUILD) + len(table1.PUBLISHED))
+    assert (float(so_far) < float(in_all)) == (int(missing) > 0)
