@@ -314,29 +314,21 @@ def cost() -> str:
     everything = argparse.Namespace(seeds=5, protocols=table1.PROTOCOLS, blocks=("published", "best"), only=BUILD)
     missing = [e for e in table1.all_runs(everything) if not table1.path_of(RECORDS / "table1", *e).exists()]
     to_come = sum(statistics.mean(minutes[system]) for system, *_ in missing if system in minutes)
-    each = {
-        "trials of the rivals": [r["seconds"] / 60 for r in choose_rivals.read(choose_rivals.RECORDS)],
-        "Table 1": [m for found in minutes.values() for m in found],
-        "angles that were not observed": [minutes_of(r) for r in records_in("unknown_angles")],
-        "ablations": [minutes_of(r) for r in records_in("ablations")],
+    # minutes of each run; how many are missing and what they would take
+    table_1 = [m for found in minutes.values() for m in found]
+    experiments: dict[str, tuple[list[float], int, float]] = {
+        "trials of the rivals": ([r["seconds"] / 60 for r in choose_rivals.read(choose_rivals.RECORDS)], 0, 0.0),
+        "Table 1": (table_1, len(missing), to_come),
+        "angles that were not observed": ([minutes_of(r) for r in records_in("unknown_angles")], 0, 0.0),
+        "ablations": ([minutes_of(r) for r in records_in("ablations")], 0, 0.0),
     }
+    everyone = [m for found, *_ in experiments.values() for m in found]
     rows = [
-        [name, str(len(found)), str(len(missing)) if name == "Table 1" else "0",
-         f"{statistics.median(found):.0f} ({min(found):.0f} to {max(found):.0f})", f"{sum(found) / 60:.1f}",
-         f"{(sum(found) + (to_come if name == 'Table 1' else 0)) / 60:.1f}"]
-        for name, found in each.items()
+        [name, str(len(found)), str(absent), f"{statistics.median(found):.0f} ({min(found):.0f} to {max(found):.0f})",
+         f"{sum(found) / 60:.1f}", f"{(sum(found) + more) / 60:.1f}"]
+        for name, (found, absent, more) in [*experiments.items(), ("all", (everyone, len(missing), to_come))]
     ]  # fmt: skip
-    total = sum(map(sum, each.values()))
-    rows.append(
-        [
-            "all",
-            str(sum(map(len, each.values()))),
-            str(len(missing)),
-            "",
-            f"{total / 60:.1f}",
-            f"{(total + to_come) / 60:.1f}",
-        ]
-    )
+    rows[-1][3] = ""  # runs of all kinds have no common length
     heads = ["experiment", "runs", "missing", "minutes a run, median (least to most)", "hours so far", "hours in all"]
     return table(heads, rows)
 

@@ -105,6 +105,13 @@ def question(visits: pd.DataFrame, train: list[int], test: int) -> Question:
     return Question(trained, HeldOutMembers.of(context, last))
 
 
+def inner_and_outer(visits: pd.DataFrame, fold: int) -> tuple[Question, Question]:
+    """What a model is chosen by, without the test fold, and the question itself."""
+    judge = (fold + 1) % FOLDS
+    others = [n for n in range(FOLDS) if n not in (fold, judge)]
+    return question(visits, others, judge), question(visits, [*others, judge], fold)
+
+
 # systems
 
 
@@ -151,8 +158,8 @@ def noise() -> DiagonalGaussianLikelihood:
     return DiagonalGaussianLikelihood([len(LABS)], variance=0.3)
 
 
-def matern(batch_shape: list[int] | None = None) -> Kernel:
-    kernel = MaternKernel(nu=1.5, batch_shape=torch.Size(batch_shape or []))
+def matern(batch_shape: list[int] | None = None, nu: float = 1.5) -> Kernel:
+    kernel = MaternKernel(nu=nu, batch_shape=torch.Size(batch_shape or []))
     kernel.lengthscale = 3.0  # years, at the start
     return kernel
 
@@ -177,12 +184,9 @@ def train(system: str, candidate: Candidate, data: GroupedDataset, epochs: int, 
 
 def vae_record(system: str, visits: pd.DataFrame, fold: int, epochs: int) -> dict[str, Any]:
     """Choose a candidate without the test fold, train it on the other four, and ask it."""
-    judge = (fold + 1) % FOLDS
-    others = [n for n in range(FOLDS) if n not in (fold, judge)]
-    inner = question(visits, others, judge)
+    inner, outer = inner_and_outer(visits, fold)
     errors = [held_out_mse(train(system, each, inner.train, epochs, fold), inner.held_out) for each in CANDIDATES]
     chosen = CANDIDATES[int(np.argmin(errors))]
-    outer = question(visits, [*others, judge], fold)
     model = train(system, chosen, outer.train, epochs, fold)
     scores = held_out_calibration(model, outer.held_out, num_samples=199, seed=fold)
     return {
@@ -199,9 +203,9 @@ class LabGP(gpytorch.models.ExactGP):
     def __init__(self, rows: Tensor, values: Tensor, trend: bool, nu: float) -> None:
         super().__init__(rows, values, gpytorch.likelihoods.GaussianLikelihood())
         self.trend = gpytorch.means.LinearMean(1) if trend else gpytorch.means.ConstantMean()
-        path = MaternKernel(nu=nu)
-        path.lengthscale = 3.0  # years, at the start
-        self.kernel = LocalKernel(ScaleKernel(path) + ConstantKernel())  # the constant: what stays of a patient
+        self.kernel = LocalKernel(
+            ScaleKernel(matern(nu=nu)) + ConstantKernel()
+        )  # the constant: what stays of a patient
         self.double()
         if trend:
             torch.nn.init.zeros_(self.trend.weights)
@@ -216,9 +220,7 @@ GPS = [(trend, nu) for trend in (False, True) for nu in (0.5, 1.5, 2.5)]  # six 
 
 def gp_record(visits: pd.DataFrame, fold: int, epochs: int) -> dict[str, Any]:
     """A GP for each value: which, by the question that the other models are chosen by; then the four other folds."""
-    judge = (fold + 1) % FOLDS
-    others = [n for n in range(FOLDS) if n not in (fold, judge)]
-    inner, outer = question(visits, others, judge), question(visits, [*others, judge], fold)
+    inner, outer = inner_and_outer(visits, fold)
     errors, scores, chosen = [], [], {}
     for lab, (trial, rows) in enumerate(zip(rows_of_labs(inner), rows_of_labs(outer), strict=True)):
         judged = [(gp_belief(*trial, *each, epochs).mean - trial[2][1]).square().mean() for each in GPS]

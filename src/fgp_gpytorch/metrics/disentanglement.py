@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, LazyDataset
+from fgp_gpytorch.data.grouped_dataset import FlatRows
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics._evaluation import check_batch_size, evaluation, global_channels
 from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information_gap
@@ -83,7 +84,7 @@ def latent_means(model: FGPVAE, data: GroupedDataset, alone: bool = False, batch
             batch = data[start : start + batch_size].to(device)
             parts = _each_alone(model, batch) if alone else [batch]
             means += [model.infer(part).mean[part.mask].cpu() for part in parts]
-    rows = (data.rows if isinstance(data, LazyDataset) else data).flat()
+    rows = _rows_of(data)
     return Latents(torch.cat(means), rows.x.cpu(), rows.group.cpu())
 
 
@@ -138,7 +139,7 @@ def disentanglement(
             f"period: expected a positive finite number, or None for a feature that is no angle, got {period}. "
             "Try 2 * math.pi."
         )
-    known = (data.rows if isinstance(data, LazyDataset) else data).flat().x[:, feature].isfinite()
+    known = _rows_of(data).x[:, feature].isfinite()
     if not bool(known.all()):
         raise DataError(
             f"data.x: expected a feature that is known everywhere, got {int((~known).sum())} members of whom it is "
@@ -177,6 +178,11 @@ def _check_data(data: GroupedDataset) -> None:
         raise DataError(
             f"data: expected a GroupedDataset, got {type(data).__name__}. Try data.subset(groups) in place of a batch."
         )
+
+
+def _rows_of(data: GroupedDataset) -> FlatRows:
+    """Features and groups of all members; observations are not made for it."""
+    return (data.rows if isinstance(data, LazyDataset) else data).flat()
 
 
 def _on_circle(value: Tensor, period: float) -> Tensor:  # shape: (N,) -> (N, 2)
