@@ -1,6 +1,6 @@
 """The paper's whole evaluation, what is missing of it: `make paper`. What has a record is not run again.
 
-    python benchmarks/paper.py [--jobs 2] [--mnist ROOT] [--seeds 5]
+    python benchmarks/paper.py [--jobs 2] [--mnist ROOT]
     python benchmarks/paper.py --quick [--jobs 2]      # two epochs of everything, into runs/*_quick; minutes
 
 In this order: the trials that settings are chosen by, Table 1, angles that were not observed, ablations, Figure 1(b),
@@ -33,10 +33,9 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
         arguments |= {"scaling.py": ["--only", "1"]}
         quick = [[name, "--quick", *arguments.get(name, []), *([] if name == "scaling.py" else jobs)] for name in runs]
         return [*quick, ["figures.py", "--records", "runs/table1_quick", "--out", "runs/figures_quick"]]
-    seeds = ["--seeds", str(options.seeds)]
     mnist = [] if options.mnist is None else ["--mnist", str(options.mnist)]
     listed = [
-        ["choose_rivals.py", *jobs], ["table1.py", *jobs, *seeds], ["unknown_angles.py", *jobs],
+        ["choose_rivals.py", *jobs], ["table1.py", *jobs], ["unknown_angles.py", *jobs],
         ["ablations.py", *jobs], ["scaling.py", *mnist],
     ]  # fmt: skip
     for name, model in JUDGED.items():
@@ -53,7 +52,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--jobs", type=int, default=1, help="runs at a time, which share the processors")
-    add("--seeds", type=int, default=5, help="of Table 1")
     add("--mnist", type=Path, metavar="ROOT", help="folder of the complete MNIST, for Figure 1(b)")
     add("--quick", action="store_true", help="two epochs of everything, into runs/*_quick")
     options = parser.parse_args()
