@@ -42,6 +42,7 @@ NO_CONTEXT, OWN_VECTORS = {"VAE", "CVAE"}, {"SVGP-VAE", "FGP-VAE, correlated by 
 NOT_SHOWN = {
     "negative log likelihood": NO_CONTEXT,
     "disentanglement local group accuracy": OWN_VECTORS,
+    "disentanglement local path accuracy": OWN_VECTORS | NO_CONTEXT | {"GP-VAE"},
     "disentanglement global group accuracy": OWN_VECTORS,
     "disentanglement mean gap": OWN_VECTORS,
 }
@@ -49,6 +50,7 @@ READ = {
     "angle in local, R^2": "local feature r2", "angle in global, R^2": "global feature r2",
     "digit in local": "local group accuracy", "digit in global": "global group accuracy", "gap": "mean gap",
 }  # fmt: skip
+TOLD = {"digit in local, told the angle": ("disentanglement local path accuracy", 3)}
 COMPARED: dict[str, dict[str, tuple[str, int]]] = {
     "calibration": {
         f"{head}, {part}": (f"{key} {name}", digits)
@@ -60,7 +62,8 @@ COMPARED: dict[str, dict[str, tuple[str, int]]] = {
         for part, key in PARTS.items()
     },
     "disentanglement, alone": {head: (f"disentanglement alone {name}", 3) for head, name in READ.items()},
-    "disentanglement": {head: (f"disentanglement {name}", 3) for head, name in READ.items()},
+    "disentanglement": {head: (f"disentanglement {name}", 3) for head, name in READ.items()} | TOLD,
+    "mean code": {part: (f"{key} MSE of the mean code", 4) for part, key in PARTS.items()},
     "swap": {
         "against the giver of global latents": ("swap to global", 4),
         "against the giver of local latents": ("swap to local", 4), "not mixed": ("swap unswapped", 4),
@@ -75,6 +78,7 @@ def all_tables() -> dict[str, str]:
         **{f"table 1, {protocol}": systems(protocol) for protocol in ("equal", "ragged")},
         "other digits": other_digits(),
         **{name: compared(figures) for name, figures in COMPARED.items()},
+        "training errors": training_errors(),
         "rivals": rivals(),
         "ablations": ablation_lines(),
         "scaling": scaling(),
@@ -184,6 +188,19 @@ def compared(figures: dict[str, tuple[str, int]]) -> str:
             if runs:
                 rows.append([label(system, block), str(len(runs)), *cells])
     return table(["", "seeds", *figures], rows)
+
+
+def training_errors() -> str:
+    """Error at the training images and at the unseen angle, of the same models, on equal views."""
+    records, rows = table1.read(RECORDS / "table1"), []
+    for block in ("published", "best"):
+        for system in BUILD:
+            runs = [r for r in records.get(("equal", block, system), []) if "training MSE" in r["evaluation"]]
+            errors = [[r["evaluation"]["training MSE"] for r in runs], [r["test_mse"] for r in runs]]
+            if runs:
+                over = spread([test / train for train, test in zip(*errors, strict=True)], 2)
+                rows.append([label(system, block), str(len(runs)), *(spread(e, 4) for e in errors), over])
+    return table(["", "seeds", "training images", "unseen angle", "second over first"], rows)
 
 
 def hidden(system: str, name: str) -> bool:

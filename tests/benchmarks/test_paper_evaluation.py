@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from fgp_gpytorch.datasets import rotated_mnist
+from fgp_gpytorch.datasets import HeldOutViews, rotated_mnist
 from fgp_gpytorch.errors import NonFiniteError
 
 
@@ -182,6 +182,26 @@ def test_figures_that_would_not_mean_what_their_column_says_are_not_shown(benchm
     rows = {row.split("|")[1].strip(): row for row in tables.compared(tables.COMPARED["calibration"]).splitlines()}
     assert rows["CVAE"].split("|")[3].strip() == "-"
     assert float(rows["FGP-VAE"].split("|")[3].split()[0]) < 0
+
+
+def test_mean_code_is_the_average_over_the_images_that_are_there_decoded_at_the_new_angle(benchmark):
+    evaluate, systems = benchmark("evaluate"), benchmark("systems")
+    torch.manual_seed(0)
+    model = systems.cvae(systems.Recipe(), 360).eval()
+    ragged = rotated_mnist(views="shuffled")
+    chosen = torch.tensor([0, 5, 9])
+    views = HeldOutViews(
+        ragged.test.context.subset(chosen),
+        *(getattr(ragged.test, name)[chosen] for name in ("x_new", "y_new", "instance", "digit")),
+    )
+    assert len(set(views.context.group_sizes.tolist())) > 1
+    errors = []
+    with torch.no_grad():
+        for g, size in enumerate(views.context.group_sizes.tolist()):
+            code = model.infer(views.context[[g]]).mean[0, :size].mean(0)
+            decoded = model.decoder(code.float(), model.features(views.x_new[g, 0].float()))
+            errors.append(float((decoded - views.y_new[g, 0]).square().mean()))
+    assert evaluate.mse_of_mean_code(model, views) == pytest.approx(sum(errors) / 3, rel=1e-5)
 
 
 def plan_of(table1, seeds=None, **changes):

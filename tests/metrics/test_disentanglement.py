@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from gpytorch.kernels import PeriodicKernel
-from metric_cases import make_circle_data, make_circle_model
+from metric_cases import circle_rows, make_circle_data, make_circle_model
 
 from factories import make_data, make_model
 from fgp_gpytorch import (
@@ -98,6 +98,21 @@ def test_ideal_latents_have_the_ideal_scores():
     assert found.mean_gap == pytest.approx((found.feature_gap + found.group_gap) / 2)
 
 
+def test_a_path_with_a_shape_of_its_own_names_its_group_to_a_reader_that_is_told_x():
+    """Groups that go round at their own phase: one centre for all, and no two in one place."""
+    groups, members = 8, 24
+    x = torch.linspace(0, 2 * math.pi, members + 1, dtype=torch.float64)[:-1].expand(groups, -1)
+    phase = 2 * math.pi / groups * torch.arange(groups, dtype=torch.float64)[:, None]
+    y = circle_rows(x + phase, torch.zeros(groups, 1, dtype=torch.float64)).flatten(0, 1)
+    data = GroupedDataset(y, x.flatten(), torch.arange(groups).repeat_interleave(members))
+    found = disentanglement(make_circle_model(), data, 2 * math.pi)
+    assert found.local_group_accuracy < 0.5
+    assert found.local_path_accuracy > 0.95
+    assert disentanglement(make_circle_model(), data, 2 * math.pi, alone=True).local_path_accuracy is None
+    same_path = disentanglement(make_circle_model(), make_circle_data(groups=8), 2 * math.pi)
+    assert same_path.local_path_accuracy < 0.4  # the halves see other places, by which a few are found
+
+
 def test_what_members_share_only_by_joint_inference_does_not_name_their_group():
     data = make_circle_data(groups=20)
     rows = data.flat()
@@ -132,6 +147,7 @@ def test_a_model_without_such_channels_has_no_such_numbers():
     encoder, decoder = MLPEncoder([3], 1, (8,), num_features=1), MLPDecoder(1, [3], (8,), num_features=1)
     cvae = disentanglement(CVAE(encoder, decoder, prior), data, None)
     assert cvae.local_feature_r2 is None
+    assert cvae.local_path_accuracy is None
     assert cvae.global_group_accuracy is not None
     assert cvae[-3:] == (None, None, None)  # a gap needs two channels
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
-from fgp_gpytorch.metrics import centroid_accuracy, ridge_r2
+from fgp_gpytorch.metrics import centroid_accuracy, nearest_path_accuracy, ridge_r2
 
 
 @pytest.fixture
@@ -75,6 +75,26 @@ def test_classifier_is_not_drowned_by_a_channel_that_varies_within_every_group()
     assert centroid_accuracy(features[:, 1:], group, tested[:, 1:], group) < 0.1
 
 
+def test_nearest_path_is_sought_at_the_place_of_the_row_in_units_of_the_groups_spread():
+    scale = torch.tensor([1.0, 300.0, 0.01])
+    paths = torch.randn(7, 5, 3) * scale
+    at, group = torch.randint(5, (80,)), torch.randint(7, (80,))
+    features = paths[group, at] + 0.7 * scale * torch.randn(80, 3)
+    spread = np.stack([paths.double().numpy()[:, u].var(0) for u in range(5)]).mean(0)
+    hits = 0
+    for row, u, g in zip(features.double().numpy(), at.tolist(), group.tolist(), strict=True):
+        distance = (((row - paths.double().numpy()[:, u]) ** 2) / spread).sum(-1)
+        hits += int(distance.argmin()) == g
+    assert 0.3 < hits / 80 < 0.9
+    assert nearest_path_accuracy(paths, features, at, group) == pytest.approx(hits / 80)
+
+
+def test_paths_that_are_all_the_same_name_nobody():
+    paths = torch.randn(1, 5, 3).expand(40, -1, -1)
+    at, group = torch.randint(5, (60,)), torch.zeros(60, dtype=torch.long)
+    assert nearest_path_accuracy(paths, torch.randn(60, 3), at, group) == 0
+
+
 def test_probes_say_what_is_wrong_with_their_arguments(rows):
     features, targets, group = rows
     with pytest.raises(GroupError, match="at least two groups, one to fit and one to test on, got 1"):
@@ -85,5 +105,10 @@ def test_probes_say_what_is_wrong_with_their_arguments(rows):
         ridge_r2(features, torch.ones(60, 1), group)
     with pytest.raises(ShapeError, match=r"targets: expected \(N, columns\) .* 60 entries of group, got \(60,\)"):
         ridge_r2(features, targets[:, 0], group)
+    at = torch.zeros(60, dtype=torch.long)
+    with pytest.raises(ShapeError, match=r"paths: expected \(groups, places, 3\) .* got \(4, 2\) and \(60,\)"):
+        nearest_path_accuracy(torch.zeros(4, 2), features, at, group)
+    with pytest.raises(GroupError, match="paths: expected two groups or more, got one"):
+        nearest_path_accuracy(torch.zeros(1, 2, 3), features, at, group)
     with pytest.raises(GroupError, match="test_group: expected groups that were fitted on, got group 5"):
         centroid_accuracy(features, group, features[:1], torch.tensor([5]))

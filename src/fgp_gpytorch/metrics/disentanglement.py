@@ -12,7 +12,7 @@ from fgp_gpytorch.data.grouped_dataset import FlatRows
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics._evaluation import check_batch_size, evaluation, global_channels
 from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information_gap
-from fgp_gpytorch.metrics.probes import centroid_accuracy, ridge_r2
+from fgp_gpytorch.metrics.probes import centroid_accuracy, nearest_path_accuracy, ridge_r2
 from fgp_gpytorch.models import FGPVAE
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
 
@@ -35,13 +35,16 @@ class Disentanglement(NamedTuple):
     """What is read from which channels; None where a model has no such channels (or one, for a gap).
 
     In the ideal that the paper describes, local channels have a `feature_r2` of 1 and a `group_accuracy` at chance,
-    global channels the reverse.
+    global channels the reverse. A `local_group_accuracy` at chance alone does not say that local channels know nothing
+    of the group: a group whose path has a shape of its own shows by `local_path_accuracy`.
 
     Attributes:
         local_feature_r2: R^2 of a linear probe for x on held-out groups, from channels that vary within a group.
         global_feature_r2: The same from channels that groups share.
         local_group_accuracy: Accuracy of a linear classifier of the group, on held-out members, from local channels.
-        global_group_accuracy: The same from global channels.
+        local_path_accuracy: The same of a reader that is told x: the group whose local channels, predicted at x from
+            its other members, are nearest. None with `alone=True`, where there are no other members.
+        global_group_accuracy: As `local_group_accuracy`, from global channels.
         chance: Accuracy of guessing the group.
         feature_gap: Mutual information gap of the feature over all channels, a fraction of its entropy.
         group_gap: The same of the group.
@@ -51,6 +54,7 @@ class Disentanglement(NamedTuple):
     local_feature_r2: float | None
     global_feature_r2: float | None
     local_group_accuracy: float | None
+    local_path_accuracy: float | None
     global_group_accuracy: float | None
     chance: float
     feature_gap: float | None
@@ -104,6 +108,8 @@ def disentanglement(
     - Group: `centroid_accuracy`. The members of each group are divided into halves, each inferred without the other;
       the classifier is fitted on one and tested on the other. So a global channel, whose posterior is one value for
       all members that are inferred together, has to find the same value from other images.
+    - Group, told x: `nearest_path_accuracy` of the local channels of the tested halves, among the paths of all groups
+      from the halves fitted on.
     - Mutual information gap: `mutual_information_gap` of the feature and of the group over all channels.
 
     With `alone=False` local posteriors are told x by the GP, so a high R^2 is no feat of the encoder; compare models
@@ -147,7 +153,8 @@ def disentanglement(
         )
     together = latent_means(model, data, alone, batch_size)
     first = _random_half(data, seed)
-    fitted = latent_means(model, data.select(first), alone, batch_size)
+    fitted_on = data.select(first)
+    fitted = latent_means(model, fitted_on, alone, batch_size)
     tested = latent_means(model, data.select(~first), alone, batch_size)
     value = together.x[:, feature].double()
     targets = value.unsqueeze(-1) if period is None else _on_circle(value, period)
@@ -162,6 +169,11 @@ def disentanglement(
         return r2, centroid_accuracy(fitted.mean[:, chosen], fitted.group, tested.mean[:, chosen], tested.group)
 
     (local_r2, local_accuracy), (global_r2, global_accuracy) = read(~is_global), read(is_global)
+    path_accuracy = None
+    if not alone and not bool(is_global.all()):
+        at, position = tested.x.unique(dim=0, return_inverse=True)
+        paths = _paths(model, fitted_on, at, batch_size)[..., ~is_global]
+        path_accuracy = nearest_path_accuracy(paths, tested.mean[:, ~is_global], position, tested.group)
     feature_gap = group_gap = mean_gap = None
     if len(is_global) > 1:
         level = _levels(value if period is None else value.remainder(period), num_bins)
@@ -169,8 +181,20 @@ def disentanglement(
         group_gap = mutual_information_gap(together.mean, together.group, num_bins)
         mean_gap = (feature_gap + group_gap) / 2
     return Disentanglement(
-        local_r2, global_r2, local_accuracy, global_accuracy, 1 / len(data), feature_gap, group_gap, mean_gap
-    )
+        local_r2, global_r2, local_accuracy, path_accuracy, global_accuracy, 1 / len(data),
+        feature_gap, group_gap, mean_gap,
+    )  # fmt: skip
+
+
+def _paths(model: FGPVAE, data: GroupedDataset, x: Tensor, batch_size: int) -> Tensor:  # shape: (G, U, L)
+    """Posterior mean of every group at all of x, (U, D), on the CPU."""
+    paths = []
+    with evaluation(model) as device:
+        for start in range(0, len(data), batch_size):
+            batch = data[start : start + batch_size].to(device)
+            posterior = model.infer(batch)
+            paths.append(posterior.predict(x.to(batch.x).expand(len(batch.mask), *x.shape)).mean.cpu())
+    return torch.cat(paths)
 
 
 def _check_data(data: GroupedDataset) -> None:

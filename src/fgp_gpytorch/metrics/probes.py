@@ -113,6 +113,54 @@ def centroid_accuracy(
     return float((labels[nearest] == test_group).double().mean())
 
 
+def nearest_path_accuracy(
+    paths: Tensor,  # shape: (G, U, L)
+    features: Tensor,  # shape: (M, L)
+    at: Tensor,  # shape: (M,)
+    group: Tensor,  # shape: (M,)
+) -> float:
+    r"""Fraction of rows whose group is named when it is known where on its path the row lies. Higher is better.
+
+        argmin_g  sum_l (z_l - path_gl(u))^2 / s_l^2     s_l^2 = mean over u of the variance of path_gl(u) over groups
+
+    A reader that is not told u takes one centroid for a whole path, and does not see paths that differ in shape about
+    the same centre. A tie, such as of paths that are all the same, is no success.
+
+    Args:
+        paths: Values of every group at U places.
+        features: Rows to name the group of.
+        at: Position of each row's place among the U.
+        group: Position of each row's group among the G.
+
+    Returns:
+        Accuracy, 0 to 1.
+
+    Raises:
+        ShapeError: If paths and rows do not match.
+        GroupError: If there are fewer than two groups.
+    """
+    features = _rows(features, "features", group)
+    if paths.dim() != 3 or paths.shape[-1] != features.shape[-1] or at.shape != group.shape:
+        raise ShapeError(
+            f"paths: expected (groups, places, {features.shape[-1]}) and a place for each of the {len(group)} rows, "
+            f"got {tuple(paths.shape)} and {tuple(at.shape)}. Try one column for each channel."
+        )
+    if len(paths) < 2:
+        raise GroupError("paths: expected two groups or more, got one. Try more data.")
+    paths = paths.double()
+    scale = paths.var(0, correction=0).mean(0).sqrt()
+    scale = torch.where(scale <= 1e-12 * paths.abs().amax((0, 1)), 1.0, scale)
+    named = 0
+    for place in at.unique():
+        here = at == place
+        exact = "donot_use_mm_for_euclid_dist"  # or equal paths would not be equally far
+        distance = torch.cdist(features[here] / scale, paths[:, place] / scale, compute_mode=exact)
+        nearest = distance.topk(2, largest=False)
+        sure = nearest.values[:, 0] < nearest.values[:, 1]
+        named += int((sure & (nearest.indices[:, 0] == group[here])).sum())
+    return named / len(group)
+
+
 def _standard(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, the latter 1 where a channel is constant."""
     deviation = features.std(0, correction=0)
