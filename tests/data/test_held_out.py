@@ -167,7 +167,7 @@ def test_errors_say_what_to_try():
         "mask of another shape": ({"y_new_mask": torch.ones(4, 2, dtype=torch.bool)}, ShapeError, r"y_new_mask: .*\(4"),
         "mask of numbers": ({"y_new_mask": torch.ones(4, 5)}, DataError, "y_new_mask: expected a boolean"),
         "nothing observed": ({"y_new_mask": torch.zeros(4, 5, dtype=torch.bool)}, DataError, "y_new_mask: .*got none"),
-        "a batch": ({"context": context[:]}, DataError, "expected a GroupedDataset as context, got GroupedBatch"),
+        "a batch": ({"context": context[:]}, DataError, "context: expected a GroupedDataset, got GroupedBatch"),
         "other features": ({"x_new": held_out.x_new.expand(-1, -1, 2)}, ShapeError, "the context's 1 features, got"),
         "whole numbers": ({"y_new": torch.ones(4, 5, 3, dtype=torch.int64)}, DataError, "y_new: expected a floating"),
         "one new member": ({"y_new": held_out.y_new[:, 0]}, ShapeError, r"y_new.unsqueeze\(1\)"),

@@ -141,3 +141,14 @@ def test_batches_of_one_data_set_carry_one_number_of_its_labels():
     assert len(digests) == 1
     assert data.subset([1, 0])[:].labels_digest not in digests
     assert relabelled(data, str)[:].labels_digest not in digests
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_prior_that_was_converted_says_so_and_converted_networks_work(kind):
+    model, data = MAKE[kind](likelihood=GaussianLikelihood()), make_data()
+    model.encoder.float()
+    model.infer(data)
+    model.prior.float()
+    for use in (model.infer, lambda batch: model.terms(batch[:])):
+        with pytest.raises(DataError, match=r"prior: expected its parameters in torch.float64, .* got torch.float32"):
+            use(data)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
-from fgp_gpytorch.data.grouped_dataset import GroupedDataset
+from fgp_gpytorch.data.grouped_dataset import GroupedDataset, check_dataset
 from fgp_gpytorch.errors import DataError, GroupError
 
 __all__ = ["AlignedDataset"]
@@ -38,11 +38,7 @@ class AlignedDataset(GroupedDataset):
 
     def __init__(self, data: GroupedDataset, reference: GroupedDataset) -> None:
         for name, value in (("data", data), ("reference", reference)):
-            if not isinstance(value, GroupedDataset):
-                raise DataError(
-                    f"{name}: expected a GroupedDataset, got {type(value).__name__}. Try data.subset(groups) or "
-                    "data.select(members) in place of a batch."
-                )
+            check_dataset(value, name, "data.subset(groups) or data.select(members) in place of a batch")
         positions = {label: index for index, label in enumerate(reference.labels.tolist())}
         labels = data.labels.tolist()
         unknown = [label for label in labels if label not in positions]

@@ -371,6 +371,18 @@ class GroupedDataset(Dataset):
         return positions % self.num_groups
 
 
+def check_dataset(value: Any, name: str, instead: str = "GroupedDataset(y, x, group)") -> None:
+    """Raise a `DataError` unless it is a `GroupedDataset`.
+
+    Args:
+        value: What was given.
+        name: Of the argument.
+        instead: What to try.
+    """
+    if not isinstance(value, GroupedDataset):
+        raise DataError(f"{name}: expected a GroupedDataset, got {type(value).__name__}. Try {instead}.")
+
+
 def _listed(index: Any) -> Any:
     """Return the index as something that torch.as_tensor takes.
 

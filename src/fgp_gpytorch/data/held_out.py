@@ -11,7 +11,7 @@ from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device
 from fgp_gpytorch.data._inputs import as_features, as_mask, as_numbers, expand_mask
 from fgp_gpytorch.data.aligned_dataset import AlignedDataset
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
-from fgp_gpytorch.data.grouped_dataset import GroupedDataset
+from fgp_gpytorch.data.grouped_dataset import GroupedDataset, check_dataset
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 
 __all__ = ["HeldOut", "HeldOutBatch", "HeldOutMembers", "HeldOutTargets", "check_held_out", "held_out_batch"]
@@ -90,10 +90,7 @@ class HeldOutMembers:
             DataError: If nothing was observed, or the targets are not in memory.
         """
         for name, value in (("context", context), ("targets", targets)):
-            if not isinstance(value, GroupedDataset):
-                raise DataError(
-                    f"{name}: expected a GroupedDataset, got {type(value).__name__}. Try data.select(members)."
-                )
+            check_dataset(value, name, "data.select(members)")
         unknown = sorted(set(targets.labels.tolist()) - set(context.labels.tolist()), key=str)
         if unknown:
             raise GroupError(
@@ -188,11 +185,7 @@ def check_held_out(held_out: HeldOut, name: str = "held_out") -> None:
             f"{name}: expected an object with context, x_new and y_new, got {type(held_out).__name__}. "
             "Try HeldOutMembers.of(context, targets)."
         )
-    if not isinstance(held_out.context, GroupedDataset):
-        raise DataError(
-            f"{name}: expected a GroupedDataset as context, got {type(held_out.context).__name__}. "
-            "Try GroupedDataset(y, x, group), or data.subset(groups)."
-        )
+    check_dataset(held_out.context, f"{name}.context", "GroupedDataset(y, x, group), or data.subset(groups)")
     for part in ("x_new", "y_new"):
         check_floating(getattr(held_out, part), part)
     x_new, y_new = tuple(held_out.x_new.shape), tuple(held_out.y_new.shape)

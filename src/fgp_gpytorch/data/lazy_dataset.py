@@ -10,7 +10,7 @@ from torch import Tensor
 from fgp_gpytorch._shapes import check_finite
 from fgp_gpytorch.data._inputs import expand_mask
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
-from fgp_gpytorch.data.grouped_dataset import FlatRows, GroupedDataset
+from fgp_gpytorch.data.grouped_dataset import FlatRows, GroupedDataset, check_dataset
 from fgp_gpytorch.errors import DataError, ShapeError
 
 __all__ = ["LazyDataset"]
@@ -47,10 +47,7 @@ class LazyDataset(GroupedDataset):
     """
 
     def __init__(self, rows: GroupedDataset, make: Callable[[GroupedBatch], Tensor]) -> None:
-        if not isinstance(rows, GroupedDataset):
-            raise DataError(
-                f"rows: expected a GroupedDataset, got {type(rows).__name__}. Try GroupedDataset(y, x, group)."
-            )
+        check_dataset(rows, "rows")
         if not callable(make):
             raise DataError(
                 f"make: expected a function of a batch of rows, got {type(make).__name__}. Try lambda batch: batch.y."

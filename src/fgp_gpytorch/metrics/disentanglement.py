@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, LazyDataset
-from fgp_gpytorch.data.grouped_dataset import FlatRows
+from fgp_gpytorch.data.grouped_dataset import FlatRows, check_dataset
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics._evaluation import check_batch_size, evaluation, global_channels
 from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information_gap
@@ -81,7 +81,7 @@ def latent_means(model: FGPVAE, data: GroupedDataset, alone: bool = False, batch
         DataError: If a value is not finite.
     """
     check_batch_size(batch_size)
-    _check_data(data)
+    check_dataset(data, "data", "data.subset(groups) in place of a batch")
     means = []
     with evaluation(model) as device:
         for start in range(0, len(data), batch_size):
@@ -132,7 +132,7 @@ def disentanglement(
         DataError: If the feature does not exist, is not known everywhere, or does not vary.
         GroupError: If a group has fewer than two members, or there are fewer than two groups.
     """
-    _check_data(data)
+    check_dataset(data, "data", "data.subset(groups) in place of a batch")
     if not 0 <= feature < data.num_features:
         raise DataError(f"feature: expected 0 to {data.num_features - 1}, got {feature}. Try 0.")
     if len(data) < 2 or int(data.group_sizes.min()) < 2:
@@ -195,13 +195,6 @@ def _paths(model: FGPVAE, data: GroupedDataset, x: Tensor, batch_size: int) -> T
             posterior = model.infer(batch)
             paths.append(posterior.predict(x.to(batch.x).expand(len(batch.mask), *x.shape)).mean.cpu())
     return torch.cat(paths)
-
-
-def _check_data(data: GroupedDataset) -> None:
-    if not isinstance(data, GroupedDataset):
-        raise DataError(
-            f"data: expected a GroupedDataset, got {type(data).__name__}. Try data.subset(groups) in place of a batch."
-        )
 
 
 def _rows_of(data: GroupedDataset) -> FlatRows:

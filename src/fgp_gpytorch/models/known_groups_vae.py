@@ -236,6 +236,12 @@ class KnownGroupsVAE(FGPVAE):
         self._labels_digest = None
 
     def _check_groups(self, batch: GroupedBatch, whole: bool = False, labels: bool = True) -> GroupedBatch:
+        other = {str(p.dtype) for p in self.prior.parameters()} - {str(self.prior.dtype)}
+        if other:
+            raise DataError(
+                f"prior: expected its parameters in {self.prior.dtype}, in which it was made, got {', '.join(other)}. "
+                "Try to convert the networks only: model.encoder.float(), model.decoder.float()."
+            )
         if self.representation is None:
             check_known_groups(batch, self.num_groups)
             if labels:

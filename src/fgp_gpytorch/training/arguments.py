@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fgp_gpytorch.data import GroupedDataset, LazyDataset
+from fgp_gpytorch.data.grouped_dataset import check_dataset
 from fgp_gpytorch.data.held_out import HeldOut
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.likelihoods import DiagonalGaussianLikelihood, GaussianLikelihood
@@ -22,11 +23,8 @@ def check_data(model: Any, train: Any, validation: Any) -> None:
     if not isinstance(model, HasTerms) or not isinstance(model, nn.Module):
         raise DataError(f"model: expected an FGPVAE, got {type(model).__name__}. Try FGPVAE(encoder, decoder, prior).")
     for name, value in (("train", train), ("validation", validation)):
-        grouped = isinstance(value, GroupedDataset)
-        if not grouped and not (name == "validation" and (value is None or isinstance(value, HeldOut))):
-            raise DataError(
-                f"{name}: expected a GroupedDataset, got {type(value).__name__}. Try GroupedDataset(y, x, group)."
-            )
+        if name == "train" or not (value is None or isinstance(value, HeldOut)):
+            check_dataset(value, name)
 
 
 def check_options(objective: Any, optimizer: Any, lr_schedule: Any, trainer_options: dict[str, Any]) -> None:
