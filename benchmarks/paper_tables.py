@@ -319,14 +319,17 @@ def prior_samples() -> str:
 
 
 def epoch_time() -> str:
-    """What `benchmarks/epoch_time.py` measured: medians, and ratios of what was timed in the same round."""
+    """What `benchmarks/epoch_time.py` measured: medians, and ratios of what was timed in the same round, quartiles."""
     path = RECORDS / "epoch_time.json"
     if not path.exists():
         return TO_COME
     seconds = json.loads(path.read_text())["seconds"]
 
     def over(name: str, below: str) -> str:
-        return f"{statistics.median(a / b for a, b in zip(seconds[name], seconds[below], strict=True)):.2f}"
+        low, middle, high = statistics.quantiles(
+            [a / b for a, b in zip(seconds[name], seconds[below], strict=True)], n=4
+        )
+        return "1" if name == below else f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
     rows = [
         [name, f"{statistics.median(values):.2f}", over(name, "CVAE (published)"), over(name, "FGP-VAE (published)")]
