@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+PARALLEL := --numprocesses auto --dist loadfile
 ARGS ?=
 
 .PHONY: help install rotated-mnist test test-oldest lint types bench paper ci clean
@@ -19,14 +20,14 @@ $(VENV)/.installed: pyproject.toml
 rotated-mnist: install  ## the paper's experiment, short form (ARGS='--preset paper --seeds 5' for the whole)
 	$(BIN)/python examples/rotated_mnist.py $(ARGS)
 
-test: install  ## all tests, warnings are errors (ARGS='-k posterior' for some)
-	$(BIN)/python -m pytest $(ARGS)
+test: install  ## all tests, a process for each core, warnings are errors (ARGS='-k posterior' for some)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-oldest:  ## all tests with the oldest versions that pyproject.toml allows (Python 3.11)
 	$(PYTHON) -m venv $(OLDEST)
 	sed -nE 's/^ +"([a-z-]+)>=([0-9.]+)",$$/\1==\2/p' pyproject.toml > $(OLDEST)/oldest.txt
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/oldest.txt --editable '.[dev]'
-	$(OLDEST)/bin/python -m pytest -W default $(ARGS)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -W default $(ARGS)
 
 lint: install  ## format check and lint
 	$(BIN)/ruff format --check .
