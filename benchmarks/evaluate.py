@@ -54,7 +54,7 @@ def evaluate(model: FGPVAE, data: RotatedMNIST, all_views: RotatedMNIST) -> dict
         if getattr(larger, part) is not None:
             sizes = mse_by_context_size(*getattr(larger, part), SIZES)
             figures |= {f"{part} MSE from {size} views": value for size, value in sizes.items()}
-    if not knows_only_the_image(model):
+    if not shares_nothing(model):
         known = ask(model, data.train, HeldOutMembers.of(data.train, data.train), None).test
         assert known is not None
         figures["training MSE"] = held_out_mse(*known)
@@ -70,9 +70,10 @@ def evaluate(model: FGPVAE, data: RotatedMNIST, all_views: RotatedMNIST) -> dict
 
 
 def mse_of_mean_code(model: CVAE, views: HeldOutViews) -> float:
-    """Error at the new angle of the decoded average of the codes of a digit's images.
+    """Error at the new angle of the decoded average of the posterior means of a digit's images.
 
-    So the later program of the paper's authors predicts with a CVAE (`predict_CVAE` of ratschlab/SVGP-VAE).
+    The later program of the paper's authors predicts so with a CVAE, by draws in place of means (`predict_CVAE` of
+    ratschlab/SVGP-VAE).
     """
     context = views.context[:]
     there = context.mask.unsqueeze(-1)
@@ -83,7 +84,7 @@ def mse_of_mean_code(model: CVAE, views: HeldOutViews) -> float:
     return float((decoded - views.y_new).double().square().mean())
 
 
-def knows_only_the_image(model: FGPVAE) -> bool:
+def shares_nothing(model: FGPVAE) -> bool:
     """Whether nothing is shared between the members of a group."""
     prior = model.prior
     return isinstance(prior, FactorizedGPPrior) and all(isinstance(b, IndependentChannels) for b in prior.blocks)

@@ -45,6 +45,9 @@ NOT_SHOWN = {
     "disentanglement local path accuracy": OWN_VECTORS | NO_CONTEXT | {"GP-VAE"},
     "disentanglement global group accuracy": OWN_VECTORS,
     "disentanglement mean gap": OWN_VECTORS,
+    "disentanglement alone local group accuracy": OWN_VECTORS,
+    "disentanglement alone global group accuracy": OWN_VECTORS,
+    "disentanglement alone mean gap": OWN_VECTORS,
 }
 READ = {
     "angle in local, R^2": "local feature r2", "angle in global, R^2": "global feature r2",
@@ -62,7 +65,8 @@ COMPARED: dict[str, dict[str, tuple[str, int]]] = {
         for part, key in PARTS.items()
     },
     "disentanglement, alone": {head: (f"disentanglement alone {name}", 3) for head, name in READ.items()},
-    "disentanglement": {head: (f"disentanglement {name}", 3) for head, name in READ.items()} | TOLD,
+    "disentanglement": {head: (f"disentanglement {name}", 3) for head, name in READ.items()},
+    "told the angle": TOLD,
     "mean code": {part: (f"{key} MSE of the mean code", 4) for part, key in PARTS.items()},
     "swap": {
         "against the giver of global latents": ("swap to global", 4),
@@ -180,7 +184,8 @@ def compared(figures: dict[str, tuple[str, int]]) -> str:
     for block in ("published", "best"):
         for system in BUILD:
             runs = [run["evaluation"] for run in records.get(("equal", block, system), [])]
-            runs = [run for run in runs if any(figure(run, name) is not None for name, _ in figures.values())]
+            shown = [name for name, _ in figures.values() if not hidden(system, name)]
+            runs = [run for run in runs if any(figure(run, name) is not None for name in shown)]
             cells = [
                 "-" if hidden(system, name) else spread([figure(run, name) for run in runs], digits)
                 for name, digits in figures.values()

@@ -37,7 +37,7 @@ from fgp_gpytorch.metrics import held_out_mse
 from systems import BUILD, Recipe, Watch, ask, load, train_system
 
 RECORDS = Path(__file__).parent.parent / "docs" / "results" / "table1"
-# arguments of the data; of other digits than the paper's no image was looked at before all was chosen
+# arguments of the data; by other digits than the paper's nothing was chosen
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "equal": {"views": 11}, "ragged": {"views": "shuffled"},
     "twos": {"digits": 2}, "fives": {"digits": 5}, "sevens": {"digits": 7},
@@ -123,8 +123,8 @@ def data_of(protocol: str) -> tuple[RotatedMNIST, RotatedMNIST]:
 def planned_seeds(system: str, block: str, protocol: str) -> int:
     """How many seeds of a row are planned: five of every row would take several nights.
 
-    On equal views five, three of variants that the paper's table does not have; on ragged ones five of the rows at
-    the head, one of the others; of other digits one of the rows at the head.
+    On equal views five, three of the variants "any context" and "representation network"; on ragged ones five of the
+    rows at the head, one of the others; of other digits one of the rows at the head.
     """
     head = block == "best" and system in HEAD
     if protocol == "equal":

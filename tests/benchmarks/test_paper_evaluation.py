@@ -177,11 +177,15 @@ def test_figures_that_would_not_mean_what_their_column_says_are_not_shown(benchm
     tables = benchmark("paper_tables")
     assert tables.hidden("VAE", "test negative log likelihood")
     assert tables.hidden("SVGP-VAE", "disentanglement local group accuracy")
-    assert not tables.hidden("SVGP-VAE", "disentanglement alone local group accuracy")  # no vector is asked there
+    assert tables.hidden("SVGP-VAE", "disentanglement alone local group accuracy")
+    assert not tables.hidden("GP-VAE", "disentanglement alone local group accuracy")  # its q is the encoder's alone
     assert not tables.hidden("CVAE of the context", "test negative log likelihood")
     rows = {row.split("|")[1].strip(): row for row in tables.compared(tables.COMPARED["calibration"]).splitlines()}
     assert rows["CVAE"].split("|")[3].strip() == "-"
     assert float(rows["FGP-VAE"].split("|")[3].split()[0]) < 0
+    told = {row.split("|")[1].strip() for row in tables.compared(tables.COMPARED["told the angle"]).splitlines()}
+    assert "FGP-VAE" in told
+    assert not told & {"VAE", "CVAE", "GP-VAE", "SVGP-VAE"}
 
 
 def test_mean_code_is_the_average_over_the_images_that_are_there_decoded_at_the_new_angle(benchmark):

@@ -1,5 +1,6 @@
 """Disentanglement of a model whose latents are known, and its parts against loops over groups and members."""
 
+import importlib
 import math
 
 import pytest
@@ -111,6 +112,14 @@ def test_a_path_with_a_shape_of_its_own_names_its_group_to_a_reader_that_is_told
     assert disentanglement(make_circle_model(), data, 2 * math.pi, alone=True).local_path_accuracy is None
     same_path = disentanglement(make_circle_model(), make_circle_data(groups=8), 2 * math.pi)
     assert same_path.local_path_accuracy < 0.4  # the halves see other places, by which a few are found
+
+
+def test_paths_are_not_asked_for_at_places_without_number(monkeypatch):
+    module = importlib.import_module("fgp_gpytorch.metrics.disentanglement")
+    monkeypatch.setattr(module, "_MOST_PLACES", 3)
+    found = disentanglement(make_circle_model(), make_circle_data(), 2 * math.pi)
+    assert found.local_path_accuracy is None
+    assert found.local_feature_r2 is not None
 
 
 def test_what_members_share_only_by_joint_inference_does_not_name_their_group():

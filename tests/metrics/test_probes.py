@@ -108,6 +108,10 @@ def test_probes_say_what_is_wrong_with_their_arguments(rows):
     at = torch.zeros(60, dtype=torch.long)
     with pytest.raises(ShapeError, match=r"paths: expected \(groups, places, 3\) .* got \(4, 2\) and \(60,\)"):
         nearest_path_accuracy(torch.zeros(4, 2), features, at, group)
+    with pytest.raises(GroupError, match="group: expected positions from 0 to 3 in paths, got 2 to 11"):
+        nearest_path_accuracy(torch.zeros(4, 2, 3), features, at, group)
+    with pytest.raises(GroupError, match="at: expected positions from 0 to 1 in paths, got 2 to 2"):
+        nearest_path_accuracy(torch.zeros(12, 2, 3), features, at + 2, group)
     with pytest.raises(GroupError, match="paths: expected two groups or more, got one"):
         nearest_path_accuracy(torch.zeros(1, 2, 3), features, at, group)
     with pytest.raises(GroupError, match="test_group: expected groups that were fitted on, got group 5"):

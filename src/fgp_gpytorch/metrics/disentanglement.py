@@ -16,6 +16,8 @@ from fgp_gpytorch.metrics.probes import centroid_accuracy, nearest_path_accuracy
 from fgp_gpytorch.models import FGPVAE
 from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
 
+_MOST_PLACES = 1000  # of x, at which every group's path is predicted
+
 
 class Latents(NamedTuple):
     """Posterior means of the members of a data set, in the order of `data.flat()`.
@@ -42,8 +44,9 @@ class Disentanglement(NamedTuple):
         local_feature_r2: R^2 of a linear probe for x on held-out groups, from channels that vary within a group.
         global_feature_r2: The same from channels that groups share.
         local_group_accuracy: Accuracy of a linear classifier of the group, on held-out members, from local channels.
-        local_path_accuracy: The same of a reader that is told x: the group whose local channels, predicted at x from
-            its other members, are nearest. None with `alone=True`, where there are no other members.
+        local_path_accuracy: Accuracy of a reader that is told x: the group whose local channels, predicted at x from
+            one half of its members, are nearest to the posterior there given the other half. None with `alone=True`,
+            and for a feature that takes more than a thousand values, where paths would fill the memory.
         global_group_accuracy: As `local_group_accuracy`, from global channels.
         chance: Accuracy of guessing the group.
         feature_gap: Mutual information gap of the feature over all channels, a fraction of its entropy.
@@ -172,8 +175,9 @@ def disentanglement(
     path_accuracy = None
     if not alone and not bool(is_global.all()):
         at, position = tested.x.unique(dim=0, return_inverse=True)
-        paths = _paths(model, fitted_on, at, batch_size)[..., ~is_global]
-        path_accuracy = nearest_path_accuracy(paths, tested.mean[:, ~is_global], position, tested.group)
+        if len(at) <= _MOST_PLACES:
+            paths = _paths(model, fitted_on, at, batch_size)[..., ~is_global]
+            path_accuracy = nearest_path_accuracy(paths, tested.mean[:, ~is_global], position, tested.group)
     feature_gap = group_gap = mean_gap = None
     if len(is_global) > 1:
         level = _levels(value if period is None else value.remainder(period), num_bins)

@@ -124,7 +124,8 @@ def nearest_path_accuracy(
         argmin_g  sum_l (z_l - path_gl(u))^2 / s_l^2     s_l^2 = mean over u of the variance of path_gl(u) over groups
 
     A reader that is not told u takes one centroid for a whole path, and does not see paths that differ in shape about
-    the same centre. A tie, such as of paths that are all the same, is no success.
+    the same centre. A tie, such as of paths that are all the same, is no success. Chance is 1 / groups only if all
+    paths were found from members at the same places: a group is told from others by where its members lie, too.
 
     Args:
         paths: Values of every group at U places.
@@ -137,7 +138,7 @@ def nearest_path_accuracy(
 
     Raises:
         ShapeError: If paths and rows do not match.
-        GroupError: If there are fewer than two groups.
+        GroupError: If there are fewer than two groups, or a row's group or place is none of those of the paths.
     """
     features = _rows(features, "features", group)
     if paths.dim() != 3 or paths.shape[-1] != features.shape[-1] or at.shape != group.shape:
@@ -147,6 +148,12 @@ def nearest_path_accuracy(
         )
     if len(paths) < 2:
         raise GroupError("paths: expected two groups or more, got one. Try more data.")
+    for name, index, count in (("group", group, len(paths)), ("at", at, paths.shape[1])):
+        if not 0 <= int(index.min()) <= int(index.max()) < count:
+            raise GroupError(
+                f"{name}: expected positions from 0 to {count - 1} in paths, got {int(index.min())} to "
+                f"{int(index.max())}. Try unique(return_inverse=True)."
+            )
     paths = paths.double()
     scale = paths.var(0, correction=0).mean(0).sqrt()
     scale = torch.where(scale <= 1e-12 * paths.abs().amax((0, 1)), 1.0, scale)
