@@ -17,6 +17,7 @@ import torch
 
 import harness
 from fgp_gpytorch import CVAE, FGPVAE
+from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import HeldOutMembers
 from fgp_gpytorch.datasets import HeldOutViews, RotatedMNIST, rotated_mnist
 from fgp_gpytorch.metrics import (
@@ -77,8 +78,8 @@ def mse_of_mean_code(model: CVAE, views: HeldOutViews) -> float:
     """
     context = views.context[:]
     there = context.mask.unsqueeze(-1)
-    with torch.no_grad():
-        codes = model.eval().infer(context).mean
+    with evaluation_mode(model), torch.no_grad():
+        codes = model.infer(context).mean
         mean_code = (codes * there).sum(1, keepdim=True) / there.sum(1, keepdim=True)
         decoded = model.likelihood.mean(model._decode(mean_code, views.x_new))
     return float((decoded - views.y_new).double().square().mean())
