@@ -72,7 +72,7 @@ PRESETS = {
     "best": Preset(1000, 12, 1e-2, "cosine", 2 / 11, True, beta=0.4),
     # beyond the paper: benchmarks/choose_rivals.py
     "coregionalized": Preset(1000, CHANNELS, 1e-2, "cosine", 2 / 11, False, beta=0.15, num_factors=16),
-    "short": Preset(240, 12, 1e-2, "cosine", 2 / 11, True, learn_prior=True),
+    "short": Preset(200, 12, 1e-2, "cosine", 2 / 11, True, learn_prior=True),
 }
 
 
