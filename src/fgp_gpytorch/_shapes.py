@@ -1,5 +1,7 @@
 """Checks at the door: each raises one of our errors, with expected, got and a thing to try."""
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -23,6 +25,19 @@ def as_tensor(value: Any, name: str) -> Tensor:
             f"{name}: expected a tensor or an array of numbers, got {type(value).__name__} ({error}). "
             "Try torch.as_tensor(...) on it first; strings and None have no numeric value."
         ) from error
+
+
+def as_sample_shape(value: Any) -> torch.Size:
+    """Return the leading shape of draws, a sequence of integers, as a `torch.Size`.
+
+    Raises:
+        DataError: If it is a number, or not of whole numbers.
+    """
+    whole = isinstance(value, Sequence) and all(isinstance(n, Integral) and not isinstance(n, bool) for n in value)
+    if not whole or any(int(n) < 0 for n in value):
+        hint = f"[{value}]" if isinstance(value, int) else "[20] for twenty draws"
+        raise DataError(f"sample_shape: expected a sequence of integers, got {value!r}. Try {hint}.")
+    return torch.Size(value)
 
 
 def check_floating(value: Tensor, name: str) -> None:

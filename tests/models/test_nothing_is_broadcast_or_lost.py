@@ -10,8 +10,11 @@ from fgp_gpytorch import (
     ELBO,
     FGPVAE,
     GECO,
+    GPVAE,
+    SVGPVAE,
     BernoulliLikelihood,
     Configurable,
+    CorrelatedFGPVAE,
     FactorizedGPPrior,
     GaussianLikelihood,
     GlobalChannels,
@@ -21,6 +24,7 @@ from fgp_gpytorch import (
 )
 from fgp_gpytorch.errors import DataError, MissingFileError, ShapeError
 from fgp_gpytorch.gaussian import symmetric_square_root
+from fgp_gpytorch.models import AnglePosterior
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
 F64 = torch.float64
@@ -30,8 +34,43 @@ F64 = torch.float64
 def test_a_number_in_the_place_of_a_shape_of_draws_is_refused(shape):
     model, data = make_model().eval(), make_data()
     for context in (data, None):
-        with pytest.raises(DataError, match=r"sample_shape: expected a sequence of integers or None, got .*Try \["):
+        with pytest.raises(DataError, match=r"sample_shape: expected a sequence of integers, got .*Try \["):
             model.generate(torch.zeros(len(data), 1, 1), context, sample_shape=shape)
+
+
+def draws_of(kind):
+    """Every way to draw from a posterior or a prior of one kind of model."""
+    data = make_data()
+    if kind is FGPVAE:
+        model, batch = make_model(), data[:]
+        q = model.infer(batch)
+        return [
+            q.rsample,
+            q.predict(batch.x).rsample,
+            lambda s: q.rsample_paths(batch.x, s),
+            lambda s: model.prior.sample(batch.x, s),
+        ]
+    networks, local = (MLPEncoder([3], 3), MLPDecoder(3, [3])), [LocalChannels(2, gpytorch.kernels.RBFKernel())]
+    first = (local, 1) if kind is CorrelatedFGPVAE else (3,)
+    q = kind(*networks, *first, num_groups=len(data), num_factors=2).infer(data[:])
+    return [q.rsample, q.predict(data[:].x).rsample]
+
+
+@pytest.mark.parametrize("shape", [20, None, [1.5], [-1]])
+@pytest.mark.parametrize("kind", [FGPVAE, GPVAE, SVGPVAE, CorrelatedFGPVAE])
+def test_posteriors_and_priors_refuse_a_number_in_the_place_of_a_shape_of_draws(kind, shape):
+    for draw in draws_of(kind):
+        with pytest.raises(DataError, match=r"sample_shape: expected a sequence of integers, got .*Try \["):
+            draw(shape)
+        first = draw([2])
+        assert all(part.shape[0] == 2 for part in (first if isinstance(first, tuple) else (first,)))
+
+
+def test_an_angle_refuses_a_number_in_the_place_of_a_shape_of_draws():
+    angle = AnglePosterior(torch.ones(2, 3, 2), 360.0)
+    assert angle.sample([4]).shape == (4, 2, 3)
+    with pytest.raises(DataError, match=r"sample_shape: expected a sequence of integers, got 4\. Try \[4\]"):
+        angle.sample(4)
 
 
 def test_a_decoder_of_another_shape_is_refused_everywhere():

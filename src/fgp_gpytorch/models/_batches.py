@@ -1,14 +1,12 @@
 """What models do with batches before and after their networks."""
 
-from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from fgp_gpytorch._shapes import check_finite, check_floating, check_shape
+from fgp_gpytorch._shapes import as_sample_shape, check_finite, check_floating, check_shape
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.prior import ChannelBlock
@@ -93,12 +91,8 @@ def check_sample_shape(sample_shape: Any) -> None:
     Raises:
         DataError: If it is a number, or not of whole numbers.
     """
-    sizes = () if sample_shape is None else sample_shape
-    whole = isinstance(sizes, Sequence) and all(isinstance(n, Integral) and not isinstance(n, bool) for n in sizes)
-    whole = whole and all(int(n) >= 0 for n in sizes)
-    if not whole:
-        hint = f"[{sample_shape}]" if isinstance(sample_shape, int) else "[20] for twenty draws"
-        raise DataError(f"sample_shape: expected a sequence of integers or None, got {sample_shape!r}. Try {hint}.")
+    if sample_shape is not None:
+        as_sample_shape(sample_shape)
 
 
 def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)

@@ -1,10 +1,12 @@
 """What is known of angles that were not observed."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from fgp_gpytorch._shapes import as_sample_shape
 from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
 
 
@@ -30,9 +32,13 @@ class AnglePosterior:
         density = CircularProjectedNormal(self.concentration).log_prob(direction)
         return density + math.log(2 * math.pi / self.period)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draw angles, (*sample_shape, G, Q), in [0, period)."""
-        direction = CircularProjectedNormal(self.concentration).sample(torch.Size(sample_shape))
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw angles, (*sample_shape, G, Q), in [0, period).
+
+        Raises:
+            DataError: If `sample_shape` is no sequence of integers.
+        """
+        direction = CircularProjectedNormal(self.concentration).sample(as_sample_shape(sample_shape))
         return angle_of(direction, self.period)
 
 

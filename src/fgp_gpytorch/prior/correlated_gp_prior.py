@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch._config import Configurable
+from fgp_gpytorch._shapes import as_sample_shape
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.gaussian import LowRankFactor, low_rank_factor, masked_precision
 from fgp_gpytorch.prior.channels import ChannelBlock, check_num_channels
@@ -204,9 +205,13 @@ class CorrelatedPosterior:
 
         Returns:
             (*s, G, Q, L).
+
+        Raises:
+            DataError: If `sample_shape` is no sequence of integers.
         """
-        local = self.local.rsample(sample_shape, marginals)
-        return torch.cat([local, self._draw_shared(self.group_index, self.x, sample_shape, marginals)], dim=-1)
+        shape = as_sample_shape(sample_shape)
+        local = self.local.rsample(shape, marginals)
+        return torch.cat([local, self._draw_shared(self.group_index, self.x, shape, marginals)], dim=-1)
 
     def _shared_at(self, group_index: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the global channels, each (G, Q, L - J)."""
@@ -215,13 +220,13 @@ class CorrelatedPosterior:
         mean, variance = (part.mT.unsqueeze(-2).expand(-1, x.shape[-2], -1) for part in parts)
         return mean, variance
 
-    def _draw_shared(self, group_index: Tensor, x: Tensor, sample_shape: Sequence[int], marginals: bool) -> Tensor:
+    def _draw_shared(self, group_index: Tensor, x: Tensor, sample_shape: torch.Size, marginals: bool) -> Tensor:
         if marginals:
             mean, variance = self._shared_at(group_index, x)
             # with normalised vectors and an exact zero nowhere, but a fixed vector may be zero: no infinite gradient
             scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
             return mean + scale * torch.randn(*sample_shape, *mean.shape, dtype=mean.dtype, device=mean.device)
-        weights = self.shared.rsample_weights(torch.Size(sample_shape))  # shape: (*s, L - J, m)
+        weights = self.shared.rsample_weights(sample_shape)  # shape: (*s, L - J, m)
         values = (weights @ self._prior.objects.forward(group_index).mT).mT  # shape: (*s, G, L - J)
         return values.unsqueeze(-2).expand(*values.shape[:-1], x.shape[-2], -1)
 
@@ -251,7 +256,11 @@ class CorrelatedPrediction:
 
         Returns:
             (*s, G, Q*, L).
+
+        Raises:
+            DataError: If `sample_shape` is no sequence of integers.
         """
-        local = self._local.rsample(sample_shape, marginals)
-        shared = self._posterior._draw_shared(self._group_index, self.x, sample_shape, marginals)
+        shape = as_sample_shape(sample_shape)
+        local = self._local.rsample(shape, marginals)
+        shared = self._posterior._draw_shared(self._group_index, self.x, shape, marginals)
         return torch.cat([local, shared], dim=-1)

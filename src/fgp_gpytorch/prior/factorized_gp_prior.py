@@ -9,7 +9,7 @@ from linear_operator import to_linear_operator
 from torch import Tensor
 
 from fgp_gpytorch._config import Configurable
-from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device, check_shape
+from fgp_gpytorch._shapes import as_sample_shape, check_finite, check_floating, check_same_device, check_shape
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.gaussian import masked_precision
 from fgp_gpytorch.prior.channels import ChannelBlock, GlobalChannels
@@ -128,11 +128,11 @@ class FactorizedGPPrior(Configurable, gpytorch.Module):
 
         Raises:
             ShapeError: If x has fewer than two dimensions.
-            DataError: If x is not floating or not finite.
+            DataError: If x is not floating or not finite, or `sample_shape` is no sequence of integers.
         """
         self._check_x(x)
-        x = self._converted(x)
-        return torch.cat([_block_path(block, x, sample_shape) for block in self._blocks()], dim=-2).mT
+        x, shape = self._converted(x), as_sample_shape(sample_shape)
+        return torch.cat([_block_path(block, x, shape) for block in self._blocks()], dim=-2).mT
 
     def forward(self, x: Tensor) -> MultitaskMultivariateNormal:
         """The prior at x as GPyTorch's distribution: one task per channel, batched over groups.
@@ -240,7 +240,7 @@ def _near_the_observed(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(~where & padding.any(-1, keepdim=True), first, x)
 
 
-def _block_path(block: ChannelBlock, x: Tensor, sample_shape: Sequence[int]) -> Tensor:
+def _block_path(block: ChannelBlock, x: Tensor, sample_shape: torch.Size) -> Tensor:
     root = block.covariance_root(x)
     shape = (*sample_shape, *x.shape[:-2], block.num_whitened, root.shape[-1])
     noise = torch.randn(shape, dtype=x.dtype, device=x.device)

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._shapes import check_new_members
+from fgp_gpytorch._shapes import as_sample_shape, check_new_members
 from fgp_gpytorch.gaussian.low_rank import LowRankFactor, low_rank_factor
 from fgp_gpytorch.gaussian.precision import masked_precision
 
@@ -110,6 +110,9 @@ class InducingPosterior:
 
         Returns:
             (*s, G, Q, L).
+
+        Raises:
+            DataError: If `sample_shape` is no sequence of integers.
         """
         return self._at_members.rsample(sample_shape, marginals)
 
@@ -136,11 +139,13 @@ class InducingPrediction:
 
     def rsample(self, sample_shape: Sequence[int] = (), marginals: bool = False) -> Tensor:
         """Draw z, with gradients; see `InducingPosterior.rsample`."""
-        shape = (*sample_shape, *self.x.shape[:-1], self._factor.weights.shape[0])
-        noise = torch.randn(shape, dtype=self.x.dtype, device=self.x.device)
+        shape = as_sample_shape(sample_shape)
+        noise = torch.randn(
+            *shape, *self.x.shape[:-1], self._factor.weights.shape[0], dtype=self.x.dtype, device=self.x.device
+        )
         if marginals:
             return self.mean + self.variance.sqrt() * noise
-        u = self._factor.rsample_weights(torch.Size(sample_shape))  # shape: (*s, L, M)
+        u = self._factor.rsample_weights(shape)  # shape: (*s, L, M)
         paths = self._members_first((self._root @ u.unsqueeze(-1)).squeeze(-1))
         return paths + self._residual.reshape(*self.x.shape[:-1], 1).sqrt() * noise
 

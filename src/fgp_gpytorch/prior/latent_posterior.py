@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device
+from fgp_gpytorch._shapes import as_sample_shape, check_finite, check_floating, check_same_device
 from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.prior.block_posterior import BlockPosterior
 
@@ -93,10 +93,13 @@ class LatentPosterior:
 
         Returns:
             (*s, *b, G, Q, L).
+
+        Raises:
+            DataError: If `sample_shape` is no sequence of integers.
         """
+        shape = as_sample_shape(sample_shape)
         if marginals:
-            return _rsample_marginals(self.mean, self.variance, sample_shape)
-        shape = torch.Size(sample_shape)
+            return _rsample_marginals(self.mean, self.variance, shape)
         return _members_first([(block.rsample(shape), block) for block in self.blocks], self.x.shape[-2])
 
     def rsample_paths(self, x_new: Tensor, sample_shape: Sequence[int] = ()) -> LatentPaths:
@@ -111,9 +114,10 @@ class LatentPosterior:
 
         Raises:
             ShapeError: If the groups or the number of features differ from those of x.
-            DataError: If x_new is not floating, not finite, or on another device.
+            DataError: If x_new is not floating, not finite, or on another device, or `sample_shape` is no sequence of
+                integers.
         """
-        x_new, shape = self._check_new(x_new), torch.Size(sample_shape)
+        x_new, shape = self._check_new(x_new), as_sample_shape(sample_shape)
         old, new = self.x.shape[-2], x_new.shape[-2]
         joint = _members_first([(block.rsample(shape, x_new), block) for block in self.blocks], old + new)
         return LatentPaths(*joint.split([old, new], dim=-2))
@@ -166,13 +170,16 @@ class LatentPrediction:
 
         Returns:
             (*s, *b, G, Q*, L).
+
+        Raises:
+            DataError: If `sample_shape` is no sequence of integers.
         """
         if marginals:
-            return _rsample_marginals(self.mean, self.variance, sample_shape)
+            return _rsample_marginals(self.mean, self.variance, as_sample_shape(sample_shape))
         return self._posterior.rsample_paths(self.x, sample_shape).new
 
 
-def _rsample_marginals(mean: Tensor, variance: Tensor, sample_shape: Sequence[int]) -> Tensor:
+def _rsample_marginals(mean: Tensor, variance: Tensor, sample_shape: torch.Size) -> Tensor:
     noise = torch.randn(*sample_shape, *mean.shape, dtype=mean.dtype, device=mean.device)
     return mean + variance.sqrt() * noise
 

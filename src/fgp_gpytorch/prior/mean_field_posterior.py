@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._shapes import check_new_members
+from fgp_gpytorch._shapes import as_sample_shape, check_new_members
 from fgp_gpytorch.gaussian import MeanFieldFactor, RepeatedRows, mean_field_factor
 
 
@@ -140,9 +140,12 @@ class MeanFieldPosterior:
 
         Returns:
             (*s, G, Q, L); at members that were not observed draws from the prediction's marginals.
+
+        Raises:
+            DataError: If `sample_shape` is no sequence of integers.
         """
-        mean, variance = self.mean, self.variance
-        noise = torch.randn(*sample_shape, *mean.shape, dtype=mean.dtype, device=mean.device)
+        mean, variance, shape = self.mean, self.variance, as_sample_shape(sample_shape)
+        noise = torch.randn(*shape, *mean.shape, dtype=mean.dtype, device=mean.device)
         return mean + variance.sqrt() * noise
 
     def at_observed(self) -> tuple[Tensor, Tensor]:
@@ -197,11 +200,15 @@ class MeanFieldPrediction:
 
         Returns:
             (*s, G, Q*, L).
+
+        Raises:
+            DataError: If `sample_shape` is no sequence of integers.
         """
-        noise = torch.randn(*sample_shape, *self.mean.shape, dtype=self.mean.dtype, device=self.mean.device)
+        shape = as_sample_shape(sample_shape)
+        noise = torch.randn(*shape, *self.mean.shape, dtype=self.mean.dtype, device=self.mean.device)
         if marginals:
             return self.mean + self.variance.sqrt() * noise
-        weights = self._factor.rsample_weights(torch.Size(sample_shape))  # shape: (*s, L, M)
+        weights = self._factor.rsample_weights(shape)  # shape: (*s, L, M)
         return self._members_first(weights @ self._root.mT) + self._noise.sqrt() * noise
 
     def _members_first(self, rows: Tensor) -> Tensor:
