@@ -76,6 +76,15 @@ def test_it_can_be_the_reference_of_an_aligned_data_set(both) -> None:
     assert AlignedDataset(kept.subset([2]), lazy)[:].group_index.tolist() == [2]
 
 
+def test_its_rows_can_be_aligned(rows, both) -> None:
+    lazy, kept = both
+    aligned = LazyDataset(AlignedDataset(rows.subset([2, 1]), kept), lazy._make)
+    assert aligned[:].group_index.tolist() == [2, 1]
+    assert aligned[:].num_dataset_groups == len(kept)
+    assert aligned.subset([1])[:].group_index.tolist() == [1]
+    assert torch.equal(aligned[[0]].y, kept[[2]].y)
+
+
 def test_what_needs_all_observations_says_what_to_try(both) -> None:
     lazy, kept = both
     with pytest.raises(DataError, match=r"flat\(\): expected a data set in memory.*Try data.in_memory\(\)"):

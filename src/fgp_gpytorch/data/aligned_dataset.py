@@ -20,7 +20,8 @@ class AlignedDataset(GroupedDataset):
 
     A model that knows groups by a parameter (the object vectors of `GPVAE`) looks at `batch.group_index`. In a data
     set of its own, a context of 270 of 360 training groups would be counted from 0 to 269; here each group has its
-    position in the reference, found by its label, and the batch the reference's counts.
+    position in the reference, found by its label, and the batch the reference's counts. Of rows whose observations
+    are made when they are asked for: `LazyDataset(AlignedDataset(rows, reference), make)`.
 
     Args:
         data: Rows of the groups.
