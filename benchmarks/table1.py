@@ -134,12 +134,14 @@ def planned_seeds(system: str, block: str, protocol: str) -> int:
     """How many seeds of a row are planned: five of every row would take several nights.
 
     On equal views five, three of the variants "any context" and "representation network"; on ragged ones five of the
-    rows at the head, one of the others; of other digits two of the rows at the head.
+    rows at the head, one of the others; of other digits two of the two best rows, one of the FGP-VAE.
     """
     head = block == "best" and system in HEAD
     if protocol == "equal":
         return 3 if system.endswith(("any context", "representation network")) else 5
-    return (5 if head else 1) if protocol == "ragged" else 2 * int(head)
+    if protocol == "ragged":
+        return 5 if head else 1
+    return (1 if system == "FGP-VAE" else 2) if head else 0
 
 
 def all_runs(options: argparse.Namespace) -> list[tuple[str, str, str, int]]:
