@@ -11,6 +11,7 @@ from metric_cases import circle_rows, make_circle_data, make_circle_model
 from factories import make_data, make_model
 from fgp_gpytorch import (
     CVAE,
+    FGPVAE,
     GPVAE,
     SVGPVAE,
     VAE,
@@ -23,7 +24,9 @@ from fgp_gpytorch import (
 from fgp_gpytorch.data import AlignedDataset, LazyDataset
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics import disentanglement, latent_means, mutual_information_gap
+from fgp_gpytorch.metrics._evaluation import global_channels
 from fgp_gpytorch.metrics.disentanglement import _random_half
+from fgp_gpytorch.metrics.probes import centroid_accuracy
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures, RepresentationNetwork
 
 
@@ -78,6 +81,25 @@ def test_a_lazy_data_set_is_asked_like_one_in_memory():
     lazy = LazyDataset(GroupedDataset(rows.y, rows.x, rows.group), lambda batch: batch.y)
     found, expected = latent_means(model, lazy), latent_means(model, data)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", [FGPVAE, GPVAE])
+def test_of_members_alone_the_halves_are_as_if_inferred_anew(kind):
+    data = make_data((4, 3, 5, 4))
+    if kind is FGPVAE:
+        model = make_model()
+    else:
+        model = kind(MLPEncoder([3], 3), MLPDecoder(3, [3]), 3, num_groups=len(data), num_factors=2)
+    first = _random_half(data, 3)
+    fitted, tested = (latent_means(model, data.select(half), alone=True) for half in (first, ~first))
+    chosen = ~global_channels(model)
+    expected = centroid_accuracy(fitted.mean[:, chosen], fitted.group, tested.mean[:, chosen], tested.group)
+    assert disentanglement(model, data, None, alone=True, seed=3).local_group_accuracy == expected
+    everything = latent_means(model, data, alone=True)
+    for half, part in ((first, fitted), (~first, tested)):
+        torch.testing.assert_close(everything.mean[half], part.mean)
+        assert torch.equal(everything.group[half], part.group)
+        assert torch.equal(everything.x[half], part.x)
 
 
 def test_alone_hides_x_from_the_latents():

@@ -156,9 +156,13 @@ def disentanglement(
         )
     together = latent_means(model, data, alone, batch_size)
     first = _random_half(data, seed)
-    fitted_on = data.select(first)
-    fitted = latent_means(model, fitted_on, alone, batch_size)
-    tested = latent_means(model, data.select(~first), alone, batch_size)
+    # of members that are inferred alone the halves are known already
+    fitted, tested = (
+        Latents(*(part[half] for part in together))
+        if alone
+        else latent_means(model, data.select(half), False, batch_size)
+        for half in (first, ~first)
+    )
     value = together.x[:, feature].double()
     targets = value.unsqueeze(-1) if period is None else _on_circle(value, period)
 
@@ -176,7 +180,7 @@ def disentanglement(
     if not alone and not bool(is_global.all()):
         at, position = tested.x.unique(dim=0, return_inverse=True)
         if len(at) <= _MOST_PLACES:
-            paths = _paths(model, fitted_on, at, batch_size)[..., ~is_global]
+            paths = _paths(model, data.select(first), at, batch_size)[..., ~is_global]
             path_accuracy = nearest_path_accuracy(paths, tested.mean[:, ~is_global], position, tested.group)
     feature_gap = group_gap = mean_gap = None
     if len(is_global) > 1:
