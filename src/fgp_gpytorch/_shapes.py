@@ -27,7 +27,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
         ) from error
 
 
-def as_sample_shape(value: Any) -> torch.Size:
+def as_sample_shape(value: Any, expected: str = "a sequence of integers") -> torch.Size:
     """Return the leading shape of draws, a sequence of integers, as a `torch.Size`.
 
     Raises:
@@ -36,7 +36,7 @@ def as_sample_shape(value: Any) -> torch.Size:
     whole = isinstance(value, Sequence) and all(isinstance(n, Integral) and not isinstance(n, bool) for n in value)
     if not whole or any(int(n) < 0 for n in value):
         hint = f"[{value}]" if isinstance(value, int) else "[20] for twenty draws"
-        raise DataError(f"sample_shape: expected a sequence of integers, got {value!r}. Try {hint}.")
+        raise DataError(f"sample_shape: expected {expected}, got {value!r}. Try {hint}.")
     return torch.Size(value)
 
 

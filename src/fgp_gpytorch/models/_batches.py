@@ -92,7 +92,7 @@ def check_sample_shape(sample_shape: Any) -> None:
         DataError: If it is a number, or not of whole numbers.
     """
     if sample_shape is not None:
-        as_sample_shape(sample_shape)
+        as_sample_shape(sample_shape, "a sequence of integers or None")
 
 
 def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
