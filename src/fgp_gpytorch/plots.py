@@ -14,8 +14,8 @@ from torch.distributions import Distribution
 from fgp_gpytorch._shapes import as_tensor
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import ShapeError
-from fgp_gpytorch.metrics._evaluation import evaluation, global_channels
-from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.metrics._evaluation import evaluation
+from fgp_gpytorch.models import GroupedVAE
 from fgp_gpytorch.models._batches import observed_members, whole_batch
 from fgp_gpytorch.prior import FactorizedGPPrior
 
@@ -83,7 +83,7 @@ def image_rows(
     return figure
 
 
-def latent_paths(model: FGPVAE, context: GroupedBatch | GroupedDataset, x: Tensor, x_label: str = "x") -> Figure:
+def latent_paths(model: GroupedVAE, context: GroupedBatch | GroupedDataset, x: Tensor, x_label: str = "x") -> Figure:
     """Latent channels of one group against its auxiliary feature: posterior mean and two standard deviations.
 
     The dots are the encoder's pseudo-observations at the context's members, as far as they are within the picture.
@@ -109,7 +109,7 @@ def latent_paths(model: FGPVAE, context: GroupedBatch | GroupedDataset, x: Tenso
             part.cpu()
             for part in model._encode(*(value[0][there] for value in (context.y, context.x, context.observed)))
         )
-    is_global = global_channels(model)
+    is_global = model.prior.is_global
     local, shared = ((~is_global).nonzero().flatten().tolist(), is_global.nonzero().flatten().tolist())
     panels = len(local) + bool(shared)
     columns = min(4, panels)
@@ -173,7 +173,7 @@ def training_curves(histories: Sequence[pd.DataFrame] | pd.DataFrame, kappa: flo
 
 
 @torch.no_grad()
-def _prior_marginals(model: FGPVAE, x: Tensor) -> tuple[Tensor, Tensor]:
+def _prior_marginals(model: GroupedVAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """Prior mean and standard deviation of each channel at the group's first member, (L,)."""
     marginal: Distribution = model.prior(x[:1, :1])  # pyright: ignore[reportAssignmentType]
     return marginal.mean[0, 0], marginal.variance[0, 0].sqrt()

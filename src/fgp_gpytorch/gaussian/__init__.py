@@ -5,11 +5,13 @@ Letters: K is the prior covariance of Q members, sigma^2 their pseudo-variances,
 
     B = I + R K R,   C = chol(B),   a = C^-1 R r
 
-every eigenvalue of B is >= 1, so the factorization succeeds however singular K and however small sigma is. `dense`
-holds a full K, `rank_one` a channel that is constant within a group (K = s 1 1'), `whitened` the same posterior for
-u ~ N(0, I) with z = Phi u, K = Phi Phi', which has a density where z has none.
+every eigenvalue of B is >= 1, so the factorization succeeds however singular K and however small sigma is.
 
-All functions take and give any leading batch dimensions.
+- `dense`: a full K.
+- `low_rank`: K = Phi Phi', as the posterior of u ~ N(0, I) with z = Phi u. u has a density where z has none.
+- `rank_one`: a channel that is constant within a group, K = s 1 1'.
+
+All functions take and return any leading batch dimensions.
 """
 
 from fgp_gpytorch.gaussian.dense import DenseFactor, DenseMarginals, dense_factor, dense_marginals
@@ -18,7 +20,6 @@ from fgp_gpytorch.gaussian.precision import masked_precision, root_precision
 from fgp_gpytorch.gaussian.rank_one import RankOneFactor, rank_one_factor
 from fgp_gpytorch.gaussian.repeated_rows import RepeatedRows, row_products
 from fgp_gpytorch.gaussian.square_root import symmetric_square_root
-from fgp_gpytorch.gaussian.whitened import WhitenedFactor, whitened_factor
 
 __all__ = [
     "DenseFactor",
@@ -27,7 +28,6 @@ __all__ = [
     "MeanFieldFactor",
     "RankOneFactor",
     "RepeatedRows",
-    "WhitenedFactor",
     "dense_factor",
     "dense_marginals",
     "low_rank_factor",
@@ -37,5 +37,4 @@ __all__ = [
     "root_precision",
     "row_products",
     "symmetric_square_root",
-    "whitened_factor",
 ]

@@ -6,8 +6,9 @@ r"""Channels of low rank, K = Phi Phi' with Phi (N, M): the B-form with M in the
     log evidence              log Z = -1/2 ( || R (r - Phi u) ||^2 + u'u + log|B| + sum_observed log 2 pi sigma^2 )
     KL(q || p)                1/2 { [ log|B| + tr B^-1 - M ] + u'u }
 
-Everything is a sum of terms of one sign. A global channel is Phi = sqrt(s) 1, correlated objects are Phi = D (Casale
-et al. 2018: Sigma = D D'), their product with views is the GP-VAE's.
+Every result is a sum of terms of one sign. z has no density where K is singular (a global channel, a repeated x). u
+always has one, and the KL between posterior and prior is the same for both. A global channel is Phi = sqrt(s) 1. Group
+vectors D give Phi = D (Casale et al. 2018: Sigma = D D'), and their products with features of x the GP-VAE's Phi.
 """
 
 from collections.abc import Callable
@@ -59,6 +60,18 @@ class LowRankFactor(NamedTuple):
         """
         return _whiten(self.cholesky, root).square().sum(-2)
 
+    def covariance(self, root: Tensor) -> Tensor:
+        """Joint posterior covariance of rows, Phi* B^-1 Phi*'.
+
+        Args:
+            root: Phi*, (*b, N*, M).
+
+        Returns:
+            (*b, N*, N*), positive semi-definite.
+        """
+        whitened = _whiten(self.cholesky, root)
+        return whitened.mT @ whitened
+
     def rsample_weights(self, sample_shape: torch.Size) -> Tensor:
         """Draw u = mean + C^-T e of q(u).
 
@@ -80,7 +93,7 @@ class LowRankFactor(NamedTuple):
     def kl(self) -> Tensor:
         """KL(q || p) = 1/2 { [ log|B| + tr B^-1 - M ] + u'u }, nats, (*b,).
 
-        It is that of u, and of z as well: where Phi maps two u to one z, q(u) is as wide there as the prior.
+        The KL of u equals that of z. Where Phi maps two u to one z, q(u) is as wide as the prior.
         """
         identity = torch.eye(self.cholesky.shape[-1], dtype=self.cholesky.dtype, device=self.cholesky.device)
         inverse = torch.linalg.solve_triangular(self.cholesky, identity, upper=False)
@@ -94,12 +107,12 @@ def low_rank_factor(root: Tensor, precision: Tensor, residual: Tensor) -> LowRan
     """Condition u on the pseudo-observations of z = Phi u, in O(N M^2).
 
     Args:
-        root: Phi, (*b, N, M); its rank may be below M.
+        root: Phi, (*b, N, M). Its rank may be below M.
         precision: R^2 = 1 / sigma^2, (*b, N), 0 for a missing row.
         residual: r = mu - m, (*b, N), finite, 0 for a missing row.
 
     Returns:
-        The factor; Phi broadcasts over the batch dimensions of the other two.
+        The factor. Phi broadcasts over the batch dimensions of the other two.
     """
     scale = root_precision(precision)
     scaled = scale.unsqueeze(-1) * root  # R Phi
@@ -110,7 +123,7 @@ def low_rank_factor(root: Tensor, precision: Tensor, residual: Tensor) -> LowRan
 
 
 class MeanFieldFactor(NamedTuple):
-    r"""A mean-field q(z) = prod_i N(mu_i, s_i) beside the coupled prior N(0, Phi Phi' + alpha I) (Casale et al. 2018).
+    r"""A mean-field q(z) = prod_i N(mu_i, s_i) under the prior N(0, Phi Phi' + alpha I) (Casale et al. 2018).
 
     With A = I_M + Phi' Phi / alpha = C C', V = C^-1 Phi' / sqrt(alpha), h_i = 1 - || v_i ||^2 and
     w = A^-1 Phi' mu / alpha, Woodbury's identity gives (K + alpha I)^-1 = (I - V'V) / alpha, whose diagonal is
@@ -123,7 +136,7 @@ class MeanFieldFactor(NamedTuple):
         variance: s, (*b, N), positive.
         cholesky: C, (*b, M, M).
         weights: w, (*b, M).
-        repeated: Phi as products of few vectors, if it was given so.
+        repeated: Phi as products of few vectors; None for a plain matrix.
     """
 
     root: Tensor
@@ -148,7 +161,7 @@ class MeanFieldFactor(NamedTuple):
         else:
             norms = self.repeated.whitened_norms(self.cholesky)
         leverage = norms / noise
-        # a row that is no other's neighbour has h = alpha / (k + alpha): rounding could leave 0 where alpha vanishes
+        # h = alpha / (k + alpha) for a row far from all others: rounding could leave 0 where alpha is tiny
         rest = (1 - leverage).clamp_min(torch.finfo(leverage.dtype).eps)  # h
         log_ratio = (self.variance * rest / noise).log()
         independent = (torch.expm1(log_ratio) - log_ratio).sum(-1)
@@ -174,7 +187,7 @@ class MeanFieldFactor(NamedTuple):
             k** - k* (K + alpha I)^-1 k*' + k* (K + alpha I)^-1 diag(s) (K + alpha I)^-1 k*'
               = || T ||^2 + T' H T,   T = C^-1 Phi*',   H = C^-1 Phi' diag(s) Phi C^-T / alpha^2
 
-        The first part is the prior's given z, the second what q does not know of z.
+        The first part is the prior's variance given z, the second the variance of z under q.
 
         Args:
             root: Phi*, (*b, N*, M).
@@ -209,14 +222,14 @@ def mean_field_factor(root: Tensor | RepeatedRows, noise: Tensor, mean: Tensor, 
     """Factorize A = I + Phi' Phi / alpha, once for all channels that share Phi.
 
     Args:
-        root: Phi, (*b, N, M), without batch dimensions where all channels share it; as `RepeatedRows`, alpha is a
-            scalar.
+        root: Phi, (*b, N, M), without batch dimensions where all channels share it. `RepeatedRows` need a scalar
+            alpha.
         noise: alpha, (*b,) or scalar, positive.
         mean: mu, (*b, N).
         variance: s, (*b, N), positive.
 
     Returns:
-        The factor. There is no mask: leave a missing row out, which is its exact marginal.
+        The factor. There is no mask: leave missing rows out, which gives the exact marginal.
     """
     if isinstance(root, RepeatedRows):
         repeated, root = root, root.dense()
@@ -230,7 +243,7 @@ def mean_field_factor(root: Tensor | RepeatedRows, noise: Tensor, mean: Tensor, 
 
 
 def _mean_field_weights(root: Tensor, noise: Tensor, z: Tensor, cholesky: Tensor) -> Tensor:
-    if cholesky.dim() == 2:  # one matrix for all draws and channels: one product, not one for each of them
+    if cholesky.dim() == 2:  # all draws and channels share one matrix: one product serves them all
         return _as_columns(lambda p: torch.cholesky_solve(p, cholesky), z @ root / noise)
     projected = (root.mT @ z.unsqueeze(-1)) / noise[..., None, None]
     return torch.cholesky_solve(projected, cholesky).squeeze(-1)

@@ -12,7 +12,7 @@ def masked_precision(variance: Tensor, mask: Tensor | None) -> Tensor:
     """R^2 = mask / sigma^2.
 
     Args:
-        variance: Pseudo-variances sigma^2, (*b, Q). What stands at a masked member does not matter.
+        variance: Pseudo-variances sigma^2, (*b, Q). Values at masked members have no effect.
         mask: Boolean, broadcastable to `variance`, True where a member is observed; None observes all.
 
     Returns:
@@ -20,18 +20,18 @@ def masked_precision(variance: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return variance.reciprocal()
-    # the mask enters before the reciprocal too: after it alone, a masked NaN or 0 would make the gradient NaN
+    # the mask acts before the reciprocal too: a masked NaN or 0 would make the gradient NaN
     return torch.where(mask, torch.where(mask, variance, 1.0).reciprocal(), 0.0)
 
 
 def root_precision(precision: Tensor) -> Tensor:
-    """R, with a zero gradient where R = 0, where that of the square root is infinite and would turn into NaN."""
+    """R, with a zero gradient where R = 0. The square root's own gradient is infinite there and would become NaN."""
     observed = precision > 0
     return torch.where(observed, torch.where(observed, precision, 1.0).sqrt(), 0.0)
 
 
 def factorize(b: Tensor, covariance: Tensor) -> Tensor:
-    """C of B = I + R K R = C C', which exists for every K that is a covariance.
+    """C with B = I + R K R = C C'. It exists for every covariance K.
 
     Args:
         b: B, (*b, Q, Q).
@@ -42,7 +42,7 @@ def factorize(b: Tensor, covariance: Tensor) -> Tensor:
 
     Raises:
         DataError: If K has a negative eigenvalue beyond rounding.
-        torch.linalg.LinAlgError: If B is not finite, or so large that rounding takes its identity.
+        torch.linalg.LinAlgError: If B is not finite, or so large that rounding removes the identity.
     """
     try:
         return torch.linalg.cholesky(b)
@@ -53,12 +53,13 @@ def factorize(b: Tensor, covariance: Tensor) -> Tensor:
 
 
 def check_covariance(eigenvalues: Tensor) -> None:
-    """Require eigenvalues of a covariance, (*b, Q) ascending: none below 0 but by rounding.
+    """Require eigenvalues (*b, Q), ascending, of a covariance: none is negative beyond rounding.
 
-    Distances between members that are many lengthscales from the others lose digits; a quarter of them is left.
+    The tolerance is eps**0.25 of the largest eigenvalue. Kernels of far-apart inputs lose up to three quarters of
+    their digits.
 
     Raises:
-        DataError: If one is.
+        DataError: If an eigenvalue is negative beyond that.
     """
     lowest, highest = eigenvalues[..., 0], eigenvalues[..., -1]
     bad = lowest < -(torch.finfo(eigenvalues.dtype).eps ** 0.25) * highest.abs()
@@ -67,7 +68,7 @@ def check_covariance(eigenvalues: Tensor) -> None:
     lowest, highest = (float(e.flatten()[int((lowest / highest.abs()).argmin())]) for e in (lowest, highest))
     raise DataError(
         f"kernel: expected a positive semi-definite covariance, got one with eigenvalues from {lowest:.3g} to "
-        f"{highest:.3g}: it is no covariance of any random function. Try a sum or a product of GPyTorch's kernels."
+        f"{highest:.3g}. Try a sum or a product of GPyTorch's kernels."
     )
 
 
@@ -86,5 +87,5 @@ def log_normalizer(precision: Tensor) -> Tensor:
 
 
 def log_plus_inverse(t: Tensor) -> Tensor:
-    """log b + 1/b - 1 for b = exp(t) >= 1: without the cancellation of b near 1."""
+    """log b + 1/b - 1 for b = exp(t) >= 1, without cancellation near b = 1."""
     return t + torch.expm1(-t)

@@ -34,7 +34,7 @@ class RankOneFactor(NamedTuple):
         return self.prior_variance / (1 + self.prior_variance * self.total)
 
     def log_evidence(self) -> Tensor:
-        """log Z of Appendix B's second integral, per group (the authors' program sums one term over the batch).
+        """log Z, the second integral of Appendix B, per group. (The authors' program sums one term over the batch.)
 
         -1/2 ( scatter + P pooled^2 / (1 + s P) + log(1 + s P) + sum_observed log 2 pi sigma^2 ), nats, (*b,), with
         scatter = sum_q R_q^2 (r_q - pooled)^2.
@@ -47,7 +47,7 @@ class RankOneFactor(NamedTuple):
     def kl(self) -> Tensor:
         """KL(q || p) = 1/2 { [ log b + 1/b - 1 ] + mean^2 / s } with b = 1 + s P, nats, (*b,)."""
         bracket = log_plus_inverse(torch.log1p(self.prior_variance * self.total))
-        # mean^2 / s, written so that s -> 0 divides nothing by zero
+        # mean^2 / s in a form that stays finite as s -> 0
         scaled = 1 + self.prior_variance * self.total
         quadratic = self.prior_variance * (self.total * self.pooled / scaled).square()
         return 0.5 * (bracket + quadratic)

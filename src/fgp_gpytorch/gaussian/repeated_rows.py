@@ -1,4 +1,4 @@
-"""Rows of products of few distinct vectors: what they cost is the number of vectors, not of rows."""
+"""Feature matrices whose rows are Kronecker products of a few repeated vectors, never written out."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class RepeatedRows(NamedTuple):
-    r"""Phi (N, M) whose row i is a_{p(i)} (x) b_{v(i)}, M = m n: objects and views of a design that repeats.
+    r"""Phi (N, M) whose row i is a_{p(i)} (x) b_{v(i)}, with M = m n.
 
-    Casale et al. (2018) photograph every object from the same few views. Then Phi has N rows but only G objects and V
-    views, and products of Phi with itself need O(G V m^2 + V m^2 n^2) in place of O(N M^2).
+    In a design that repeats (Casale et al. 2018: the same few views of every object) Phi has N rows but only G group
+    vectors a and V feature vectors b. Products of Phi with itself then cost O(G V m^2 + V m^2 n^2), not O(N M^2).
 
     Attributes:
         left: a, (G, m).
@@ -26,7 +26,7 @@ class RepeatedRows(NamedTuple):
 
     @property
     def pays(self) -> bool:
-        """Whether there are more rows than pairs of a view and an entry of an object vector, m V < N."""
+        """Whether the repeated form is cheaper than the dense one: m V < N."""
         return self.left.shape[-1] * len(self.right) < len(self.left_index)
 
     def dense(self) -> Tensor:

@@ -11,15 +11,15 @@ from fgp_gpytorch.gaussian.precision import check_covariance
 class _SymmetricSquareRoot(torch.autograd.Function):
     """S = V sqrt(Lambda) V'. With dS solving dS S + S dS = dK, the gradient is V (V' G V / (s_i + s_j)) V'.
 
-    Unlike the gradient through an eigendecomposition it does not divide by differences of eigenvalues, so repeated
-    ones do no harm. Where both s_i and s_j vanish (K does not move there to first order) it is taken as zero.
+    The gradient does not divide by differences of eigenvalues, so repeated eigenvalues do no harm. Where both s_i and
+    s_j vanish, K does not move to first order and the gradient is taken as zero.
     """
 
     @staticmethod
     def forward(ctx: Any, covariance: Tensor) -> Tensor:
         eigenvalues, vectors = torch.linalg.eigh(covariance)
         check_covariance(eigenvalues)
-        # what rounding leaves of a zero eigenvalue is not a direction of the prior
+        # a zero eigenvalue is rounded to a small one, which is no direction of the prior
         noise = covariance.shape[-1] * torch.finfo(covariance.dtype).eps * eigenvalues[..., -1:].clamp_min(0)
         roots = torch.where(eigenvalues > noise, eigenvalues.clamp_min(0), 0.0).sqrt()
         ctx.save_for_backward(roots, vectors)

@@ -7,15 +7,16 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.likelihoods.likelihood import Likelihood
 
 
 class DiagonalGaussianLikelihood(Likelihood):
     r"""p(y | z) = N(y | mu(z), diag(variance)), a learned variance for each element of y.
 
-    For tables, whose columns differ in how well they are measured: with the one variance of `GaussianLikelihood` the
-    noisiest column decides what the others are worth. It is learned by the ELBO, not by `GECO`.
+    Use it for tables, whose columns have different noise. Under the single variance of `GaussianLikelihood` the noisiest
+    column sets the weight of all others. The ELBO learns the variances; `GECO` does not.
 
     Args:
         y_shape: Shape of one observation.
@@ -25,14 +26,13 @@ class DiagonalGaussianLikelihood(Likelihood):
         variance: The variances, (*y_shape).
 
     Raises:
-        DataError: If the variance is not positive and finite.
+        ArgumentError: If the variance is not positive and finite.
         ShapeError: In use, if observations have another shape.
     """
 
     def __init__(self, y_shape: Sequence[int], variance: float = 1.0) -> None:
         super().__init__()
-        if not (0 < variance < math.inf):
-            raise DataError(f"variance: expected a positive finite number, got {variance}. Try 1.0.")
+        check.positive(variance, "variance", hint="Try 1.0.")
         self.y_shape = tuple(y_shape)
         self.log_variance = torch.nn.Parameter(torch.full(self.y_shape, math.log(variance)))
 

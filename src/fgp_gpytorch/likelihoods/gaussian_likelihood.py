@@ -7,10 +7,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.errors import DataError
-from fgp_gpytorch.likelihoods.likelihood import Likelihood
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.likelihoods.likelihood import Likelihood, Score
 
-_MOMENTUM = 0.1  # of the running variance: ten steps, or short and full-batch runs end with that of their start
+_MOMENTUM = 0.1  # of the running variance: ten steps, so that short and full-batch runs end near their last batches
 
 
 class GaussianLikelihood(Likelihood):
@@ -18,17 +18,18 @@ class GaussianLikelihood(Likelihood):
 
     Args:
         mode: "optimal" takes the variance that maximizes the likelihood of each training batch, its mean squared
-            error (Rybkin, Daniilidis and Levine 2021, "Simple and effective VAE training with calibrated decoders");
-            no schedule, no weight to tune. "learned" makes it a parameter. "fixed" leaves it as given.
-        variance: The fixed variance, or the start of the learned one; in units of y squared. In "optimal" mode it is
-            only what a model that was never trained generates with.
+            error (Rybkin, Daniilidis and Levine 2021, "Simple and effective VAE training with calibrated decoders").
+            It needs no schedule and no weight. "learned" makes the variance a parameter. "fixed" keeps it as given.
+        variance: The fixed variance, or the start of the learned one, in units of y squared. In "optimal" mode it is
+            the variance of a model that was never trained.
 
     Attributes:
-        variance: The variance in use, a scalar. In "optimal" mode a running mean over about ten training batches:
-            the batch's own enters only its log likelihood, and only in training mode; without gradients nothing moves.
+        variance: The variance in use, a scalar. In "optimal" mode it is a running mean over about ten training
+            batches. A batch's own variance enters only its log likelihood, and only in training mode. Without
+            gradients the running mean stays as it is.
 
     Raises:
-        DataError: If the mode is unknown or the variance is not positive and finite.
+        ArgumentError: If the mode is unknown or the variance is not positive and finite.
     """
 
     _variance: Tensor
@@ -36,11 +37,8 @@ class GaussianLikelihood(Likelihood):
 
     def __init__(self, mode: Literal["optimal", "learned", "fixed"] = "optimal", variance: float = 1.0) -> None:
         super().__init__()
-        if mode not in ("optimal", "learned", "fixed"):
-            raise DataError(f'mode: expected "optimal", "learned" or "fixed", got {mode!r}. Try "optimal".')
-        if not (0 < variance < math.inf):
-            raise DataError(f"variance: expected a positive finite number, got {variance}. Try 1.0.")
-        self.mode = mode
+        self.mode = check.choice(mode, "mode", ("optimal", "learned", "fixed"))
+        check.positive(variance, "variance", hint="Try 1.0.")
         if mode == "learned":
             self.log_variance = torch.nn.Parameter(torch.tensor(math.log(variance)))
         else:
@@ -57,44 +55,36 @@ class GaussianLikelihood(Likelihood):
         """Normal with the decoder's mean."""
         variance = self.variance.to(output.dtype)
         if self.mode == "optimal" and self.training and y is not None:
-            squared_error = (output.detach() - y).square()
-            variance = self._best_variance(squared_error, observed)
+            variance = self._fitted(*self.squared_error(output.detach(), y, observed))
         return dist.Normal(output, variance.sqrt(), validate_args=False)
 
     def mean(self, output: Tensor) -> Tensor:
         """The decoder's output itself."""
         return output
 
-    def log_prob_of_squared_error(self, squared_error: Tensor, num_elements: Tensor) -> Tensor:
-        """log p(y | z) = -1/2 (num_elements log 2 pi variance + squared_error / variance), nats.
+    def score(self, output: Tensor, y: Tensor, observed: Tensor | None = None) -> Score:
+        """Log probability and squared error of each group, in one pass.
 
-        The sum of squares is all that a Gaussian asks of an image; objectives, which report it anyway, pay once.
+            log p(y | z) = -1/2 (num_elements log 2 pi variance + squared_error / variance)
 
-        Args:
-            squared_error: Summed over observed elements, any shape.
-            num_elements: How many they are, broadcastable to it.
-
-        Returns:
-            The shape of `squared_error`.
+        A subclass with another `distribution` gets the general form.
         """
+        if type(self).distribution is not GaussianLikelihood.distribution:
+            return super().score(output, y, observed)
+        squared_error, num_elements = self.squared_error(output, y, observed)
         variance = self.variance.to(squared_error.dtype)
         if self.mode == "optimal" and self.training:
-            total = num_elements.expand(squared_error.shape).sum()
-            variance = self._update(squared_error.detach().sum() / total.clamp_min(1))
-        return -0.5 * (num_elements * (2 * math.pi * variance).log() + squared_error / variance)
+            variance = self._fitted(squared_error.detach(), num_elements)
+        log_prob = -0.5 * (num_elements * (2 * math.pi * variance).log() + squared_error / variance)
+        return Score(log_prob, squared_error, num_elements)
 
-    def _best_variance(self, squared_error: Tensor, observed: Tensor | None) -> Tensor:
-        if observed is None:
-            return self._update(squared_error.mean())
-        observed = observed.expand(squared_error.shape)
-        total = torch.where(observed, squared_error, 0.0).sum()
-        return self._update(total / observed.sum().clamp_min(1))
-
-    def _update(self, batch_variance: Tensor) -> Tensor:
-        batch_variance = batch_variance.clamp_min(torch.finfo(batch_variance.dtype).tiny)
-        if torch.is_grad_enabled():  # somebody trains, and does not just look
+    def _fitted(self, squared_error: Tensor, num_elements: Tensor) -> Tensor:
+        """The batch's maximum-likelihood variance, a scalar; the running mean moves towards it."""
+        total = num_elements.expand(squared_error.shape).sum().clamp_min(1)
+        fitted = (squared_error.sum() / total).clamp_min(torch.finfo(squared_error.dtype).tiny)
+        if torch.is_grad_enabled():  # a training step, and not a look
             with torch.no_grad():
                 momentum = torch.where(self._num_updates == 0, 1.0, _MOMENTUM)
-                self._variance.lerp_(batch_variance.to(self._variance.dtype), momentum.to(self._variance.dtype))
+                self._variance.lerp_(fitted.to(self._variance.dtype), momentum.to(self._variance.dtype))
                 self._num_updates += 1
-        return batch_variance
+        return fitted

@@ -1,31 +1,46 @@
 """What every likelihood offers."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._config import Configurable
+from fgp_gpytorch.saving import Configurable
+
+
+class Score(NamedTuple):
+    """How well a decoder's output fits the observations, summed over the observed elements of each group.
+
+    Attributes:
+        log_prob: log p(y | z), nats, (*s, G).
+        squared_error: (E[y | z] - y)^2, units of y squared, (*s, G).
+        num_elements: Observed elements, (G,).
+    """
+
+    log_prob: Tensor
+    squared_error: Tensor
+    num_elements: Tensor
 
 
 class Likelihood(Configurable, torch.nn.Module, ABC):
     """p(y | z) of the decoder's output, independent over the elements of y.
 
-    Shapes: `output` (*s, G, Q, *y_shape) is what the decoder gives, `y` (G, Q, *y_shape), `observed` a boolean of the
-    shape of y, True where an element was observed.
+    Shapes: `output` (*s, G, Q, *y_shape) is the decoder's output, `y` (G, Q, *y_shape) the observations, `observed` a
+    boolean of the shape of y, True where an element was observed.
     """
 
     @abstractmethod
     def distribution(
         self, output: Tensor, y: Tensor | None = None, observed: Tensor | None = None
     ) -> dist.TorchDistribution:
-        """The distribution of the elements of y, batch shape that of `output`.
+        """The distribution of the elements of y, with the batch shape of `output`.
 
         Args:
             output: The decoder's output.
             y: The observations, for a likelihood that fits itself to them (a maximum-likelihood variance).
-            observed: Which of them count.
+            observed: Which of them count; None for all.
         """
 
     @abstractmethod
@@ -38,6 +53,21 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
         if observed is not None:
             terms = torch.where(observed, terms, 0.0)
         return sum_per_member(terms, y)
+
+    def score(self, output: Tensor, y: Tensor, observed: Tensor | None = None) -> Score:
+        """Log probability and squared error of each group, in one pass."""
+        squared_error, num_elements = self.squared_error(output, y, observed)
+        return Score(self.log_prob(output, y, observed).sum(-1), squared_error, num_elements)
+
+    def squared_error(self, output: Tensor, y: Tensor, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The squared error of E[y | z] summed over each group's observed elements (*s, G), and their number (G,)."""
+        squares = (self.mean(output) - y).square()
+        if observed is None:
+            num_elements = squares.new_full(y.shape[:1], y[0].numel())
+        else:
+            squares = torch.where(observed, squares, 0.0)
+            num_elements = observed.flatten(1).sum(-1).to(squares.dtype)
+        return squares.flatten(output.dim() - y.dim() + 1).sum(-1), num_elements
 
 
 def sum_per_member(terms: Tensor, y: Tensor) -> Tensor:

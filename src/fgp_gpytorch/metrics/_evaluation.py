@@ -4,17 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data.held_out import HeldOut, HeldOutBatch, check_held_out, held_out_batch
 from fgp_gpytorch.errors import DataError
-from fgp_gpytorch.models import FGPVAE, GivenRows
-from fgp_gpytorch.prior import FactorizedGPPrior, GlobalChannels
+from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
 
 @contextmanager
-def evaluation(model: FGPVAE | GivenRows, seed: int | None = None) -> Iterator[torch.device]:
+def evaluation(model: GroupedVAE | ConditionedVAE, seed: int | None = None) -> Iterator[torch.device]:
     """Put a model in evaluation mode without gradients, and leave mode and random numbers as they were found.
 
     Args:
@@ -49,14 +47,3 @@ def check_batch_size(batch_size: int) -> None:
     """Raise a `DataError` unless it is an integer of at least 1."""
     if not isinstance(batch_size, int) or batch_size < 1:
         raise DataError(f"batch_size: expected an integer >= 1, got {batch_size!r}. Try 64.")
-
-
-def global_channels(model: FGPVAE | GivenRows) -> Tensor:  # shape: (L,)
-    """Mark the channels with one value per group.
-
-    They are those of the blocks of `GlobalChannels`; of another prior, the last `num_global_channels`, or none.
-    """
-    prior = model.prior
-    if isinstance(prior, FactorizedGPPrior):
-        return torch.tensor([isinstance(block, GlobalChannels) for block in prior.channel_blocks()])
-    return torch.arange(prior.num_channels) >= prior.num_channels - getattr(prior, "num_global_channels", 0)

@@ -8,7 +8,7 @@ from fgp_gpytorch.data.held_out import HeldOut
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.metrics._evaluation import batches, evaluation
 from fgp_gpytorch.metrics.scores import _crps_of_sorted, _interval_of_sorted, log_mean_exp
-from fgp_gpytorch.models import FGPVAE, GivenRows
+from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
 _LEAST = 19  # draws for an interval of 90 %
 
@@ -31,7 +31,7 @@ class Calibration(NamedTuple):
 
 
 def held_out_calibration(
-    model: FGPVAE | GivenRows, held_out: HeldOut, num_samples: int = 199, seed: int = 0, batch_size: int = 16
+    model: GroupedVAE | ConditionedVAE, held_out: HeldOut, num_samples: int = 199, seed: int = 0, batch_size: int = 16
 ) -> Calibration:
     r"""Judge the predictive distribution of held-out members, which a squared error cannot.
 
@@ -69,7 +69,7 @@ def held_out_calibration(
         for batch in batches(held_out, batch_size, device):
             y_new = batch.y_new
             z = model.predict(batch.x_new, batch.context).rsample((num_samples,))
-            output = model._decode(z, batch.x_new)
+            output = model.decode(z, batch.x_new)
             log_likelihood = log_mean_exp(model.likelihood.log_prob(output, y_new, batch.observed).double())
             ordered = model.likelihood.distribution(output).sample().sort(0).values
             sums = [-log_likelihood.sum(), batch.masked(_crps_of_sorted(ordered, y_new).double()).sum()]

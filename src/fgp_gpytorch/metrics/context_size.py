@@ -10,7 +10,7 @@ from fgp_gpytorch.data import GroupedDataset
 from fgp_gpytorch.data.held_out import HeldOut, check_held_out
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics.held_out_mse import held_out_mse
-from fgp_gpytorch.models import FGPVAE, GivenRows
+from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
 
 class _Part(NamedTuple):
@@ -21,7 +21,7 @@ class _Part(NamedTuple):
 
 
 def mse_by_context_size(
-    model: FGPVAE | GivenRows,
+    model: GroupedVAE | ConditionedVAE,
     held_out: HeldOut,
     sizes: Iterable[int] = (1, 2, 4, 8, 11, 15),
     seed: int = 0,
@@ -62,7 +62,7 @@ def mse_by_context_size(
         )
     check_held_out(held_out)
     members = held_out.context.group_sizes.cpu()
-    if isinstance(model, GivenRows) and not getattr(model, "new_groups", False):
+    if isinstance(model, ConditionedVAE) and not getattr(model, "new_groups", False):
         raise DataError(
             "model: expected one that conditions on its context, got one that was given its rows and reads none of the "
             "context's. Try the model itself, or given(data, context='new') with a representation."

@@ -10,11 +10,10 @@ from torch import Tensor
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, LazyDataset
 from fgp_gpytorch.data.grouped_dataset import FlatRows, check_dataset
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import check_batch_size, evaluation, global_channels
+from fgp_gpytorch.metrics._evaluation import check_batch_size, evaluation
 from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information_gap
 from fgp_gpytorch.metrics.probes import centroid_accuracy, nearest_path_accuracy, ridge_r2
-from fgp_gpytorch.models import FGPVAE
-from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
+from fgp_gpytorch.models import GroupedVAE
 
 _MOST_PLACES = 1000  # of x, at which every group's path is predicted
 
@@ -65,7 +64,7 @@ class Disentanglement(NamedTuple):
     mean_gap: float | None
 
 
-def latent_means(model: FGPVAE, data: GroupedDataset, alone: bool = False, batch_size: int = 64) -> Latents:
+def latent_means(model: GroupedVAE, data: GroupedDataset, alone: bool = False, batch_size: int = 64) -> Latents:
     """Posterior mean of z at every member.
 
     Args:
@@ -96,7 +95,7 @@ def latent_means(model: FGPVAE, data: GroupedDataset, alone: bool = False, batch
 
 
 def disentanglement(
-    model: FGPVAE,
+    model: GroupedVAE,
     data: GroupedDataset,
     period: float | None,
     feature: int = 0,
@@ -166,7 +165,7 @@ def disentanglement(
     value = together.x[:, feature].double()
     targets = value.unsqueeze(-1) if period is None else _on_circle(value, period)
 
-    is_global = global_channels(model)
+    is_global = model.prior.is_global
 
     def read(chosen: Tensor) -> tuple[float | None, float | None]:
         """R^2 and accuracy from these channels."""
@@ -194,7 +193,7 @@ def disentanglement(
     )  # fmt: skip
 
 
-def _paths(model: FGPVAE, data: GroupedDataset, x: Tensor, batch_size: int) -> Tensor:  # shape: (G, U, L)
+def _paths(model: GroupedVAE, data: GroupedDataset, x: Tensor, batch_size: int) -> Tensor:  # shape: (G, U, L)
     """Posterior mean of every group at all of x, (U, D), on the CPU."""
     paths = []
     with evaluation(model) as device:
@@ -227,7 +226,7 @@ def _random_half(data: GroupedDataset, seed: int) -> Tensor:  # shape: (N,)
     return torch.cat([torch.randperm(size, generator=generator) < size // 2 for size in data.group_sizes.tolist()])
 
 
-def _each_alone(model: FGPVAE, batch: GroupedBatch) -> list[GroupedBatch]:
+def _each_alone(model: GroupedVAE, batch: GroupedBatch) -> list[GroupedBatch]:
     """Every member of the batch as a group of its own, in the order of `tensor[batch.mask]`.
 
     They are one batch where groups are independent, batches of one where the prior couples them.
@@ -237,7 +236,7 @@ def _each_alone(model: FGPVAE, batch: GroupedBatch) -> list[GroupedBatch]:
     if batch.y_mask is not None:
         parts["y_mask"] = batch.y_mask[there].unsqueeze(1)
     parts["group_index"] = batch.group_index.unsqueeze(-1).expand(there.shape)[there]
-    size = 1 if isinstance(model, KnownGroupsVAE) else len(parts["mask"])
+    size = 1 if model.prior.couples_groups else len(parts["mask"])
     split = [
         dict(zip(parts, values, strict=True)) for values in zip(*(p.split(size) for p in parts.values()), strict=True)
     ]

@@ -3,11 +3,11 @@
 from fgp_gpytorch.data.held_out import HeldOut
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.metrics._evaluation import batches, evaluation
-from fgp_gpytorch.models import FGPVAE, GivenRows
+from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
 
 def held_out_mse(
-    model: FGPVAE | GivenRows, held_out: HeldOut, sample: bool = False, batch_size: int = 64, num_samples: int = 1
+    model: GroupedVAE | ConditionedVAE, held_out: HeldOut, sample: bool = False, batch_size: int = 64, num_samples: int = 1
 ) -> float:
     """Mean squared error of generating held-out members from the others of their group. Lower is better.
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fgp_gpytorch.data.held_out import HeldOut, check_held_out, held_out_targets
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import check_batch_size, evaluation, global_channels
-from fgp_gpytorch.models import FGPVAE, GivenRows
+from fgp_gpytorch.metrics._evaluation import check_batch_size, evaluation
+from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
 
 class SwapErrors(NamedTuple):
@@ -26,7 +26,7 @@ class SwapErrors(NamedTuple):
     unswapped: float
 
 
-def swap_errors(model: FGPVAE | GivenRows, held_out: HeldOut, seed: int = 0, batch_size: int = 64) -> SwapErrors:
+def swap_errors(model: GroupedVAE | ConditionedVAE, held_out: HeldOut, seed: int = 0, batch_size: int = 64) -> SwapErrors:
     r"""Decode the local latents of one group with the global latents of another, and compare with the truth.
 
         y = decoder(z_local of group a at x*, z_global of group b)     posterior means (paper, Section 3)
@@ -53,7 +53,7 @@ def swap_errors(model: FGPVAE | GivenRows, held_out: HeldOut, seed: int = 0, bat
     """
     check_held_out(held_out)
     check_batch_size(batch_size)
-    is_global = global_channels(model)
+    is_global = model.prior.is_global
     if bool(is_global.all()) or not bool(is_global.any()):
         raise DataError(
             f"model: expected local and global channels, got {int(is_global.sum())} global ones of {len(is_global)}. "
@@ -77,7 +77,7 @@ def swap_errors(model: FGPVAE | GivenRows, held_out: HeldOut, seed: int = 0, bat
             for position, (local, shared, target) in enumerate(((a, b, b), (a, b, a), (b, b, b))):
                 z = torch.where(is_global, mean_at(shared, target), mean_at(local, target))
                 truth = held_out_targets(held_out, target).to(device)
-                error = model.likelihood.mean(model._decode(z, truth.x_new)) - truth.y_new
+                error = model.likelihood.mean(model.decode(z, truth.x_new)) - truth.y_new
                 totals[position] += truth.masked(error.double().square()).sum().cpu()
                 elements += truth.num_elements if position == 0 else 0  # each target is met once in each position
     return SwapErrors(*(totals / elements).tolist())

@@ -1,4 +1,4 @@
-"""What is known of angles that were not observed."""
+"""The posterior of angles that were not observed."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._shapes import as_sample_shape
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
 
 
@@ -14,7 +14,8 @@ class AnglePosterior:
     """q(w | y) of angles: a projected normal on the circle.
 
     Attributes:
-        concentration: Vectors whose direction is the middle and whose length says how sure it is, (G, Q, 2).
+        concentration: Vectors (G, Q, 2). Their direction is the middle of the distribution, their length its
+            concentration.
         period: Of the angle.
     """
 
@@ -36,16 +37,16 @@ class AnglePosterior:
         """Draw angles, (*sample_shape, G, Q), in [0, period).
 
         Raises:
-            DataError: If `sample_shape` is no sequence of integers.
+            ArgumentError: If `sample_shape` is not a sequence of integers.
         """
-        direction = CircularProjectedNormal(self.concentration).sample(as_sample_shape(sample_shape))
+        direction = CircularProjectedNormal(self.concentration).sample(check.as_sample_shape(sample_shape))
         return angle_of(direction, self.period)
 
 
 def angle_of(direction: Tensor, period: float) -> Tensor:
     """Angle in [0, period) of vectors (*b, 2), shape (*b)."""
     angle = torch.atan2(direction[..., 1], direction[..., 0]).remainder(2 * math.pi) * (period / (2 * math.pi))
-    return torch.where(angle >= period, 0.0, angle)  # a tiny negative angle is rounded up to the whole turn
+    return torch.where(angle >= period, 0.0, angle)  # rounding makes a tiny negative angle a whole turn
 
 
 def direction_of(angle: Tensor, period: float) -> Tensor:

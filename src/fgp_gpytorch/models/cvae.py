@@ -2,39 +2,38 @@
 
 from torch import Tensor, nn
 
-from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch.errors import ArgumentError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import cast_for
-from fgp_gpytorch.models.fgp_vae import FGPVAE
+from fgp_gpytorch.models.factorized_vae import FactorizedVAE
 from fgp_gpytorch.prior import FactorizedGPPrior
 
 
-class CVAE(FGPVAE):
-    r"""A VAE whose encoder and decoder are told the auxiliary features (Sohn et al. 2015; the paper's baseline).
+class CVAE(FactorizedVAE):
+    r"""A VAE whose encoder and decoder take the auxiliary features (Sohn et al. 2015; the paper's baseline).
 
         z_q ~ prior,   y_q ~ likelihood(decoder(z_q, features(x_q))),   pseudo-observations encoder(y_q, features(x_q))
 
-    What it may know of a group is in its prior:
+    The prior sets what the model shares within a group:
 
-    - `IndependentChannels(L)`: the published baseline. Nothing is shared between the members of a group: a new member
-      is drawn for its angle alone.
-    - `GlobalChannels(L)`: one code for the group, pooled over the images of the context. It may look at as much as the
-      factorized GP prior looks at, which makes it the fair comparison.
-    - With `LocalChannels` among them it is a hybrid of the two models.
+    - `IndependentChannels(L)` is the published baseline. Members share nothing: a new member is drawn for its x alone.
+    - `GlobalChannels(L)` gives one code per group, pooled over the observations of the context. It conditions on the
+      same data as the factorized GP prior, which makes it the fair comparison.
+    - `LocalChannels` among them give a hybrid of the two models.
 
     Args:
         encoder: Module from (*batch, *y_shape) and features (*batch, F) to a mean and a positive variance, each
             (*batch, L).
         decoder: Module from (*batch, L) and features (*batch, F) to (*batch, *y_shape).
         prior: The prior over the L channels.
-        features: Module from x (*batch, D) to the features (*batch, F) that both networks get, such as
-            `nets.FourierFeatures` for an angle; None gives x itself.
+        features: Module from x (*batch, D) to the features (*batch, F) of both networks, such as
+            `nets.FourierFeatures` for an angle; None for x itself.
         likelihood: p(y | z, x); None for a Gaussian with maximum-likelihood variance.
-        member_dropout: As in `FGPVAE`.
+        member_dropout: As in `GroupedVAE`.
 
     Raises:
-        ShapeError: If an argument is not a module of its kind; later, if the features have not one row for each of x.
-        DataError: If `member_dropout` is out of range.
+        ArgumentError: If an argument is not a module of its kind, or `member_dropout` is out of range.
+        ShapeError: In use, if the features have other leading dimensions than x.
     """
 
     features: nn.Module
@@ -50,16 +49,18 @@ class CVAE(FGPVAE):
     ) -> None:
         super().__init__(encoder, decoder, prior, likelihood, member_dropout)
         if features is not None and (not isinstance(features, nn.Module) or isinstance(features, Likelihood)):
-            raise ShapeError(
+            raise ArgumentError(
                 f"features: expected a torch Module of x, got {type(features).__name__}. Try nets.FourierFeatures() "
-                "for an angle, None for x as it is; a likelihood by its name, likelihood=..."
+                "for an angle, None for x itself. A likelihood goes to likelihood=..."
             )
         self.features = nn.Identity() if features is None else features
 
-    def _encode(self, y: Tensor, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.encoder(cast_for(self.encoder, y), self._features_of(x), **self._told(observed))
+    def encode_members(self, y: Tensor, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance (N, L) of members y (N, *y_shape) at x (N, D)."""
+        return self.encoder(cast_for(self.encoder, y), self._features_of(x), **self.observed_for_encoder(observed))
 
-    def _decode(self, z: Tensor, x: Tensor) -> Tensor:
+    def decode_members(self, z: Tensor, x: Tensor) -> Tensor:
+        """The likelihood's parameter at z (*s, G, Q, L) and x (G, Q, D)."""
         features = self._features_of(x)
         features = features.expand(*z.shape[:-1], features.shape[-1])
         return self.decoder(cast_for(self.decoder, z), features)
@@ -68,7 +69,7 @@ class CVAE(FGPVAE):
         features: Tensor = self.features(cast_for(self.features, x))
         if features.shape[:-1] != x.shape[:-1]:
             raise ShapeError(
-                f"features: expected one row for each row of x {tuple(x.shape)}, got {tuple(features.shape)}. "
+                f"features: expected the leading dimensions of x {tuple(x.shape)}, got {tuple(features.shape)}. "
                 "Try a module that maps (*batch, D) to (*batch, F)."
             )
         return cast_for(self.decoder, features)

@@ -3,98 +3,79 @@
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import pyro_method
 from torch import Tensor, nn
 
+from fgp_gpytorch.coupled import KLExpansion, MeanFieldPosterior, ProductPrior, expand_kl
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import features_of, observed_members, whole_batch
-from fgp_gpytorch.models.amortized_kl_summary import AmortizedKLSummary, summarize_amortized_kl
-from fgp_gpytorch.models.kl_summary import KLSummary, summarize_kl
-from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE, objects_for
+from fgp_gpytorch.models._batches import PseudoObservations, features_of, observed_members, whole_batch
+from fgp_gpytorch.models.coupled_vae import CoupledVAE
 from fgp_gpytorch.models.terms import Terms
-from fgp_gpytorch.prior import MeanFieldPosterior, ObjectViewPrior
-from fgp_gpytorch.prior.given_objects import ObjectViewPriorAt, join_groups
-from fgp_gpytorch.prior.object_view_prior import object_view_prior
+from fgp_gpytorch.prior import KLTerms
 
 
-class GPVAE(KnownGroupsVAE):
-    r"""A VAE with one Gaussian process over all images of all groups (Casale et al. 2018; paper, Section 2).
+class GPVAE(CoupledVAE):
+    r"""A VAE with one Gaussian process over all members of all groups (Casale et al. 2018; paper, Section 2).
 
-    Generative process, for the rows i of all groups at once:
+    Generative process, for the members i of all groups at once:
 
         z^l ~ N(0, K + alpha I),  K_ij = (D D')_{d_i d_j} k(w_i, w_j)      in each of the L channels
         y_i ~ likelihood(decoder(z_i))
 
-    The posterior is mean field, q(Z) = prod_i N(z_i | encoder(y_i)), and the bound is exact by Woodbury's identity in
-    O(N M^2) for M = m M_view features, where Casale et al. took a Taylor step; where the N rows repeat V distinct
-    views in O(N M + M^2 (M + m V)):
+    The posterior is mean field, q(Z) = prod_i N(z_i | encoder(y_i)). Woodbury's identity gives the exact bound in
+    O(N M^2) for M = m M_S features, where Casale et al. took a Taylor step. If the N members repeat V distinct x it
+    costs O(N M + M^2 (M + m V)):
 
         ELBO = sum_i E_q[log p(y_i | z_i)] - KL(q(Z) || N(0, K + alpha I))
 
     | symbol | meaning | where |
     | --- | --- | --- |
-    | D | object vectors, one per training group, learned | `prior.root.objects.vectors` (P, m) |
-    | k(w, w') | kernel of the view, learned | `prior.root.view.kernel` |
+    | D | group vectors, one per training group, learned | `group_vectors.vectors` (P, m) |
+    | k(w, w') | kernel of the auxiliary features, learned | `prior.features.kernel` |
     | alpha | variance that the kernel does not explain | `prior.noise` |
     | mu, sigma^2 | mean-field posterior | `encoder(y)`: mean and variance, (*batch, L) |
 
-    The prior couples all groups, so a minibatch of groups gives no unbiased gradient, and no plate of Pyro's can scale
-    it: train with `fit(model, data, batch_size=len(data))`, or see `summarize`. It knows a group by its object vector:
-    `batch.group_index` must be the position in the training data (`AlignedDataset` sees to that),
-    and a group that was never trained on is refused.
-
-    **Amortized objects** (paper, Appendix C). With `representation=` there are no object vectors to learn: a group's
-    is d_p = representation(its observed images), learned jointly, and a group never trained on has one too. What each
-    call conditions on, vectors always being of the images named:
-
-    | call | vectors of | z* given the rows of |
-    | --- | --- | --- |
-    | `terms`, `model`, `guide`, `infer(batch)` | the batch | the batch |
-    | `generate(x_new, context)` | the context | the context, all its groups jointly |
-    | `given(train).generate(x_new, context)` | train, context | train and the context, as groups of their own |
-    | `given(train, context="seen").generate(...)` | train | train; the context names its groups |
-
-    A context of groups that train has would count twice in the third: take the fourth. Since the vectors look at y,
-    the ELBO is a bound of log p(Y | D) at D = d(Y), with D taken as if it had been given; it is none of log p(Y).
+    The prior couples all groups. So a minibatch of groups gives no unbiased gradient, and no plate of Pyro's can scale
+    it. Train with `fit(model, data, batch_size=len(data))`, or see `summarize`. `CoupledVAE` explains where group
+    vectors come from, and what each call conditions on.
 
     Args:
         encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
         decoder: Module from (*batch, L) to (*batch, *y_shape).
         num_channels: L.
         num_groups: P, groups of the training data; None with a representation, which takes any number.
-        num_factors: m, the length of an object vector.
-        view_root: Root of the view's kernel, (*b, N, D) to (*b, N, M_view), made float64 in place: `FourierRoot` of a
-            periodic kernel, `NystromRoot` of any; None for that of the paper's periodic kernel of an angle in radians,
-            its lengthscale learned.
+        num_factors: m, the length of a group vector.
+        view_features: Feature map of the kernel k, (*b, N, D) to (*b, N, M_S): `PeriodicFeatures` of a periodic kernel,
+            `NystromFeatures` of any. It becomes float64 in place. None for the paper's periodic kernel of an angle in
+            radians, its lengthscale learned.
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
         noise: alpha at the start.
         learn_noise: Whether alpha is learned.
-        normalize: Whether object vectors have unit length (Casale et al. normalise them).
-        representation: Module from y (G, Q, *y_shape) and a mask (G, Q) to object vectors (G, m), such as
-            `nets.RepresentationNetwork`; None learns one vector per training group.
+        normalize: Whether group vectors have unit length, as in Casale et al.
+        representation: Module from y (G, Q, *y_shape) and a mask (G, Q) to group vectors (G, m), such as
+            `nets.RepresentationNetwork` (paper, Appendix C); None learns one vector per training group.
 
     Attributes:
-        summary: None, or what `summarize` gave: minibatches then use its form of the KL.
+        summary: None, or the result of `summarize`. Minibatches then use its form of the KL.
 
     Raises:
-        ShapeError: If an argument is not a module of its kind, or `num_channels` is below 1.
-        DataError: If a number is out of range.
+        ArgumentError: If an argument is not a module of its kind, or a number is out of range.
         GroupError: If there are both a number of groups and a representation, or neither.
 
     Example:
-        >>> model = GPVAE(PaperEncoder(16), PaperDecoder(16), 16, num_groups=len(data.train))
-        >>> model.initialize_objects(data.train)
+        >>> model = GPVAE(ConvEncoder(16), ConvDecoder(16), 16, num_groups=len(data.train))
+        >>> model.initialize_vectors(data.train)
         >>> fit(model, data.train, batch_size=len(data.train), epochs=1000)
-        >>> images = model.given(data.train).generate(x_new, AlignedDataset(data.test.context, data.train))
-        >>> network = RepresentationNetwork(PaperFeatures(16), MLPFeatures([16], 8), "mean")
-        >>> model = GPVAE(PaperEncoder(16), PaperDecoder(16), 16, representation=network)
+        >>> images = model.condition_on(data.train).generate(x_new, data.test.context.align(data.train))
+        >>> network = RepresentationNetwork(ConvFeatures(16), MLPFeatures([16], 8), "mean")
+        >>> model = GPVAE(ConvEncoder(16), ConvDecoder(16), 16, representation=network)
         >>> fit(model, data.train, batch_size=len(data.train), epochs=1000)
-        >>> images = model.given(data.train).generate(x_new, data.extrapolation.context)  # digits never trained on
+        >>> images = model.condition_on(data.train).generate(x_new, data.extrapolation.context)  # new digits
     """
 
-    prior: ObjectViewPrior
-    _minibatch_hint = ", or model.summary = model.summarize(data)"
+    prior: ProductPrior
+    minibatch_hint = ", or model.summary = model.summarize(data)"
 
     def __init__(
         self,
@@ -103,76 +84,104 @@ class GPVAE(KnownGroupsVAE):
         num_channels: int,
         num_groups: int | None = None,
         num_factors: int = 8,
-        view_root: nn.Module | None = None,
+        view_features: nn.Module | None = None,
         likelihood: Likelihood | None = None,
         noise: float = 0.1,
         learn_noise: bool = True,
         normalize: bool = True,
         representation: nn.Module | None = None,
     ) -> None:
-        objects = objects_for(num_groups, num_factors, normalize, representation)
-        prior = object_view_prior(num_channels, objects, view_root, noise, learn_noise)  # pyright: ignore[reportArgumentType]
-        super().__init__(encoder, decoder, prior, likelihood, representation=representation)
-        self.summary: KLSummary | AmortizedKLSummary | None = None
+        prior = ProductPrior(num_channels, view_features, noise, learn_noise)
+        super().__init__(encoder, decoder, prior, num_groups, num_factors, normalize, representation, likelihood)
+        self.summary: KLExpansion | None = None
 
     # Pyro
 
-    @pyro_method
-    def model(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> Tensor:
-        """The generative model as a Pyro program, of the whole data set: it has no subsampled plate.
+    def draw_latents(self, batch: GroupedBatch, plate: pyro.plate) -> Tensor:
+        """The site "z_rows", one N-dimensional normal of low rank per channel. Returns z, (*s, G, Q, L).
 
-        Site "z_rows" holds the rows of whom something was observed, one N-dimensional normal of low rank per channel;
-        they are laid out (G, Q, L) with 0 elsewhere, in the padding and at members of whom nothing was observed: their
-        latents are no part of this program, and `y` drawn there means nothing. `predict` and `generate` know them.
-
-        Args:
-            batch: All groups of the training data.
-            observe: False draws the site "y" instead of conditioning on `batch.y`.
-
-        Returns:
-            y, observed or drawn, (G, Q, *y_shape).
-
-        Raises:
-            GroupError: If the batch is not the whole data set.
+        The rows are the members of which something was observed. z is 0 elsewhere: in the padding, and at members
+        without an observation. The latents of such members are no part of this program, and "y" drawn there has no
+        meaning. `predict` and `generate` give them.
         """
-        batch = whole_batch(batch, "batch")
-        self._check_groups(batch, whole=True)
         rows = observed_members(batch)
-        prior, positions = self._locate(batch)
-        groups = positions.unsqueeze(-1).expand(rows.shape)[rows]
-        root, noise = prior.features(groups, features_of(batch)[rows]), prior.noise
-        if next(self.prior.named_priors(), None) is not None:
-            pyro.factor("log_hyperprior", self.prior.log_hyperprior())
+        root = self.prior.root(self.used_vectors(batch), features_of(batch))[rows]
         with pyro.plate("channels", self.prior.num_channels, dim=-1):
             zero = torch.zeros(len(root), dtype=root.dtype, device=root.device)
-            joint = dist.LowRankMultivariateNormal(zero, root, noise.expand(len(root)), validate_args=False)
+            joint = dist.LowRankMultivariateNormal(zero, root, self.prior.noise.expand(len(root)), validate_args=False)
             z_rows = pyro.sample("z_rows", joint)
         z = z_rows.new_zeros(*z_rows.shape[:-2], *rows.shape, self.prior.num_channels)
-        z = z.masked_scatter(rows.unsqueeze(-1).expand(z.shape), z_rows.mT)
-        with pyro.plate("groups", batch.num_groups, dim=-1):
-            return self._observe(z, batch, observe)
+        return z.masked_scatter(rows.unsqueeze(-1).expand(z.shape), z_rows.mT)
 
-    @pyro_method
-    def guide(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> None:
-        """The mean-field posterior as a Pyro program.
-
-        Args:
-            batch: The same as the model's.
-            observe: As the model's; it changes nothing here.
-
-        Raises:
-            GroupError: If the batch is not the whole data set.
-        """
-        batch = whole_batch(batch, "batch")
-        self._check_groups(batch, whole=True)
-        mean, variance = self._infer(batch).at_observed()
+    def draw_posterior(self, batch: GroupedBatch, plate: pyro.plate) -> None:
+        """The site "z_rows" of the mean-field posterior."""
+        posterior = self.training_posterior(batch)
+        assert isinstance(posterior, MeanFieldPosterior)
+        mean, variance = posterior.at_observed()
         with pyro.plate("channels", self.prior.num_channels, dim=-1):
             pyro.sample("z_rows", dist.Normal(mean, variance.sqrt(), validate_args=False).to_event(1))
 
+    def plate(self, batch: GroupedBatch) -> pyro.plate:
+        """The plate of all groups. The program is that of the whole data set.
+
+        Raises:
+            GroupError: If the batch is not the whole data set.
+        """
+        self._check_groups(batch, whole=True)
+        return pyro.plate("groups", batch.num_groups, dim=-1)
+
     # objectives
 
-    def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
-        """The parts of the ELBO. The KL is of all groups at once and shared out to them equally.
+    def summarize(self, dataset: GroupedDataset, batch_size: int = 64) -> KLExpansion:
+        """The KL of the whole data set and its gradient, for minibatches with exact gradients (Casale et al. 2018).
+
+        The KL couples all members only through the group vectors, (mu, sigma^2) and the hyperparameters. Around their
+        present values it has a form that is a sum over members (`KLExpansion.separable_kl`). Its gradient, summed over
+        the minibatches of an epoch, is the KL's own. So the images need not be in memory at once with their
+        activations:
+
+            model.summary = model.summarize(data)
+            for batch in loader:  # gradients accumulate; terms(batch) uses that form
+                loss = objective.differentiable_loss(model, model, batch)  # an estimate for the whole data set
+                (loss * batch.num_groups / len(data)).backward()
+            optimizer.step()
+            model.summary = None
+
+        Steps within the epoch make the following minibatches approximate; small steps make them accurate. The form is
+        linear in the hyperparameters, so it is not bounded below. Summarize anew often.
+
+        Args:
+            dataset: The training data.
+            batch_size: Groups to encode at a time.
+
+        Returns:
+            The expansion. Set `model.summary` to it.
+
+        Raises:
+            GroupError: If the data set does not contain all of its P groups once.
+        """
+        parts, indices = [], []
+        with torch.no_grad():
+            for start in range(0, len(dataset), batch_size):
+                batch = self.check_step(dataset[start : start + batch_size])
+                parts.append(self.inputs_of(batch, self.encode(batch)))
+                indices.append(batch.group_index)
+        index, groups = torch.cat(indices), batch.num_dataset_groups
+        order = index.argsort()
+        if not torch.equal(index[order], torch.arange(groups, device=order.device)):
+            raise GroupError(
+                f"dataset: expected all {groups} groups once, got {len(order)}. Try the whole training data."
+            )
+        return expand_kl(self.prior, parts[0].cat(*parts[1:]).select(order))
+
+    # hooks
+
+    def condition_step(self, batch: GroupedBatch, pseudo: PseudoObservations) -> MeanFieldPosterior:
+        """The mean-field posterior of a training step, without predictions at unobserved members."""
+        return self.prior.condition(self.inputs_of(batch, pseudo), predict_unobserved=False)
+
+    def terms(self, batch: GroupedBatch | GroupedDataset, num_particles: int = 1) -> Terms:
+        """The parts of the ELBO. The KL is that of all groups at once, in equal shares.
 
         Args:
             batch: All groups of the training data; some of them only if there is a `summary`.
@@ -182,61 +191,15 @@ class GPVAE(KnownGroupsVAE):
             Sums per group, (G,).
 
         Raises:
+            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
             GroupError: If the batch is not the whole data set and there is no summary.
         """
         self._check_groups(whole_batch(batch, "batch"), whole=self.summary is None)
         return super().terms(batch, num_particles)
 
-    def summarize(self, dataset: GroupedDataset, batch_size: int = 64) -> KLSummary | AmortizedKLSummary:
-        """The KL of the whole data set and its gradient, for minibatches with exact gradients (Casale et al. 2018).
-
-        The KL couples all rows only through (mu, sigma^2) and the hyperparameters. Around their present values it has
-        a form that is a sum over rows (`KLSummary.separable_kl`); at these values its gradient, summed over the
-        minibatches of an epoch, is the KL's own. So the images need not be in memory at once with their activations:
-
-            model.summary = model.summarize(data)
-            for batch in loader:  # gradients accumulate; terms(batch) uses that form
-                loss = objective.differentiable_loss(model, model, batch)  # an estimate for the whole data set
-                (loss * batch.num_groups / len(data)).backward()
-            optimizer.step()
-            model.summary = None
-
-        A step within the epoch makes what follows an approximation, the better the smaller the steps. In the
-        hyperparameters it is linear and has no bottom, so summarize anew often.
-
-        Args:
-            dataset: The training data.
-            batch_size: Groups to encode at a time.
-
-        Returns:
-            The summary; set `model.summary` to it.
-
-        Raises:
-            GroupError: If the data set has not P groups.
-        """
-        parts = []
-        for start in range(0, len(dataset), batch_size):
-            batch = self._check_groups(dataset[start : start + batch_size])
-            with torch.no_grad():
-                parts.append(self._infer(batch))
-        if self.representation is not None:
-            return summarize_amortized_kl(self.prior, parts)
-        return summarize_kl(self.prior, parts)
-
-    # inside
-
-    def _infer(self, batch: GroupedBatch) -> MeanFieldPosterior:  # pyright: ignore[reportIncompatibleMethodOverride]
-        self._meet_groups(batch)
-        prior, positions = self._locate(batch)
-        x, mean, variance, mask = self._pseudo_observations(batch)
-        return prior.condition(positions, x, mean, variance, mask, predict_unobserved=False)
-
-    def _prior_at(self, vectors: Tensor, batch: GroupedBatch) -> ObjectViewPriorAt:
-        return ObjectViewPriorAt(self.prior, vectors, batch.group_index, batch.num_dataset_groups)
-
-    def _join(self, first: MeanFieldPosterior, second: MeanFieldPosterior) -> MeanFieldPosterior:
-        return join_groups(first, second)
-
-    def _split_kl(self, posterior: MeanFieldPosterior) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        kl = posterior.kl if self.summary is None else self.summary.separable_kl(posterior, self.prior)
-        return kl, torch.zeros_like(kl)
+    def split_kl(self, posterior: MeanFieldPosterior, batch: GroupedBatch) -> KLTerms:
+        """The KL of all groups at once, in equal shares, or the form of the summary."""
+        if self.summary is None:
+            return posterior.kl_terms
+        shares = self.summary.separable_kl(posterior, batch.group_index)
+        return KLTerms(shares, torch.zeros_like(shares))

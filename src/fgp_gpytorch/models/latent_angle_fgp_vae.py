@@ -2,71 +2,69 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
-from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from fgp_gpytorch._shapes import check_finite
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import cast_for, checked_batch, features_of, observed_members, scatter, whole_batch
 from fgp_gpytorch.models.angle_posterior import AnglePosterior, angle_of, direction_of
-from fgp_gpytorch.models.fgp_vae import FGPVAE
+from fgp_gpytorch.models.factorized_vae import FactorizedVAE
 from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
 from fgp_gpytorch.models.terms import Terms
-from fgp_gpytorch.prior import FactorizedGPPrior, IndependentChannels, LatentPosterior
+from fgp_gpytorch.prior import FactorizedGPPrior, IndependentChannels, Posterior
 
 
-class LatentAngleFGPVAE(FGPVAE):
+class LatentAngleFGPVAE(FactorizedVAE):
     r"""An FGP-VAE that infers angles which were not observed, of some members or of all (paper, Appendix C).
 
-    Generative process of a group p; a known angle is conditioned on, as in `FGPVAE`:
+    Generative process of a group p. A known angle is conditioned on, as in `FGPVAE`:
 
         w_q ~ Uniform(circle),   Z_p ~ FactorizedGPPrior(w),   y_q ~ likelihood(decoder(z_q))
 
-    A network amortizes the posterior of an angle over images, where a GP-LVM has parameters for each of them:
+    A network gives the posterior of an angle from the observation. (A GP-LVM has parameters for each member instead.)
 
         q(w_q | y_q) = ProjectedNormal(angle_encoder(y_q)),   q(Z_p | Y_p, w) as in `FGPVAE`
 
         ELBO = E_q(w) [ sum_q E_q[log p(y_q | z_q)] - KL(q(Z_p) || p(Z_p)) ] - sum_unknown KL(q(w_q) || Uniform)
 
-    with gradients through the kernel to the drawn angles. What is known teaches the network, too: training adds
+    with gradients through the kernel to the drawn angles. Known angles train the network too: training adds
     supervision * sum_known log q(w_q | y_q), which is no part of the bound (as in Kingma et al. 2014, eq. 9).
 
-    Unknown angles are NaN in `batch.x`: `GroupedDataset(y, x, group, x_mask=known)`. After training, angles that are
-    not known are taken at the middle of q (`infer`, `reconstruct`, `generate`, of new groups too): they are plugged in,
-    so the posterior of z does not have their uncertainty.
+    Unknown angles are NaN in `batch.x`: `GroupedDataset(y, x, group, x_mask=known)`. After training, `infer`,
+    `reconstruct` and `generate` plug in the middle of q for an unknown angle, of new groups too. So the posterior of z
+    does not contain the uncertainty of the angles.
 
-    If no angle is known at all, nothing tells a turned or mirrored circle from another, and training may end with no
-    circle at all (on rotated digits it did, docs/results.md). A few known ones settle it.
+    Some angles must be known. Without any, a turned or mirrored circle fits as well, and training may find no circle at
+    all (on rotated digits it did not).
 
     Args:
         encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
         decoder: Module from (*batch, L) to (*batch, *y_shape).
-        prior: The prior over the L channels, whose kernels and means must have the period of the angle (fix it:
+        prior: The prior over the L channels. Its kernels and means must have the period of the angle (fix it with
             `kernel.raw_period_length.requires_grad_(False)`).
-        angle_encoder: Module from (*batch, *y_shape) to (*batch, 2), a vector whose direction is the angle and whose
-            length how sure it is, such as `nets.PaperFeatures(2)`; 0 knows nothing.
+        angle_encoder: Module from (*batch, *y_shape) to (*batch, 2), such as `nets.ConvFeatures(2)`. The direction of
+            the vector is the angle, its length the concentration. A vector of 0 gives the uniform distribution.
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
-        member_dropout: As in `FGPVAE`.
-        feature: Which of the D auxiliary features is the angle; the others must be known.
+        member_dropout: As in `GroupedVAE`.
+        feature: Position of the angle among the D auxiliary features. The others must be known.
         period: Of the angle, in its unit (2 pi for radians).
-        supervision: Weight of log q of the known angles; 0 learns from unknown ones alone. At 1 a likelihood of many
-            elements outvotes a few known angles, and the circle comes out twisted; Kingma et al. take a tenth of the
+        supervision: Weight of log q of the known angles; 0 learns from unknown angles alone. At 1 a likelihood of many
+            elements outweighs a few known angles, and the circle comes out twisted. Kingma et al. take a tenth of the
             number of members.
 
     Raises:
-        ShapeError: If an argument is not a module of its kind.
-        DataError: If `member_dropout`, `feature`, `period` or `supervision` is out of range.
+        ArgumentError: If an argument is not a module of its kind, or a number is out of range.
 
     Example:
         >>> known = torch.rand(len(angles)) < 0.1
         >>> data = GroupedDataset(images, angles, digit, x_mask=known)
-        >>> model = LatentAngleFGPVAE(PaperEncoder(16), PaperDecoder(16), prior, PaperFeatures(2))
+        >>> model = LatentAngleFGPVAE(ConvEncoder(16), ConvDecoder(16), prior, ConvFeatures(2))
         >>> fit(model, data)
         >>> model.infer_angles(data).mean  # (G, Q)
     """
@@ -86,81 +84,68 @@ class LatentAngleFGPVAE(FGPVAE):
         supervision: float = 10.0,
     ) -> None:
         super().__init__(encoder, decoder, prior, likelihood, member_dropout)
-        if not isinstance(angle_encoder, nn.Module):
-            raise ShapeError(
-                f"angle_encoder: expected a torch Module, got {type(angle_encoder).__name__}. "
-                "Try nets.PaperFeatures(2), or nets.MLPFeatures(y_shape, 2)."
-            )
-        if not isinstance(feature, int) or isinstance(feature, bool) or feature < 0:
-            raise DataError(f"feature: expected the position of the angle in x, got {feature!r}. Try 0.")
-        if not 0 < period < math.inf:
-            raise DataError(f"period: expected a positive finite number, got {period}. Try 360 for degrees.")
-        if not 0 <= supervision < math.inf:
-            raise DataError(f"supervision: expected a finite number >= 0, got {supervision}. Try 10.0.")
-        self.angle_encoder, self.feature, self.period = angle_encoder, feature, period
-        self.supervision = supervision
+        hint = "Try nets.ConvFeatures(2), or nets.MLPFeatures(y_shape, 2)."
+        self.angle_encoder = check.instance(angle_encoder, "angle_encoder", nn.Module, hint)
+        self.feature = check.count(feature, "feature", least=0, hint="Try 0, the position of the angle in x.")
+        self.period = check.positive(period, "period", hint="Try 360 for degrees.")
+        self.supervision = check.positive(supervision, "supervision", zero=True, hint="Try 10.0.")
 
     # Pyro
 
-    @pyro_method
     def model(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> Tensor:
         """The generative model as a Pyro program.
 
-        Beside the sites of `FGPVAE` there is "direction", (G, Q, 2): unit vectors of the angles, masked to those that
-        are not known. The known ones enter by `pyro.factor("supervision")`.
+        It has the sites of `FGPVAE` and "direction", (G, Q, 2): unit vectors of the angles, masked to the unknown ones.
+        Known angles enter by `pyro.factor("supervision")`.
 
         Args:
-            batch: Groups of a dataset.
+            batch: Groups of a data set.
             observe: False draws the site "y" instead of conditioning on `batch.y`.
 
         Returns:
             y, observed or drawn, (G, Q, *y_shape).
         """
         batch = whole_batch(batch, "batch")
-        plate = self._plate(batch)
+        self.register_parameters()
+        plate = self.plate(batch)
         with plate:
             zero = torch.zeros(*batch.mask.shape, 2, dtype=self.prior.dtype, device=batch.x.device)
             direction = pyro.sample("direction", self._masked(zero, batch))
             if observe and self.supervision > 0:
                 pyro.factor("supervision", self._log_supervision(batch, self._concentration(batch)))
-        return self._draw_model(self._filled(batch, direction), plate, observe)
+        filled = self._filled(batch, direction)
+        return self.draw_observations(self.draw_latents(filled, plate), filled, plate, observe)
 
-    @pyro_method
     def guide(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> None:
-        """The approximate posterior as a Pyro program: of the angles first, then of the latents given them.
+        """The approximate posterior as a Pyro program: first of the angles, then of the latents given the angles.
 
         Args:
             batch: The same as the model's.
-            observe: As the model's; it changes nothing here.
+            observe: As the model's. It has no effect here.
         """
         batch = whole_batch(batch, "batch")
-        plate = self._plate(batch)
+        self.register_parameters()
+        plate = self.plate(batch)
         with plate:
             direction = pyro.sample("direction", self._masked(self._concentration(batch), batch))
-        self._draw_guide(self._filled(batch, direction), plate)
-
-    @pyro_method
-    def register_parameters(self) -> None:
-        """As `FGPVAE`'s, with those of the angle encoder."""
-        super().register_parameters()
-        getattr(self, "angle_encoder")  # noqa: B009 - looking is what announces them
+        self.draw_posterior(self._filled(batch, direction), plate)
 
     # objectives
 
-    def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
+    def terms(self, batch: GroupedBatch | GroupedDataset, num_particles: int = 1) -> Terms:
         """The parts of the ELBO, at one draw of the unknown angles.
 
         Args:
-            batch: Groups of a dataset.
+            batch: Groups of a data set.
             num_particles: Draws of z for the expectation, all at the same angles.
 
         Returns:
-            Sums per group, (G,). `kl_features` is log q(w) - log p(w) at the draw, whose mean is the KL;
+            Sums per group, (G,). `kl_features` is log q(w) - log p(w) at the draw; its mean is the KL.
             `log_supervision` is the weighted log q of the known angles. Densities are of the angle in radians.
 
         Raises:
             ShapeError: If a network's output has the wrong shape.
-            DataError: If a feature other than the angle is not known, or the prior has not the angle's period.
+            DataError: If a feature other than the angle is not known, or the prior does not have the angle's period.
         """
         batch = whole_batch(batch, "batch")
         concentration = self._concentration(batch)
@@ -175,7 +160,7 @@ class LatentAngleFGPVAE(FGPVAE):
 
     # what users ask
 
-    def infer(self, batch: GroupedBatch | GroupedDataset) -> LatentPosterior:
+    def infer(self, batch: GroupedBatch | GroupedDataset) -> Posterior:
         """q(Z | Y, X, w) of each group, unknown angles w at the middle of their posterior.
 
         Args:
@@ -185,19 +170,20 @@ class LatentAngleFGPVAE(FGPVAE):
             The posterior over (G, Q, L); its `x` has all angles.
 
         Raises:
+            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
             ShapeError: If a network's output has the wrong shape.
-            DataError: If the batch is empty or not a GroupedBatch, a value is not finite, a feature other than the
-                angle is not known, or the prior has not the angle's period.
+            DataError: If the batch is empty, a value is not finite, a feature other than the angle is not known, or
+                the prior does not have the angle's period.
         """
         batch = checked_batch(batch, "batch")
         concentration = self._concentration(batch)
-        check_finite(concentration, "angle_encoder")
+        check.finite(concentration, "angle_encoder")
         filled = self._filled(batch, concentration)
         self._check_circle(filled)
         return super().infer(filled)
 
     def infer_angles(self, batch: GroupedBatch | GroupedDataset) -> AnglePosterior:
-        """q(w | y) of every member, whether or not its angle is known: each from its own observation.
+        """q(w | y) of every member from its own observation, whether or not its angle is known.
 
         Args:
             batch: Groups, seen in training or not.
@@ -206,26 +192,27 @@ class LatentAngleFGPVAE(FGPVAE):
             The posterior over (G, Q), in the unit of `period`: uniform where nothing of a member was observed.
 
         Raises:
+            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
             ShapeError: If the angle encoder's output has the wrong shape.
-            DataError: If the batch is empty or not a GroupedBatch, or a value is not finite.
+            DataError: If the batch is empty, or a value is not finite.
         """
         concentration = self._concentration(checked_batch(batch, "batch"))
-        check_finite(concentration, "angle_encoder")
+        check.finite(concentration, "angle_encoder")
         return AnglePosterior(concentration, self.period)
 
     # inside
 
     def _concentration(self, batch: GroupedBatch) -> Tensor:  # shape: (G, Q, 2)
-        observed = observed_members(batch)  # of the others q(w) is the prior
+        observed = observed_members(batch)  # q(w) of the others is the prior
         rows = batch.y[observed]
-        if not len(rows):  # nor need the angle encoder know what to make of none
+        if not len(rows):  # the angle encoder need not take an empty batch
             return torch.zeros(*observed.shape, 2, dtype=self.prior.dtype, device=batch.x.device)
         vectors = self.angle_encoder(cast_for(self.angle_encoder, rows))
         if not isinstance(vectors, Tensor) or vectors.shape != (len(rows), 2):
             got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise ShapeError(
                 f"angle_encoder: expected one vector of the plane for each observation, ({len(rows)}, 2), got {got}. "
-                "Try nets.PaperFeatures(2), or nets.MLPFeatures(y_shape, 2)."
+                "Try nets.ConvFeatures(2), or nets.MLPFeatures(y_shape, 2)."
             )
         return scatter(vectors.to(self.prior.dtype), observed, 0.0)
 
@@ -238,13 +225,13 @@ class LatentAngleFGPVAE(FGPVAE):
 
     @torch.no_grad()
     def _check_circle(self, batch: GroupedBatch) -> None:
-        """Require a prior that is the same after a whole turn."""
+        """Require a prior that does not change after a whole turn."""
         x = features_of(batch)[:1].to(self.prior.dtype)
         here = torch.arange(x.shape[-1], device=x.device) == self.feature
         turned = torch.where(here, x + self.period, x)
-        for block in self._blocks():
+        for block in self.prior.blocks:
             if isinstance(block, IndependentChannels):
-                continue  # they do not look at x
+                continue  # x has no effect on them
             for name, once, again in (
                 ("kernel", block.covariance(x, x), block.covariance(x, turned)),
                 ("mean", block.prior_mean(x), block.prior_mean(turned)),
@@ -257,11 +244,11 @@ class LatentAngleFGPVAE(FGPVAE):
                         "kernel.raw_period_length.requires_grad_(False), or another period=."
                     )
 
-    def _masked(self, concentration: Tensor, batch: GroupedBatch) -> Any:
+    def _masked(self, concentration: Tensor, batch: GroupedBatch) -> dist.TorchDistribution:
         return CircularProjectedNormal(concentration).mask(self._unknown(batch)).to_event(1)
 
     def _filled(self, batch: GroupedBatch, direction: Tensor) -> GroupedBatch:
-        """The batch with the angles of vectors (*s, G, Q, 2) where they are not known."""
+        """The batch with the angles of vectors (*s, G, Q, 2) in place of the unknown ones."""
         angle = angle_of(direction, self.period)
         column = torch.where(self._unknown(batch), angle, batch.x[..., self.feature].to(angle.dtype))
         others = batch.x.to(angle.dtype).expand(*angle.shape, -1)

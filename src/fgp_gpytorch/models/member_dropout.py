@@ -1,4 +1,4 @@
-"""Observed-member dropout: leave some pseudo-observations out of q."""
+"""Member dropout: leave some pseudo-observations out of q."""
 
 import math
 import numbers
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import ArgumentError
 
 
 def check_dropout(member_dropout: Any) -> float | tuple[float, float]:
@@ -18,7 +18,7 @@ def check_dropout(member_dropout: Any) -> float | tuple[float, float]:
         member_dropout: In [0, 1), or two numbers 0 <= low <= high <= 1.
 
     Raises:
-        DataError: If it is neither.
+        ArgumentError: If it is neither.
     """
     pair = isinstance(member_dropout, list | tuple)
     bounds = list(member_dropout) if pair else [member_dropout] * 2
@@ -26,7 +26,7 @@ def check_dropout(member_dropout: Any) -> float | tuple[float, float]:
         bounds = [math.nan, math.nan]
     low, high = (float(value) for value in bounds)
     if not 0 <= low <= high or not (high <= 1 if pair else high < 1):
-        raise DataError(
+        raise ArgumentError(
             f"member_dropout: expected a fraction in [0, 1), or a pair 0 <= low <= high <= 1, got {member_dropout!r}. "
             "Try 0.2, 0, or (0, 1) for contexts of any size."
         )
@@ -37,7 +37,7 @@ def drop_members(mask: Tensor, fraction: float | Sequence[float]) -> Tensor:
     """Drop round(fraction * size) random members of every group, always keeping one.
 
     Args:
-        mask: True where a member is there, (G, Q).
+        mask: True where a member is observed, (G, Q).
         fraction: In [0, 1), or two bounds, between which each group's fraction is drawn uniformly.
 
     Returns:

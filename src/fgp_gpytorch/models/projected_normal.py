@@ -1,4 +1,4 @@
-"""The projected normal on the circle, with a density that holds in its tails."""
+"""The projected normal on the circle, with a density that is accurate in its tails."""
 
 import math
 from typing import Any
@@ -15,8 +15,8 @@ class CircularProjectedNormal(dist.ProjectedNormal):
 
         log p(u) = -||c||^2 / 2 - log 2 pi + log(1 + t Phi(t) / phi(t)),   t = c'u
 
-    (Hernandez-Stumpfhauser et al. 2017, eq. 1, identity covariance). Pyro's bounds the last term from below: far from
-    the middle its density is too high, and its gradient points away from the middle. Computed in float64.
+    (Hernandez-Stumpfhauser et al. 2017, eq. 1, identity covariance). Pyro clamps the last term from below: far
+    from the middle its density is too high, and its gradient points away from the middle. Computed in float64.
 
     Args:
         concentration: c, (*b, 2).
@@ -34,7 +34,7 @@ class CircularProjectedNormal(dist.ProjectedNormal):
         c = self.concentration.double()
         t = (c * value).sum(-1)
         far, ahead = t < -_FAR, t >= 0
-        # each form at its own t alone: what `where` leaves out must have a finite gradient
+        # every form gets only its own t: the entries that `where` drops need a finite gradient too
         forward = torch.where(ahead, t, 0.0)
         density = 0.5 * torch.erfc(-forward / math.sqrt(2))  # Phi
         front = 0.5 * forward.square() + torch.log(

@@ -6,22 +6,22 @@ from torch import Tensor
 
 
 class Terms(NamedTuple):
-    """Sums over each group of a batch; objectives weigh them.
+    """Sums over each group of a batch. Objectives weigh them.
 
     Attributes:
-        log_likelihood: E_q[log p(Y_p | Z_p)] over the observed elements, nats, (G,); a Monte Carlo mean.
+        log_likelihood: E_q[log p(Y_p | Z_p)] over the observed elements, nats, (G,): a Monte Carlo mean.
         kl_local: KL(q || p) of the channels that vary within a group, nats, (G,).
         kl_global: KL(q || p) of the channels with one value per group, nats, (G,).
         squared_error: E_q || y - E[y | z] ||^2 over the observed elements, units of y squared, (G,).
         num_elements: Observed elements of y, (G,).
-        num_members: Members that are there, (G,).
+        num_members: Members without padding, (G,).
         log_hyperprior: Log density of the kernels' hyperparameters under their priors, nats, scalar, once for the
-            whole dataset.
-        num_dataset_groups: Groups of the dataset that the batch is a sample of.
-        num_dataset_members: Members of that dataset.
-        kl_features: KL(q || p) of auxiliary features that are not known, nats, (G,); None if the model infers none.
-        log_supervision: What a model adds to be maximized that is no part of the bound: log q of known features, nats,
-            (G,); None for nothing.
+            whole data set.
+        num_dataset_groups: Groups of the data set that the batch is a sample of.
+        num_dataset_members: Members of that data set.
+        kl_features: KL(q || p) of unknown auxiliary features, nats, (G,); None if the model infers none.
+        log_supervision: log q of known features, nats, (G,), which is maximized but is no part of the bound; None for
+            nothing.
     """
 
     log_likelihood: Tensor
@@ -38,13 +38,13 @@ class Terms(NamedTuple):
 
     @property
     def kl(self) -> Tensor:
-        """KL(q || p) of everything that is not known, nats, (G,)."""
+        """KL(q || p) of latents and unknown features, nats, (G,)."""
         kl = self.kl_local + self.kl_global
         return kl if self.kl_features is None else kl + self.kl_features
 
     @property
     def scale(self) -> float:
-        """Groups of the dataset for each group of the batch: makes a sum over the batch unbiased for the dataset's."""
+        """Groups of the data set per group of the batch. It makes a sum over the batch unbiased for the data set."""
         return self.num_dataset_groups / self.log_likelihood.shape[0]
 
     @property

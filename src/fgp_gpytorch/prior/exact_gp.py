@@ -8,16 +8,17 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from torch import Tensor
 
-from fgp_gpytorch._shapes import check_finite, check_floating, check_shape
-from fgp_gpytorch.errors import DataError, ShapeError
-from fgp_gpytorch.prior.channels import ChannelBlock
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.prior.channel_block import ChannelBlock
+from fgp_gpytorch.prior.factorized_gp_prior import check_variance
 
 
 class BlockExactGP(gpytorch.models.ExactGP):
     """A block of channels as GPyTorch's exact GP on flat rows (group, x), batched over its J channels.
 
-    Made by `exact_gp`. Kernel and mean are the block's own, so what is learned here is learned there. The noise is
-    the pseudo-variance, so the marginal log likelihood is the block's log evidence.
+    Made by `exact_gp`. It shares the kernel and the mean with the block, so training one trains the other. The noise
+    is the pseudo-variance, so the marginal log likelihood is the block's log evidence.
     """
 
     def __init__(self, block: ChannelBlock, rows: Tensor, targets: Tensor, noise: Tensor) -> None:
@@ -34,7 +35,7 @@ class BlockExactGP(gpytorch.models.ExactGP):
     def forward(self, rows: Tensor) -> MultivariateNormal:
         """The prior at rows (J, N, 1 + D), the same for every channel."""
         features = rows[0, :, 1:]
-        mean = self.block.prior_mean(features)  # shape: (J or 1, N), the rows as if they were one group
+        mean = self.block.prior_mean(features)  # shape: (J or 1, N), all rows taken as one group
         mean = mean.reshape(-1, len(features)).expand(rows.shape[:-1])
         return MultivariateNormal(mean, self.covariance_module(rows))
 
@@ -69,10 +70,11 @@ def exact_gp(
 ) -> BlockExactGP:
     """A block's posterior by GPyTorch's own path: ExactGP with a FixedNoiseGaussianLikelihood.
 
-    It is slower than `FactorizedGPPrior.posterior` (benchmarks/posterior.py) and gives the same numbers (the tests
-    hold one against the other) at variances above GPyTorch's least noise of 1e-6, which it rounds smaller ones up to
-    with a warning; use it to reach GPyTorch's other tools. To GPyTorch the training rows, given once more, are the
-    training rows: of `IndependentChannels` it then gives their posterior, where `predict` takes new members.
+    Use it to reach GPyTorch's other tools. It returns the numbers of `FactorizedGPPrior.posterior`, more slowly.
+
+    - GPyTorch's least noise is 1e-6. It rounds smaller variances up to that, with a warning.
+    - Training rows that are given once more are the training rows to GPyTorch. For `IndependentChannels` it then
+      returns their posterior, where `predict` takes them for new members.
 
     Args:
         block: A block of channels.
@@ -85,36 +87,27 @@ def exact_gp(
         The model, in training mode.
 
     Raises:
-        ShapeError: If `block` is none or shapes do not fit.
-        DataError: If no member is observed, an observed value is not finite or its variance not positive, or a dtype
-            is not floating (the mask's not boolean).
+        ArgumentError: If `block` is not a block of channels, or an argument is not a tensor.
+        ShapeError: If shapes do not fit.
+        DataError: If no member is observed, an observed value is not finite, an observed variance is not positive, or
+            a dtype is not floating (or the mask's not boolean).
 
     Example:
         >>> gp = exact_gp(prior.blocks[0], x, mean, variance).eval()
         >>> gp.multitask(x_new).mean  # (N*, J)
     """
-    if not isinstance(block, ChannelBlock):
-        raise ShapeError(f"block: expected a block of channels, got {type(block).__name__}. Try prior.blocks[0].")
-    check_floating(x, "x")
-    if x.dim() < 3:
-        raise ShapeError(f"x: expected (*b, G, Q, D), got {tuple(x.shape)}. One group is x.unsqueeze(0).")
+    check.instance(block, "block", ChannelBlock, "Try prior.blocks[0].")
+    check.shape(check.floating(x, "x"), "x", ("...", "G", "Q", "D"), "One group is x.unsqueeze(0).")
     members = tuple(x.shape[:-1])
     for name, value in (("mean", mean), ("variance", variance)):
-        check_floating(value, name)
-        check_shape(value, name, (*members, block.num_channels))
+        check.shape(check.floating(value, name), name, (*members, block.num_channels))
     dtype = next((p.dtype for p in block.parameters()), x.dtype)
     rows = BlockExactGP.rows(x.to(dtype))
     observed = torch.ones(members, dtype=torch.bool, device=x.device) if mask is None else mask
-    check_shape(observed, "mask", members)
-    if observed.dtype != torch.bool:
-        raise DataError(f"mask: expected torch.bool, got {observed.dtype}. Try mask.bool(), True = observed.")
-    there = observed.unsqueeze(-1)
+    check.mask(observed, "mask", members)
     for name, value in (("x", x), ("mean", mean), ("variance", variance)):
-        check_finite(value, name, there)
-    if bool(((variance <= 0) & there).any()):
-        raise DataError(
-            f"variance: expected positive entries, got {float(variance[observed].min()):g}. Try exp or softplus."
-        )
+        check.finite(value, name, observed.unsqueeze(-1))
+    check_variance(variance, observed.unsqueeze(-1))
     keep = observed.flatten()
     if not bool(keep.any()):
         raise DataError(

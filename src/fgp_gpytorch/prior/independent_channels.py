@@ -1,4 +1,4 @@
-"""Channels without a Gaussian process: every member by itself, the latents of a plain VAE."""
+"""Channels that are independent between members: the latents of a plain VAE."""
 
 import torch
 from gpytorch.kernels import Kernel
@@ -7,28 +7,23 @@ from torch import Tensor
 from fgp_gpytorch.gaussian import RankOneFactor, rank_one_factor
 from fgp_gpytorch.kernels import IndependentKernel
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
-from fgp_gpytorch.prior.channels import ChannelBlock, check_num_channels
+from fgp_gpytorch.prior.channel_block import ChannelBlock
 
 
 class IndependentChannels(ChannelBlock):
     r"""Standard normal latents, independent over members: K = I (paper, Section 3: "recovers a standard VAE").
 
-    Members are different observations even where x repeats, so nothing is known of a new member: its posterior is its
-    prior.
+    Members are different observations even where x repeats. The posterior of a new member is its prior.
 
     Args:
         num_channels: Channels of the block.
 
     Raises:
-        ShapeError: If `num_channels` is below 1.
+        ArgumentError: If `num_channels` is below 1.
     """
 
-    has_zero_mean = True
-
     def __init__(self, num_channels: int) -> None:
-        super().__init__()
-        check_num_channels(num_channels)
-        self.num_channels = num_channels
+        super().__init__(num_channels)
 
     def prior_mean(self, x: Tensor) -> Tensor:
         """Zero, (*b, G, 1, Q)."""

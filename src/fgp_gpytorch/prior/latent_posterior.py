@@ -5,11 +5,14 @@ from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
+from gpytorch.distributions import MultitaskMultivariateNormal
 from torch import Tensor
 
-from fgp_gpytorch._shapes import as_sample_shape, check_finite, check_floating, check_same_device
-from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.prior.caching import cached_by_grad_mode
+from fgp_gpytorch.prior.multitask import multitask_normal
 from fgp_gpytorch.prior.block_posterior import BlockPosterior
+from fgp_gpytorch.prior.posterior import KLTerms, Posterior, Prediction, check_new_members
 
 
 class LatentPaths(NamedTuple):
@@ -24,83 +27,65 @@ class LatentPaths(NamedTuple):
     new: Tensor
 
 
-class LatentPosterior:
+class LatentPosterior(Posterior):
     r"""q(Z | Y, X): J exact GP posteriors and L - J Gaussians per group (paper, Section 3 and Appendix B).
 
-    Made by `FactorizedGPPrior.posterior`. It is a snapshot: after a kernel parameter changes, make a new one.
-    Computed when asked, so reading only `mean` costs no KL.
+    Made by `FactorizedGPPrior.posterior`.
+
+    Attributes:
+        x: Auxiliary features, (*b, G, Q, D).
+        mask: True where a member is conditioned on, (*b, G, Q); None for all.
+        blocks: The posterior of each block of channels.
     """
 
     def __init__(self, blocks: Sequence[BlockPosterior], x: Tensor, mask: Tensor | None) -> None:
-        self.blocks = tuple(blocks)
-        self.x = x
-        self.mask = mask
-        self._marginals: dict[bool, tuple[Tensor, Tensor]] = {}  # with gradients and without
+        self.blocks, self.x, self.mask = tuple(blocks), x, mask
+
+    @cached_by_grad_mode
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """Marginal means and variances at x, each (*b, G, Q, L)."""
+        return _concatenate(self.blocks, [block.marginals() for block in self.blocks], self.x.shape[-2])
 
     @property
     def mean(self) -> Tensor:
         """Marginal means at x, (*b, G, Q, L)."""
-        return self._at_members()[0]
+        return self.marginals[0]
 
     @property
     def variance(self) -> Tensor:
         """Marginal variances at x, (*b, G, Q, L)."""
-        return self._at_members()[1]
+        return self.marginals[1]
 
     @property
-    def kl(self) -> Tensor:
-        """KL(q || p) summed over members and channels, nats, (*b, G)."""
-        return self.kl_channels.sum(-1)
+    def kl_terms(self) -> KLTerms:
+        """The KL of local and of global channels, nats, each (*b, G)."""
+        terms = [torch.zeros_like(self.x[..., 0, 0])] * 2
+        for block, kl in zip(self.blocks, self.kl_blocks, strict=True):
+            terms[block.block.is_global] = terms[block.block.is_global] + kl
+        return KLTerms(*terms)
 
     @property
     def kl_channels(self) -> Tensor:
         """KL(q || p) of every channel, nats, (*b, G, L)."""
-        return torch.cat([_per_channel(b.kl(), b) for b in self.blocks], dim=-1)
+        return torch.cat([_per_channel(block.kl(), block) for block in self.blocks], dim=-1)
 
     @property
     def kl_blocks(self) -> tuple[Tensor, ...]:
         """KL(q || p) of every block of channels, nats, each (*b, G)."""
-        return tuple(_per_channel(b.kl(), b).sum(-1) for b in self.blocks)
+        return tuple(_per_channel(block.kl(), block).sum(-1) for block in self.blocks)
 
     @property
     def log_evidence(self) -> Tensor:
         """log Z(Y, X) of the pseudo-observations, summed over members and channels, nats, (*b, G)."""
-        return torch.stack([_per_channel(b.log_evidence(), b).sum(-1) for b in self.blocks]).sum(0)
+        return torch.stack([_per_channel(block.log_evidence(), block).sum(-1) for block in self.blocks]).sum(0)
 
-    def predict(self, x_new: Tensor) -> "LatentPrediction":
-        """The posterior at other members of the same groups.
+    def predict_checked(self, x_new: Tensor) -> "LatentPrediction":
+        """`predict` without its checks."""
+        return LatentPrediction(self, x_new)
 
-        Args:
-            x_new: Auxiliary features, (*b, G, Q*, D).
-
-        Returns:
-            An object with `mean` and `variance` (*b, G, Q*, L) and `rsample`.
-
-        Raises:
-            ShapeError: If the groups or the number of features differ from those of x.
-            DataError: If x_new is not floating, not finite, or on another device.
-        """
-        return LatentPrediction(self, self._check_new(x_new))
-
-    def rsample(self, sample_shape: Sequence[int] = (), marginals: bool = False) -> Tensor:
-        """Draw z at x, with gradients.
-
-        Args:
-            sample_shape: Leading shape s of the draws.
-            marginals: False draws joint, coherent paths (a global channel has one value per group). True draws every
-                member by itself from its marginal, which is all that a likelihood that factorizes over members needs,
-                and cheaper.
-
-        Returns:
-            (*s, *b, G, Q, L).
-
-        Raises:
-            DataError: If `sample_shape` is no sequence of integers.
-        """
-        shape = as_sample_shape(sample_shape)
-        if marginals:
-            return _rsample_marginals(self.mean, self.variance, shape)
-        return _members_first([(block.rsample(shape), block) for block in self.blocks], self.x.shape[-2])
+    def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
+        """Draw coherent paths at x, (*s, *b, G, Q, L)."""
+        return _members_first([(block.rsample(sample_shape), block) for block in self.blocks], self.x.shape[-2])
 
     def rsample_paths(self, x_new: Tensor, sample_shape: Sequence[int] = ()) -> LatentPaths:
         """Draw z jointly at x and at x_new: one path per group and channel, seen at old and new members.
@@ -114,74 +99,48 @@ class LatentPosterior:
 
         Raises:
             ShapeError: If the groups or the number of features differ from those of x.
-            DataError: If x_new is not floating, not finite, or on another device, or `sample_shape` is no sequence of
-                integers.
+            ArgumentError: If `x_new` is not a tensor, or `sample_shape` is not a sequence of integers.
+            DataError: If x_new is not floating, not finite, or on another device.
         """
-        x_new, shape = self._check_new(x_new), as_sample_shape(sample_shape)
+        return self.paths_at(check_new_members(x_new, self.x), check.as_sample_shape(sample_shape))
+
+    def paths_at(self, x_new: Tensor, sample_shape: torch.Size) -> LatentPaths:
+        """`rsample_paths` without its checks."""
         old, new = self.x.shape[-2], x_new.shape[-2]
-        joint = _members_first([(block.rsample(shape, x_new), block) for block in self.blocks], old + new)
+        joint = _members_first([(block.rsample(sample_shape, x_new), block) for block in self.blocks], old + new)
         return LatentPaths(*joint.split([old, new], dim=-2))
 
+    def distribution(self) -> MultitaskMultivariateNormal:
+        """The joint distribution of z at x: batch shape (*b, G), event shape (Q, L)."""
+        return multitask_normal(self.mean, [part for block in self.blocks for part in block.joint_covariances()])
+
     def whitened_distributions(self) -> tuple[dist.TorchDistribution, ...]:
-        """q(u) of every block as Pyro distributions, batch (*b, G), event (J, M): z = m + Phi u has no density."""
+        """q(u) of every block as a Pyro distribution, batch (*b, G), event (J, M). z = m + Phi u has no density."""
         return tuple(block.whitened_distribution() for block in self.blocks)
 
-    def _at_members(self) -> tuple[Tensor, Tensor]:
-        grad = torch.is_grad_enabled()
-        if grad not in self._marginals:
-            self._marginals[grad] = _concatenate(self.blocks, [b.marginals() for b in self.blocks], self.x.shape[-2])
-        return self._marginals[grad]
 
-    def _check_new(self, x_new: Tensor) -> Tensor:
-        expected = (*self.x.shape[:-2], self.x.shape[-1])
-        if x_new.dim() != self.x.dim() or (*x_new.shape[:-2], x_new.shape[-1]) != expected:
-            front, features = self.x.shape[:-2], self.x.shape[-1]
-            raise ShapeError(
-                f"x_new: expected (*b, G, Q*, D) = ({', '.join(map(str, front))}, Q*, {features}) for the groups "
-                f"of this posterior, got {tuple(x_new.shape)}. For new groups use prior.sample(x)."
-            )
-        check_floating(x_new, "x_new")
-        check_same_device(x_new=x_new, x=self.x)
-        check_finite(x_new, "x_new")
-        return x_new.to(self.x.dtype)
-
-
-class LatentPrediction:
-    """The posterior at new members of known groups, made by `LatentPosterior.predict`.
-
-    Attributes:
-        x: The new members' features, (*b, G, Q*, D).
-        mean: Marginal means, (*b, G, Q*, L).
-        variance: Marginal variances, (*b, G, Q*, L).
-    """
+class LatentPrediction(Prediction):
+    """The posterior at new members of known groups, made by `LatentPosterior.predict`."""
 
     def __init__(self, posterior: LatentPosterior, x_new: Tensor) -> None:
-        self.x = x_new
-        self._posterior = posterior
+        self.x, self.posterior = x_new, posterior
         blocks = posterior.blocks
-        self.mean, self.variance = _concatenate(blocks, [b.predict(x_new) for b in blocks], x_new.shape[-2])
+        parts = [block.predict(x_new) for block in blocks]
+        self.marginals = _concatenate(blocks, parts, x_new.shape[-2])
 
-    def rsample(self, sample_shape: Sequence[int] = (), marginals: bool = False) -> Tensor:
-        """Draw z at the new members, with gradients.
+    @property
+    def mean(self) -> Tensor:
+        """Marginal means at x_new, (*b, G, Q*, L)."""
+        return self.marginals[0]
 
-        Args:
-            sample_shape: Leading shape s of the draws.
-            marginals: False draws joint, coherent paths; True draws every member by itself.
+    @property
+    def variance(self) -> Tensor:
+        """Marginal variances at x_new, (*b, G, Q*, L)."""
+        return self.marginals[1]
 
-        Returns:
-            (*s, *b, G, Q*, L).
-
-        Raises:
-            DataError: If `sample_shape` is no sequence of integers.
-        """
-        if marginals:
-            return _rsample_marginals(self.mean, self.variance, as_sample_shape(sample_shape))
-        return self._posterior.rsample_paths(self.x, sample_shape).new
-
-
-def _rsample_marginals(mean: Tensor, variance: Tensor, sample_shape: torch.Size) -> Tensor:
-    noise = torch.randn(*sample_shape, *mean.shape, dtype=mean.dtype, device=mean.device)
-    return mean + variance.sqrt() * noise
+    def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
+        """Draw coherent paths at x_new, (*s, *b, G, Q*, L)."""
+        return self.posterior.paths_at(self.x, sample_shape).new
 
 
 def _per_channel(value: Tensor, block: BlockPosterior) -> Tensor:
@@ -189,8 +148,8 @@ def _per_channel(value: Tensor, block: BlockPosterior) -> Tensor:
     return value.expand(*block.x.shape[:-2], block.block.num_channels)
 
 
-def _members_first(parts: list[tuple[Tensor, BlockPosterior]], members: int) -> Tensor:
-    """(*s, *b, G, J, Q) of every block to (*s, *b, G, Q, L)."""
+def _members_first(parts: Sequence[tuple[Tensor, BlockPosterior]], members: int) -> Tensor:
+    """(*s, *b, G, J or 1, Q) of every block to (*s, *b, G, Q, L)."""
     full = [part.expand(*part.shape[:-2], block.block.num_channels, members) for part, block in parts]
     return torch.cat(full, dim=-2).mT
 
@@ -198,6 +157,7 @@ def _members_first(parts: list[tuple[Tensor, BlockPosterior]], members: int) -> 
 def _concatenate(
     blocks: Sequence[BlockPosterior], parts: list[tuple[Tensor, Tensor]], members: int
 ) -> tuple[Tensor, Tensor]:
+    """Means and variances (*b, G, J or 1, Q) of every block to (*b, G, Q, L)."""
     shapes = [(*block.x.shape[:-2], block.block.num_channels, members) for block in blocks]
     means = torch.cat([mean.expand(shape) for (mean, _), shape in zip(parts, shapes, strict=True)], dim=-2)
     variances = torch.cat([variance.expand(shape) for (_, variance), shape in zip(parts, shapes, strict=True)], dim=-2)

@@ -1,4 +1,4 @@
-"""A periodic kernel as a Fourier series: K = Phi Phi' with a few columns, whatever the number of rows."""
+"""A periodic kernel as a Fourier series: K = Phi Phi' with a few columns."""
 
 import math
 
@@ -7,57 +7,50 @@ import torch
 from gpytorch.kernels import Kernel, PeriodicKernel
 from torch import Tensor
 
-from fgp_gpytorch._config import Configurable
-from fgp_gpytorch._shapes import check_shape
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.saving import Configurable
 
 
-class FourierRoot(Configurable, gpytorch.Module):
+class PeriodicFeatures(Configurable, gpytorch.Module):
     r"""Features Phi(x) with Phi(x) Phi(x')' = k(x - x') for a stationary periodic kernel on one feature.
 
         k(t) = sum_{n=0}^H c_n cos(2 pi n t / period),   c_n >= 0
         Phi(x) = [ sqrt(c_0), sqrt(c_n) cos(2 pi n x / period), sqrt(c_n) sin(2 pi n x / period) for n = 1 ... H ]
 
-    The coefficients come from the kernel's values on a grid by FFT, in every call anew and with gradients, so the
-    kernel's hyperparameters can be learned. They are exact to the harmonics left out, which for the paper's kernel
-    fall faster than exponentially (c_n = 2 exp(-1/r) I_n(1/r), r GPyTorch's lengthscale): 12 harmonics reach 1e-10 for
-    lengthscales above 0.5, 1e-7 at 0.25. `missing_variance` says what is left out now; the truncated kernel is a
-    kernel all the same.
+    Every call computes the coefficients by FFT from the kernel's values on a grid, with gradients, so the kernel's
+    hyperparameters can be learned. The error is that of the harmonics left out. For the paper's kernel these fall faster
+    than exponentially (c_n = 2 exp(-1/r) I_n(1/r), r GPyTorch's lengthscale): 12 harmonics reach 1e-10 for
+    lengthscales above 0.5, and 1e-7 at 0.25. `missing_variance` returns what is left out. The truncated kernel is a
+    valid kernel.
 
     Args:
-        kernel: A stationary GPyTorch kernel on one feature with this period, such as `PeriodicKernel` (scaled or
-            not), or a sum or product of such. `batch_shape` gives Phi the same leading dimensions.
+        kernel: A stationary GPyTorch kernel on one feature with this period: `PeriodicKernel` (scaled or not), or a
+            sum or product of such. Phi gets the leading dimensions of its `batch_shape`.
         period: Of the kernel, in units of x. Keep the kernel's own period fixed (`raw_period_length` without
-            gradient): this one does not follow it.
+            gradient), because this one does not follow it.
         harmonics: H. Phi has 1 + 2 H columns.
 
     Attributes:
         num_features: M = 1 + 2 H.
 
     Raises:
-        DataError: If `kernel` is no kernel or a number is out of range; in use, if the kernel does not repeat after
-            `period`.
+        ArgumentError: If `kernel` is not a kernel, or a number is out of range.
+        DataError: In use, if the kernel does not repeat after `period`.
 
     Example:
         >>> kernel = gpytorch.kernels.PeriodicKernel()
         >>> kernel.period_length = 2 * math.pi
-        >>> kernel.raw_period_length.requires_grad_(False)  # harmonics of a moving period would be others
-        >>> FourierRoot(kernel)(torch.rand(5, 1)).shape
+        >>> kernel.raw_period_length.requires_grad_(False)
+        >>> PeriodicFeatures(kernel)(torch.rand(5, 1)).shape
         torch.Size([5, 25])
     """
 
     def __init__(self, kernel: Kernel, period: float = 2 * math.pi, harmonics: int = 12) -> None:
         super().__init__()
-        if not isinstance(kernel, Kernel):
-            raise DataError(
-                f"kernel: expected a gpytorch.kernels.Kernel, got {type(kernel).__name__}. "
-                "Try gpytorch.kernels.PeriodicKernel()."
-            )
-        if not 0 < period < math.inf:
-            raise DataError(f"period: expected a positive finite number, got {period}. Try 2 * math.pi.")
-        if not isinstance(harmonics, int) or harmonics < 1:
-            raise DataError(f"harmonics: expected an integer >= 1, got {harmonics!r}. Try 12.")
-        self.kernel, self.period, self.harmonics = kernel, period, harmonics
+        self.kernel = check.instance(kernel, "kernel", Kernel, "Try gpytorch.kernels.PeriodicKernel().")
+        self.period = check.positive(period, "period", hint="Try 2 * math.pi.")
+        self.harmonics = check.count(harmonics, "harmonics", hint="Try 12.")
 
     @property
     def num_features(self) -> int:
@@ -71,7 +64,7 @@ class FourierRoot(Configurable, gpytorch.Module):
             DataError: If the kernel does not repeat after `period`.
         """
         self._check_period()
-        # what the grid folds onto harmonic n starts at (points - H): as far beyond the truncation as it is long
+        # aliases of harmonic n start at (points - H), three times beyond the truncation
         points = max(64, 4 * self.harmonics)
         steps = torch.fft.fftfreq(points, dtype=self._dtype, device=self._device)  # in [-1/2, 1/2)
         spectrum = torch.fft.rfft(self._at(steps * self._exact_period())).real[..., : self.harmonics + 1] / points
@@ -80,10 +73,9 @@ class FourierRoot(Configurable, gpytorch.Module):
         return (weights * spectrum).clamp_min(0.0)
 
     def missing_variance(self) -> Tensor:
-        """k(0) - sum_n c_n, (*k,): the largest error that leaving out the higher harmonics makes anywhere."""
-        return self._at(torch.zeros(1, dtype=self._dtype, device=self._device)).squeeze(-1) - self.coefficients().sum(
-            -1
-        )
+        """k(0) - sum_n c_n, (*k,): the largest error of the truncation at any x."""
+        zero = torch.zeros(1, dtype=self._dtype, device=self._device)
+        return self._at(zero).squeeze(-1) - self.coefficients().sum(-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Phi at x.
@@ -98,9 +90,9 @@ class FourierRoot(Configurable, gpytorch.Module):
             ShapeError: If x has another number of features.
             DataError: If the kernel does not repeat after `period`.
         """
-        check_shape(x, "x", ("...", "N", 1), "A Fourier root is of one feature; NystromRoot takes more.")
+        check.shape(x, "x", ("...", "N", 1), "PeriodicFeatures takes one feature. NystromFeatures takes more.")
         coefficients = self.coefficients()
-        # the square root of what rounding leaves of a vanished harmonic would have an unbounded gradient
+        # a vanished harmonic is rounded to a tiny coefficient: its square root would have an unbounded gradient
         noise = torch.finfo(coefficients.dtype).eps * coefficients.detach().amax(-1, keepdim=True)
         kept = coefficients > noise
         roots = torch.where(kept, torch.where(kept, coefficients, 1.0).sqrt(), 0.0).unsqueeze(-2)  # (*k, 1, H + 1)
@@ -126,7 +118,7 @@ class FourierRoot(Configurable, gpytorch.Module):
             return self.kernel(distance.unsqueeze(-1), torch.zeros_like(distance[:1, None])).to_dense().squeeze(-1)
 
     def _exact_period(self) -> float:
-        """The kernel's own rounding of the period: GPyTorch's setters make numbers float32, 1e-7 beside the number."""
+        """The kernel's own rounding of the period. GPyTorch's setters round numbers to float32."""
         for part in self.kernel.modules():
             if isinstance(part, PeriodicKernel):
                 own = float(part.period_length.detach().double().mean())
@@ -145,3 +137,15 @@ class FourierRoot(Configurable, gpytorch.Module):
                 f"by {float(error):.2g}. Try kernel.period_length = period before (GPyTorch starts it at 0.69), or "
                 "period= the kernel's own; if it moved in training, kernel.raw_period_length.requires_grad_(False)."
             )
+
+
+def angle_kernel() -> PeriodicKernel:
+    """The paper's kernel of an angle in radians, in float64: r = 1 and learned, the period of 2 pi fixed."""
+    kernel = PeriodicKernel().double()
+    # as tensors: GPyTorch rounds numbers to float32
+    kernel.initialize(
+        period_length=torch.tensor(2 * math.pi, dtype=torch.float64),
+        lengthscale=torch.tensor(1.0, dtype=torch.float64),
+    )
+    kernel.raw_period_length.requires_grad_(False)
+    return kernel

@@ -1,0 +1,27 @@
+"""Priors that couple groups through a vector of each group: one Gaussian process over all groups at once."""
+
+from fgp_gpytorch.coupled.correlated_prior import CorrelatedPosterior, CorrelatedPrior
+from fgp_gpytorch.coupled.coupled_posterior import CoupledPosterior, LowRankPrediction
+from fgp_gpytorch.coupled.coupled_prior import CoupledPrior
+from fgp_gpytorch.coupled.group_inputs import GroupInputs
+from fgp_gpytorch.coupled.group_vectors import GroupVectors, unit_length
+from fgp_gpytorch.coupled.inducing_prior import InducingPosterior, InducingPrior
+from fgp_gpytorch.coupled.kl_expansion import KLExpansion, expand_kl
+from fgp_gpytorch.coupled.product_prior import MeanFieldPosterior, ProductPrior
+
+__all__ = [
+    "CorrelatedPosterior",
+    "CorrelatedPrior",
+    "CoupledPosterior",
+    "CoupledPrior",
+    "GroupInputs",
+    "GroupVectors",
+    "InducingPosterior",
+    "InducingPrior",
+    "KLExpansion",
+    "LowRankPrediction",
+    "MeanFieldPosterior",
+    "ProductPrior",
+    "expand_kl",
+    "unit_length",
+]

@@ -1,0 +1,75 @@
+"""Vectors that identify groups."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.errors import GroupError
+from fgp_gpytorch.saving import Configurable
+
+
+class GroupVectors(Configurable, nn.Module):
+    r"""One learned vector per group, D (P, m): Sigma = D D' of the paper's Section 2 (Casale et al. 2018).
+
+    A group that was not trained on has no vector here.
+
+    Args:
+        num_groups: P.
+        num_factors: m.
+
+    Attributes:
+        vectors: (P, m), float64. They start as independent normal numbers of variance 1 / m.
+
+    Raises:
+        ArgumentError: If a number is below 1.
+    """
+
+    vectors: nn.Parameter
+
+    def __init__(self, num_groups: int, num_factors: int = 8) -> None:
+        super().__init__()
+        self.num_groups = check.count(num_groups, "num_groups", hint="Try num_groups=len(data).")
+        self.num_factors = check.count(num_factors, "num_factors", hint="Try 8.")
+        self.vectors = nn.Parameter(torch.randn(num_groups, num_factors, dtype=torch.float64) / math.sqrt(num_factors))
+
+    @torch.no_grad()
+    def set_vectors(self, vectors: Tensor) -> None:
+        """Start from given vectors.
+
+        Args:
+            vectors: (P, m).
+
+        Raises:
+            ShapeError: If the shape is another one.
+            DataError: If an entry is not finite.
+        """
+        check.shape(vectors, "vectors", tuple(self.vectors.shape), "One vector for each group of the training data.")
+        self.vectors.copy_(check.finite(vectors, "vectors"))
+
+    def forward(self, group_index: Tensor) -> Tensor:
+        """The vectors of some groups.
+
+        Args:
+            group_index: Positions among the P groups, (*b,), int64.
+
+        Returns:
+            (*b, m).
+
+        Raises:
+            GroupError: If a position is not below P.
+        """
+        if group_index.numel() and not 0 <= int(group_index.min()) <= int(group_index.max()) < self.num_groups:
+            raise GroupError(
+                f"group_index: expected positions from 0 to {self.num_groups - 1}, the groups that have a group "
+                f"vector, got {int(group_index.min())} to {int(group_index.max())}. A new group needs training here. "
+                "Try FGPVAE, which needs none."
+            )
+        return self.vectors[group_index]
+
+
+def unit_length(vectors: Tensor) -> Tensor:
+    """Vectors (*b, m) divided by their lengths."""
+    # torch.nn.functional.normalize adds 1e-12: a short vector would keep its length
+    return vectors / vectors.square().sum(-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny).sqrt()

@@ -1,0 +1,174 @@
+"""The sparse prior of the SVGP-VAE: inducing points over group vectors and features (Jazbec et al. 2021)."""
+
+import gpytorch
+import torch
+from gpytorch.distributions import MultitaskMultivariateNormal
+from gpytorch.kernels import Kernel
+from torch import Tensor, nn
+
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.coupled.coupled_posterior import CoupledPosterior, LowRankPrediction
+from fgp_gpytorch.coupled.coupled_prior import CoupledPrior
+from fgp_gpytorch.coupled.group_inputs import GroupInputs
+from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch.feature_maps import angle_kernel
+from fgp_gpytorch.gaussian import LowRankFactor, low_rank_factor
+from fgp_gpytorch.prior import KLTerms, multitask_normal
+
+_JITTER = 1e-6  # variance of an inducing variable about the function, relative to the kernel's
+
+
+class InducingPrior(CoupledPrior):
+    r"""f^l ~ GP(0, k), k((d, w), (d', w')) = D_d . D_d' k(w, w'), with M inducing points (Titsias 2009).
+
+    The inducing variables u ~ N(0, I) are whitened. With K_uu = L L' the features of a member are Phi = K_xu L^-T, and
+
+        z = Phi u + sqrt(k_xx - || Phi ||^2) e,   e ~ N(0, 1)
+
+    which is p(z | u) member by member. Every inducing point has a group vector and features x; both are learned. The
+    inducing variables have an own variance of 1e-6 of the kernel's, which keeps K_uu regular. The bound stays a bound.
+
+    Args:
+        num_channels: L. All channels share the kernel and the inducing points.
+        num_factors: m, the length of a group vector.
+        kernel: Any GPyTorch kernel on the D features, without a batch shape. It becomes float64. None for the paper's
+            kernel of an angle in radians.
+        num_inducing: M.
+        num_features: D, the auxiliary features of a member.
+
+    Attributes:
+        inducing_vectors: (M, m), in the space of the group vectors as the prior gets them.
+        inducing_x: (M, D).
+
+    Raises:
+        ArgumentError: If a number is below 1, or `kernel` is not a kernel.
+        ShapeError: If the kernel has a batch shape.
+    """
+
+    kernel: Kernel
+    inducing_vectors: nn.Parameter
+    inducing_x: nn.Parameter
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_factors: int,
+        kernel: Kernel | None = None,
+        num_inducing: int = 64,
+        num_features: int = 1,
+    ) -> None:
+        super().__init__()
+        self.num_channels, self.dtype = check.count(num_channels, "num_channels"), torch.float64
+        shapes = check.count(num_factors, "num_factors"), check.count(num_features, "num_features")
+        check.count(num_inducing, "num_inducing", hint="Try num_inducing=64.")
+        kernel = angle_kernel() if kernel is None else kernel
+        self.kernel = check.instance(kernel, "kernel", Kernel, "Try gpytorch.kernels.MaternKernel().")
+        if tuple(kernel.batch_shape) != ():
+            raise ShapeError(f"kernel: expected batch_shape [], got {list(kernel.batch_shape)}. Try one kernel for all.")
+        self.inducing_vectors, self.inducing_x = (nn.Parameter(torch.randn(num_inducing, size)) for size in shapes)
+        self.to(self.dtype)
+
+    @torch.no_grad()
+    def set_inducing(self, vectors: Tensor, x: Tensor) -> None:
+        """Start from given inducing points.
+
+        Args:
+            vectors: (M, m).
+            x: (M, D).
+
+        Raises:
+            ShapeError: If a shape is another one.
+            DataError: If an entry is not finite.
+        """
+        for name, value, parameter in (("vectors", vectors, self.inducing_vectors), ("x", x, self.inducing_x)):
+            check.shape(value, name, tuple(parameter.shape), "One for each inducing point.")
+            parameter.copy_(check.finite(value, name))
+
+    def root(self, vectors: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Phi and the residual variance k_xx - || Phi ||^2 >= 0 at members.
+
+        Args:
+            vectors: Group vectors, (G, m).
+            x: Auxiliary features, (G, Q, D).
+
+        Returns:
+            (G, Q, M) and (G, Q, 1).
+
+        Raises:
+            ShapeError: If there are not `num_features` features.
+        """
+        rows, front = x.flatten(0, 1), x.shape[:2]
+        check.shape(rows, "x", ("N", self.inducing_x.shape[-1]), "Try num_features= of the model for other data.")
+        vectors = vectors.unsqueeze(1).expand(*front, -1).flatten(0, 1)
+        points = self.inducing_vectors
+        with gpytorch.settings.lazily_evaluate_kernels(False):
+            among = self.kernel(self.inducing_x).to_dense() * (points @ points.mT)
+            cross = self.kernel(rows, self.inducing_x).to_dense() * (vectors @ points.mT)
+            diagonal = self.kernel(rows, diag=True)
+        assert isinstance(diagonal, Tensor)
+        own = diagonal * vectors.square().sum(-1)
+        noise = (_JITTER * among.diagonal().mean()).clamp_min(torch.finfo(points.dtype).tiny)
+        identity = torch.eye(len(points), dtype=points.dtype, device=points.device)
+        cholesky = torch.linalg.cholesky(among + noise * identity)
+        root = torch.linalg.solve_triangular(cholesky, cross.mT, upper=False).mT
+        residual = (own - root.square().sum(-1)).clamp_min(torch.finfo(own.dtype).tiny)
+        return root.unflatten(0, front), residual.reshape(*front, 1)
+
+    def condition(self, inputs: GroupInputs, scale: float = 1.0) -> "InducingPosterior":
+        """q(u), exact for the pseudo-observations of these groups, each member counted `scale` times."""
+        return InducingPosterior(self, inputs, scale)
+
+
+class InducingPosterior(CoupledPosterior):
+    r"""q(z, u) = p(z | u) q(u), q(u) = N(B^-1 s Phi' R^2 mu, B^-1), B = I + s Phi' R^2 Phi (Jazbec et al. 2021).
+
+    Attributes:
+        factor: q(u), L channels of M variables.
+    """
+
+    def __init__(self, prior: InducingPrior, inputs: GroupInputs, scale: float = 1.0) -> None:
+        super().__init__(inputs, scale)
+        self.prior = prior
+        root, residual = prior.root(inputs.vectors, inputs.x)
+        self.factor: LowRankFactor = low_rank_factor(root.flatten(0, 1), *inputs.targets(scale))
+        self.at_members = LowRankPrediction(self.factor, root, residual, inputs.x)
+
+    @property
+    def mean(self) -> Tensor:
+        """Marginal means of z, (G, Q, L)."""
+        return self.at_members.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Marginal variances of z, (G, Q, L)."""
+        return self.at_members.variance
+
+    @property
+    def kl_channels(self) -> Tensor:
+        """KL(q(u) || p(u)) of every channel, nats, (L,): that of the whole data set, not of a group."""
+        return self.factor.kl()
+
+    @property
+    def kl_terms(self) -> KLTerms:
+        """The KL in equal shares for the groups of the data set, nats, (G,). No channel is global."""
+        groups = len(self.x)
+        shares = (self.kl_channels.sum() / (self.scale * groups)).expand(groups)
+        return KLTerms(shares, torch.zeros_like(shares))
+
+    def predict_groups(self, inputs: GroupInputs, x_new: Tensor) -> LowRankPrediction:
+        """The posterior at x_new (G*, Q*, D) of some of its groups."""
+        return LowRankPrediction(self.factor, *self.prior.root(inputs.vectors, x_new), x_new)
+
+    def join(self, other: CoupledPosterior) -> "InducingPosterior":
+        """The posterior of the groups of both together, those of `other` after these. Every member counts once."""
+        return InducingPosterior(self.prior, self.inputs.cat(other.inputs))
+
+    def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
+        """Draw coherent paths, over groups too, (*s, G, Q, L)."""
+        return self.at_members.rsample_jointly(sample_shape)
+
+    def distribution(self) -> MultitaskMultivariateNormal:
+        """The joint distribution of z at `x`: event shape (G Q, L), group after group."""
+        own = torch.diag_embed(self.at_members.residual.flatten())  # pyright: ignore[reportOptionalMemberAccess]
+        covariances = self.factor.covariance(self.factor.root) + own  # shape: (L, N, N)
+        return multitask_normal(self.mean.flatten(0, 1), list(covariances))

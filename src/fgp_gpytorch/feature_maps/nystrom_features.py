@@ -1,0 +1,111 @@
+"""Any kernel as features from its values at some points: K = Phi Phi', exact at the points."""
+
+from typing import Any
+
+import gpytorch
+import numpy as np
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.saving import Configurable
+
+_JITTER = 1e-8  # of the points' mean variance
+
+
+class NystromFeatures(Configurable, gpytorch.Module):
+    r"""Features Phi(x) with Phi(x) Phi(x')' = k(x, X) k(X, X)^-1 k(X, x') for any kernel (Williams and Seeger 2001).
+
+        Phi(x) = k(x, X) L^-T,   L L' = k(X, X)
+
+    At the points X this is the kernel itself. So it is exact for data on a grid (visits by month, sites by day) whose
+    values are the points. Elsewhere it is the part of the kernel that the points explain. The rest, k(x, x) - Phi(x)
+    Phi(x)' (`missing_variance`), is small where neighbouring points lie within a lengthscale. The points are fixed. The
+    kernel's hyperparameters are learned.
+
+    Args:
+        kernel: A GPyTorch kernel on D features, without batch shape.
+        points: X, (M, D) or (M,): a tensor, an array or columns of a table, such as distinct rows of `data.flat().x`.
+            Kept in float64.
+
+    Attributes:
+        num_features: M.
+
+    Raises:
+        ArgumentError: If `kernel` is not a kernel, or the points are not numbers.
+        ShapeError: If the kernel has a batch shape, or the points are not (M, D).
+        DataError: If a point is not finite, or occurs twice.
+
+    Example:
+        >>> months = data.flat().x.unique(dim=0)
+        >>> features = NystromFeatures(gpytorch.kernels.MaternKernel(nu=1.5), months)
+        >>> model = GPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), 4, num_groups=len(data), view_features=features)
+    """
+
+    points: Tensor
+
+    def __init__(self, kernel: Kernel, points: Any) -> None:
+        super().__init__()
+        hint = "Try gpytorch.kernels.MaternKernel(nu=1.5)."
+        if check.instance(kernel, "kernel", Kernel, hint).batch_shape:
+            got = list(kernel.batch_shape)
+            raise ShapeError(f"kernel: expected a gpytorch.kernels.Kernel without batch shape, got batch_shape {got}. {hint}")
+        points = check.as_tensor(points if isinstance(points, Tensor) else np.array(points), "points").detach().double()
+        points = points.unsqueeze(-1) if points.dim() == 1 else points
+        check.finite(check.shape(points, "points", ("M", "D"), "Try data.flat().x.unique(dim=0)."), "points")
+        if not len(points) or len(points.unique(dim=0)) < len(points):
+            raise DataError(
+                f"points: expected distinct points, got {len(points)} of which {len(points.unique(dim=0))} differ. "
+                "Try points.unique(dim=0)."
+            )
+        if "points" in self.constructor_arguments:
+            self.constructor_arguments["points"] = points  # a tensor can be saved
+        self.kernel = kernel
+        self.register_buffer("points", points)
+
+    @property
+    def num_features(self) -> int:
+        """M, the columns of Phi."""
+        return len(self.points)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Phi at x.
+
+        Args:
+            x: Auxiliary features, (*b, N, D).
+
+        Returns:
+            (*b, N, M).
+
+        Raises:
+            ShapeError: If x has another number of features than the points.
+            DataError: If the kernel is not positive definite at the points.
+        """
+        check.shape(x, "x", ("...", "N", self.points.shape[-1]), "The points have as many features.")
+        x, points = x.double(), self.points.double()  # the factorization would fail in float32
+        with gpytorch.settings.lazily_evaluate_kernels(False):
+            among = self.kernel(points).to_dense().double()
+            # the points come first: GPyTorch centres on its first argument, and rows must not depend on each other
+            cross = self.kernel(points.expand(*x.shape[:-2], *points.shape), x).to_dense().double()
+        noise = _JITTER * among.diagonal().mean()
+        identity = torch.eye(len(among), dtype=among.dtype, device=among.device)
+        cholesky, failed = torch.linalg.cholesky_ex(among + noise * identity)
+        if bool(failed):
+            raise DataError(
+                f"kernel: expected a positive definite matrix at the {len(points)} points, got a singular one. Try fewer "
+                "points, further apart, or another kernel."
+            )
+        return torch.linalg.solve_triangular(cholesky, cross, upper=False).mT
+
+    def missing_variance(self, x: Tensor) -> Tensor:
+        """k(x, x) - Phi(x) Phi(x)' at x (*b, N, D), which the features leave out: (*b, N), at least 0.
+
+        Raises:
+            ShapeError: If x has another number of features than the points.
+            DataError: If the kernel is not positive definite at the points.
+        """
+        own = self.kernel(x.double(), diag=True)
+        assert isinstance(own, Tensor)
+        return (own - self.forward(x).square().sum(-1)).clamp_min(0.0)

@@ -1,0 +1,165 @@
+"""A model conditioned on more members than the context contains."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.coupled import CoupledPosterior, GroupInputs
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.data.grouped_batch import same_labels
+from fgp_gpytorch.errors import GroupError
+from fgp_gpytorch.likelihoods import Likelihood
+from fgp_gpytorch.models._batches import check_group_count, checked_batch, whole_batch
+from fgp_gpytorch.models.grouped_vae import GroupedVAE
+from fgp_gpytorch.prior import LatentPrior, Prediction
+
+
+class ConditionedVAE(nn.Module):
+    """A copy of a model in evaluation mode, conditioned on all members of a data set. Made by `CoupledVAE.condition_on`.
+
+    Args:
+        model: The model.
+        rows: The groups to condition on.
+        labels_digest: Of the data set that the model was trained on, if it is known.
+        new_groups: True takes a context of other groups, and adds its members. False takes groups of the data set,
+            named by their `group_index`.
+    """
+
+    def __init__(self, model: GroupedVAE, rows: GroupedBatch, labels_digest: int | None, new_groups: bool) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.new_groups, self.group_index = new_groups, rows.group_index
+        self.num_groups = rows.num_dataset_groups
+        self.labels_digest = labels_digest if rows.labels_digest is None else rows.labels_digest
+        posterior = self.model.infer(rows)
+        assert isinstance(posterior, CoupledPosterior)
+        self.posterior = posterior
+        self.eval()
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The model's."""
+        return self.model.likelihood
+
+    @property
+    def prior(self) -> LatentPrior:
+        """The model's."""
+        return self.model.prior
+
+    def decode(self, z: Tensor, x: Tensor, y_shape: Sequence[int] | None = None) -> Tensor:
+        """As the model's `decode`."""
+        return self.model.decode(z, x, y_shape)
+
+    @torch.no_grad()
+    def predict(self, x_new: Tensor, context: GroupedBatch | GroupedDataset) -> Prediction:
+        """The latents' posterior at new members.
+
+        With new groups, z* is conditioned on the data set and on the members of all groups of this context, jointly. So
+        the groups of a context inform each other. Otherwise only the `group_index` of the context is read.
+
+        Args:
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            context: New groups, or groups of the data set.
+
+        Returns:
+            `mean` and `variance` (G, Q*, L), and `rsample`.
+
+        Raises:
+            ArgumentError: If an argument has another type.
+            GroupError: If the number of groups differs, or a context of seen groups contains others.
+            ShapeError: If `x_new`, or the x of new groups, has other features than the data set.
+            DataError: If a value is not finite or a dtype is not floating.
+        """
+        batch, features = checked_batch(context, "context"), self.posterior.x.shape[-1]
+        if not self.new_groups:
+            posterior, groups = self._find(batch, x_new)
+        else:
+            check_group_count(x_new, batch, features)
+            check.shape(batch.x, "context.x", ("G", "Q", features), "The data set has so many features.")
+            other = self.model.infer(batch)
+            assert isinstance(other, CoupledPosterior)
+            posterior = self.posterior.join(other)
+            groups = torch.arange(batch.num_groups, device=batch.device) + len(self.group_index)
+        return posterior.predict(x_new, groups)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        x_new: Tensor,
+        context: GroupedBatch | GroupedDataset,
+        sample_shape: Sequence[int] | None = None,
+    ) -> Tensor:
+        """As the model's `generate`, conditioned as `predict` is.
+
+        Args:
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            context: As in `predict`.
+            sample_shape: None decodes the mean of z. A shape decodes joint draws of z.
+
+        Returns:
+            E[y | z], (*sample_shape, G, Q*, *y_shape).
+
+        Raises:
+            ArgumentError: If an argument has another type, or `sample_shape` is not a sequence of integers or None.
+            GroupError: If the number of groups differs, or a context of seen groups contains others.
+            ShapeError: If `x_new` has other features than the data set.
+            DataError: If a value is not finite or a dtype is not floating.
+        """
+        if sample_shape is not None:
+            sample_shape = check.as_sample_shape(sample_shape)
+        batch = whole_batch(context, "context")
+        prediction = self.predict(x_new, batch)
+        z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
+        return self.likelihood.mean(self.decode(z, x_new, batch.y.shape[2:]))
+
+    def _find(self, batch: GroupedBatch, x_new: Tensor) -> tuple[CoupledPosterior, Tensor]:
+        """A posterior that contains the batch's groups, and their positions (G,) in it."""
+        self.model.check_batch(batch)
+        same = batch.group_index.unsqueeze(-1) == self.group_index
+        if batch.num_dataset_groups == self.num_groups:
+            check_labels(batch, self.labels_digest)
+        check_group_count(x_new, batch, self.posterior.x.shape[-1])
+        if batch.num_dataset_groups != self.num_groups or not bool(same.any(-1).all()):
+            raise GroupError(
+                f"context: expected some of the {len(self.group_index)} groups that were conditioned on, of a data set "
+                f"of {self.num_groups}, got groups {batch.group_index.tolist()[:5]} of a data set of "
+                f"{batch.num_dataset_groups}. Try data.align(train) for members of these groups, and "
+                "condition_on(train, context='new') for groups never trained on."
+            )
+        return self.posterior, same.int().argmax(-1)
+
+
+def check_labels(batch: GroupedBatch, labels_digest: int | None) -> None:
+    """Require a batch of a data set with these labels, if both are known.
+
+    Raises:
+        GroupError: If it has others.
+    """
+    if not same_labels(labels_digest, batch.labels_digest):
+        raise GroupError(
+            "batch: expected groups of the data set that the model was trained or conditioned on, got a batch of "
+            f"{batch.num_dataset_groups} groups with other labels. Try rows.align(train), whose labels must be of one "
+            "kind (1 is not '1'), model.forget_groups() to train it on others, or FGPVAE for new groups."
+        )
+
+
+def check_known_groups(batch: GroupedBatch, num_groups: int) -> None:
+    """Require a batch of the data set whose groups have vectors.
+
+    Raises:
+        GroupError: If it counts other groups.
+    """
+    if batch.num_dataset_groups != num_groups:
+        raise GroupError(
+            f"batch: expected groups of the data set of {num_groups} groups whose vectors the model has, got a "
+            f"batch of a data set of {batch.num_dataset_groups}. If these are some of them, try context.align(train). "
+            "New groups need another model, such as FGPVAE."
+        )
+    if not 0 <= int(batch.group_index.min()) <= int(batch.group_index.max()) < num_groups:
+        raise GroupError(
+            f"group_index: expected positions from 0 to {num_groups - 1}, got {int(batch.group_index.min())} to "
+            f"{int(batch.group_index.max())}. Try the positions of the groups in the training data."
+        )

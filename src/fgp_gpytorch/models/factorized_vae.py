@@ -1,0 +1,62 @@
+"""Base class of the models whose groups are independent."""
+
+from abc import ABC
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.data import GroupedBatch
+from fgp_gpytorch.models._batches import PseudoObservations, features_of
+from fgp_gpytorch.models.grouped_vae import GroupedVAE
+from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, LatentPosterior
+
+
+class FactorizedVAE(GroupedVAE, ABC):
+    """Base class of the models with a `FactorizedGPPrior`. Minibatches of groups give unbiased gradients.
+
+    The latent sites of the Pyro pair are the whitened variables "u_0", "u_1", ... of the prior's blocks, because z has
+    no density where a covariance is singular, as in every global channel. "z" is a deterministic site.
+    """
+
+    prior: FactorizedGPPrior
+    prior_kind = FactorizedGPPrior
+
+    def condition(self, batch: GroupedBatch, pseudo: PseudoObservations) -> LatentPosterior:
+        """The exact GP posterior of the pseudo-observations."""
+        return self.prior.condition(*pseudo)
+
+    def draw_latents(self, batch: GroupedBatch, plate: pyro.plate) -> Tensor:
+        """The sites "u_0", "u_1", ... of the prior. Returns z, (*s, G, Q, L)."""
+        x = features_of(batch).to(self.prior.dtype)
+        parts = []
+        with plate:
+            for index, block in enumerate(self.prior.blocks):
+                root = block.covariance_root(x)
+                u = pyro.sample(f"u_{index}", standard_normal(block, root))  # shape: (*s, G, J, M)
+                parts.append(block.prior_mean(x) + (root @ u.unsqueeze(-1)).squeeze(-1))
+        return torch.cat(parts, dim=-2).mT
+
+    def draw_posterior(self, batch: GroupedBatch, plate: pyro.plate) -> None:
+        """The sites "u_0", "u_1", ... of the exact GP posterior."""
+        posterior = self.training_posterior(batch)
+        assert isinstance(posterior, LatentPosterior)
+        with plate:
+            for index, distribution in enumerate(posterior.whitened_distributions()):
+                pyro.sample(f"u_{index}", distribution)
+
+    def sample_prior(self, x: Tensor, sample_shape: Sequence[int]) -> Tensor:
+        """Latents of new groups at x (G, Q, D): (*s, G, Q, L)."""
+        check.shape(check.floating(x, "x_new"), "x_new", ("G", "Q*", "D"), "One group is x_new.unsqueeze(0).")
+        return self.prior.sample(x, sample_shape)
+
+
+def standard_normal(block: ChannelBlock, root: Tensor) -> dist.TorchDistribution:
+    """p(u) of a block's whitened variables: batch (*b, G), event (J, M), or (1, M) for channels that share them."""
+    shape = (*root.shape[:-3], block.num_whitened, root.shape[-1])
+    mean = torch.zeros(shape, dtype=root.dtype, device=root.device)
+    identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    return dist.MultivariateNormal(mean, scale_tril=identity, validate_args=False).to_event(1)

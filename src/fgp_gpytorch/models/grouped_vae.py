@@ -1,0 +1,458 @@
+"""Base class of all models."""
+
+import itertools
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood
+from fgp_gpytorch.models._batches import (
+    PseudoObservations,
+    cast_for,
+    check_group_count,
+    checked_batch,
+    features_of,
+    is_full,
+    observed_members,
+    scatter,
+    whole_batch,
+)
+from fgp_gpytorch.models.member_dropout import check_dropout, drop_members
+from fgp_gpytorch.models.terms import Terms
+from fgp_gpytorch.prior import KLTerms, LatentPrior, Posterior, Prediction, check_variance
+from fgp_gpytorch.saving import Configurable, load_model, save_model
+
+# Pyro's parameter store is global, and two models of one name would share their parameters. Copies get new names.
+_pyro_names: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
+_numbers = itertools.count()
+
+
+class GroupedVAE(Configurable, nn.Module, ABC):
+    r"""A variational autoencoder on grouped data: encoder, prior over latents, decoder, likelihood.
+
+    The encoder gives pseudo-observations N(z | mu, sigma^2) of every member. The prior conditions on them, and the
+    decoder maps latents to the parameter of the likelihood. A subclass fills in the hooks:
+
+    | hook | what it does | default |
+    | --- | --- | --- |
+    | `encode_members(y, x, observed)` | members (N, *y_shape) to mu and sigma^2 | the encoder of y |
+    | `decode_members(z, x)` | z (*s, G, Q, L) to (*s, G, Q, *y_shape) | the decoder of z |
+    | `condition(batch, pseudo)` | the posterior that users ask for | abstract |
+    | `condition_step(batch, pseudo)` | the posterior of a training step | `condition` |
+    | `draw_latents(batch, plate)` | Pyro sites of the prior; returns z | abstract |
+    | `draw_posterior(batch, plate)` | Pyro sites of q | abstract |
+    | `check_batch(batch)`, `check_step(batch)` | refuse batches that the model cannot take | any batch |
+
+    `model.model` and `model.guide` are an ordinary Pyro pair. The objectives of this package compute the same ELBO from
+    `terms`, with the analytic KL and samples of the marginals.
+
+    Args:
+        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L). It gets members
+            without padding, in one batch dimension, with 0 for an element that was not observed. If it has an attribute
+            `takes_observed` that is True, it also gets `observed=`: a boolean of the shape of y, or None for all
+            (`nets.MLPEncoder(..., takes_observed=True)`).
+        decoder: Module from (*batch, L) to (*batch, *y_shape).
+        prior: The prior over the L channels.
+        likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
+        member_dropout: Fraction of each group's pseudo-observations that q leaves out in a training step. Every member
+            is still reconstructed. This q is coarser, its ELBO is still a bound, and the model learns to predict unseen
+            members. At least one member is kept. 0 is the paper. A pair (low, high) draws each group's fraction
+            uniformly between the two in every step: (0, 1) trains for contexts of any size, down to a single member.
+
+    Raises:
+        ArgumentError: If an argument is not a module of its kind, or `member_dropout` is outside [0, 1) or no pair with
+            0 <= low <= high <= 1.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    prior: LatentPrior
+    likelihood: Likelihood
+    prior_kind: type[LatentPrior] = LatentPrior  # what the constructor takes
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        prior: LatentPrior,
+        likelihood: Likelihood | None = None,
+        member_dropout: float | tuple[float, float] = 0.0,
+    ) -> None:
+        super().__init__()
+        hint = f"Try {type(self).__name__}(encoder, decoder, prior, likelihood)."
+        self.encoder = check.instance(encoder, "encoder", nn.Module, hint)
+        self.decoder = check.instance(decoder, "decoder", nn.Module, hint)
+        self.prior = check.instance(prior, "prior", self.prior_kind, hint)
+        likelihood = GaussianLikelihood() if likelihood is None else likelihood
+        self.likelihood = check.instance(likelihood, "likelihood", Likelihood, hint)
+        self.member_dropout = check_dropout(member_dropout)
+
+    # networks
+
+    def encode(self, batch: GroupedBatch | GroupedDataset) -> PseudoObservations:
+        """The encoder's pseudo-observations of every member.
+
+        Args:
+            batch: Groups.
+
+        Returns:
+            x, mean, variance and mask.
+
+        Raises:
+            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
+            ShapeError: If the encoder's output is not two tensors of L channels.
+            DataError: If the encoder's variance is negative, or a feature is not known.
+        """
+        batch = whole_batch(batch, "batch")
+        full = is_full(batch)
+        # members without padding: padding would cost time, and enter the statistics of a batch norm
+        taken = (batch.y, batch.x) if batch.y_mask is None else (batch.y, batch.x, batch.observed)
+        rows, features, *elements = (v.flatten(0, 1) if full else v[batch.mask] for v in taken)
+        encoded = self.encode_members(rows, features, elements[0] if elements else None)
+        expected = (len(rows), self.prior.num_channels)
+        if not isinstance(encoded, tuple) or [tuple(part.shape) for part in encoded] != [expected, expected]:
+            got = [tuple(p.shape) for p in encoded] if isinstance(encoded, tuple) else type(encoded).__name__
+            raise ShapeError(
+                f"encoder: expected a mean and a variance of shape (batch, L) = {expected}, got {got}. "
+                f"The prior has {self.prior.num_channels} channels."
+            )
+        mean, variance = encoded
+        if bool((variance < 0).any()):  # a variance that underflows to 0 gives a loss that is not finite
+            raise DataError(
+                f"encoder: expected positive variances, got {variance.min().item():g}. "
+                "Try an encoder that ends in exp or softplus."
+            )
+        if full:
+            mean, variance = (part.unflatten(0, batch.mask.shape) for part in (mean, variance))
+        else:
+            mean, variance = scatter(mean, batch.mask, 0.0), scatter(variance, batch.mask, 1.0)
+        mask = None if full and batch.y_mask is None else observed_members(batch)
+        return PseudoObservations(features_of(batch, full), mean, variance, mask)
+
+    def encode_members(self, y: Tensor, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance (N, L) of members y (N, *y_shape) at x (N, D). This encoder takes y alone.
+
+        Args:
+            y: Observations, 0 where an element was not observed.
+            x: Auxiliary features.
+            observed: True where an element was observed, the shape of y; None for everywhere.
+        """
+        return self.encoder(cast_for(self.encoder, y), **self.observed_for_encoder(observed))
+
+    def observed_for_encoder(self, observed: Tensor | None) -> dict[str, Tensor | None]:
+        """The keyword `observed` for an encoder that takes it, else nothing."""
+        return {"observed": observed} if getattr(self.encoder, "takes_observed", False) else {}
+
+    def decode(self, z: Tensor, x: Tensor, y_shape: Sequence[int] | None = None) -> Tensor:
+        """The likelihood's parameter at latents.
+
+        Args:
+            z: Latents, (*s, G, Q, L).
+            x: Auxiliary features, (G, Q, D).
+            y_shape: Of one observation, to be compared with the output; None for any.
+
+        Returns:
+            (*s, G, Q, *y_shape).
+
+        Raises:
+            ShapeError: If the decoder's output has another shape. Nothing is broadcast against y.
+        """
+        output = self.decode_members(z, x)
+        front = tuple(z.shape[:-1])
+        if output.shape[: len(front)] != front or y_shape not in (None, output.shape[len(front) :]):
+            expected = (*front, "*y_shape") if y_shape is None else (*front, *y_shape)
+            raise ShapeError(
+                f"decoder: expected the shape {expected} from z {tuple(z.shape)}, got {tuple(output.shape)}. "
+                "Try a decoder that maps (*batch, L) to (*batch, *y_shape)."
+            )
+        return output
+
+    def decode_members(self, z: Tensor, x: Tensor) -> Tensor:
+        """The likelihood's parameter at z (*s, G, Q, L) and x (G, Q, D). This decoder takes z alone."""
+        return self.decoder(cast_for(self.decoder, z))
+
+    # hooks of the prior
+
+    @abstractmethod
+    def condition(self, batch: GroupedBatch, pseudo: PseudoObservations) -> Posterior:
+        """The posterior of a batch, every member counted once."""
+
+    def condition_step(self, batch: GroupedBatch, pseudo: PseudoObservations) -> Posterior:
+        """The posterior of a training step."""
+        return self.condition(batch, pseudo)
+
+    def training_posterior(self, batch: GroupedBatch) -> Posterior:
+        """q of a training step: in training mode without the members that member dropout drops."""
+        pseudo = self.encode(batch)
+        if self.training and self.member_dropout != 0:
+            mask = batch.mask if pseudo.mask is None else pseudo.mask
+            pseudo = pseudo._replace(mask=drop_members(mask, self.member_dropout))
+        return self.condition_step(batch, pseudo)
+
+    def split_kl(self, posterior: Any, batch: GroupedBatch) -> KLTerms:
+        """The KL of local and of global channels, nats, each (G,)."""
+        return posterior.kl_terms
+
+    def check_batch(self, batch: GroupedBatch) -> GroupedBatch:
+        """The batch, if the model can condition on it."""
+        return batch
+
+    def check_step(self, batch: GroupedBatch) -> GroupedBatch:
+        """The batch, if the model can be trained on it."""
+        return self.check_batch(batch)
+
+    # Pyro
+
+    def model(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> Tensor:
+        """The generative model as a Pyro program.
+
+        Args:
+            batch: Groups of a data set. The plate "groups" has the data set's number of groups as its size, which
+                scales a minibatch.
+            observe: False draws the site "y" instead of conditioning on `batch.y`.
+
+        Returns:
+            y, observed or drawn, (G, Q, *y_shape).
+
+        Raises:
+            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
+            GroupError: If the model cannot be trained on these groups.
+        """
+        batch = self.check_step(whole_batch(batch, "batch"))
+        self.register_parameters()
+        plate = self.plate(batch)
+        z = self.draw_latents(batch, plate)
+        return self.draw_observations(z, batch, plate, observe)
+
+    def guide(self, batch: GroupedBatch | GroupedDataset, observe: bool = True) -> None:
+        """The approximate posterior q(Z | Y, X) as a Pyro program.
+
+        Args:
+            batch: The same as the model's.
+            observe: As the model's. It has no effect here.
+
+        Raises:
+            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
+            GroupError: If the model cannot be trained on these groups.
+        """
+        batch = self.check_step(whole_batch(batch, "batch"))
+        self.register_parameters()
+        self.draw_posterior(batch, self.plate(batch))
+
+    @abstractmethod
+    def draw_latents(self, batch: GroupedBatch, plate: pyro.plate) -> Tensor:
+        """The prior's sites of `model`. Returns z, (*s, G, Q, L)."""
+
+    @abstractmethod
+    def draw_posterior(self, batch: GroupedBatch, plate: pyro.plate) -> None:
+        """The sites of `guide`."""
+
+    def plate(self, batch: GroupedBatch) -> pyro.plate:
+        """The plate of the batch's groups."""
+        return pyro.plate("groups", batch.num_dataset_groups, subsample=batch.group_index, dim=-1)
+
+    def draw_observations(self, z: Tensor, batch: GroupedBatch, plate: pyro.plate, observe: bool) -> Tensor:
+        """The sites "log_hyperprior", "z" (*s, G, Q, L), deterministic, and "y" of a Pyro program."""
+        if next(self.prior.named_priors(), None) is not None:
+            pyro.factor("log_hyperprior", self.prior.log_hyperprior())
+        with plate:
+            z = pyro.deterministic("z", z, event_dim=2)
+            output = self.decode(z, batch.x, batch.y.shape[2:])
+            target = batch.y if observe else None
+            elements = self.likelihood.distribution(output, target, batch.observed)
+            elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
+            return pyro.sample("y", elements, obs=target)
+
+    def register_parameters(self) -> None:
+        """Announce the parameters to Pyro, so that `pyro.infer.SVI` steps them."""
+        name = _pyro_names.get(self)
+        if name is None:
+            name = _pyro_names[self] = f"{type(self).__name__}_{next(_numbers)}"
+        for parameter_name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                pyro.param(f"{name}.{parameter_name}", parameter)
+
+    # objectives
+
+    def terms(self, batch: GroupedBatch | GroupedDataset, num_particles: int = 1) -> Terms:
+        """The parts of the ELBO (paper, Section 3, last equation, in its KL form) for every group of a batch.
+
+            sum_q E_q[log p(y_q | z_q)] - KL(q(Z_p) || p(Z_p))
+
+        The likelihood factorizes over members, so z is drawn from the marginals of q. The KL is analytic.
+
+        Args:
+            batch: Groups of a data set.
+            num_particles: Draws of z for the expectation.
+
+        Returns:
+            Sums per group, (G,).
+
+        Raises:
+            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
+            ShapeError: If the encoder's or the decoder's output has the wrong shape.
+            DataError: If the encoder's variance is not positive, or the likelihood cannot have made y.
+            GroupError: If the model cannot be trained on these groups.
+        """
+        batch = self.check_step(whole_batch(batch, "batch"))
+        posterior = self.training_posterior(batch)
+        z = posterior.rsample((num_particles,) if num_particles > 1 else (), marginals=True)
+        output = self.decode(z, batch.x, batch.y.shape[2:])
+        observed = None if batch.y_mask is None and is_full(batch) else batch.observed
+        score = self.likelihood.score(output, batch.y, observed)
+        kl = self.split_kl(posterior, batch)
+        return Terms(
+            log_likelihood=score.log_prob.reshape(-1, batch.num_groups).mean(0),
+            kl_local=kl.kl_local,
+            kl_global=kl.kl_global,
+            squared_error=score.squared_error.reshape(-1, batch.num_groups).mean(0),
+            num_elements=score.num_elements,
+            num_members=batch.mask.sum(-1),
+            log_hyperprior=self.prior.log_hyperprior(),
+            num_dataset_groups=batch.num_dataset_groups,
+            num_dataset_members=batch.num_dataset_members,
+        )
+
+    # what users ask
+
+    def infer(self, batch: GroupedBatch | GroupedDataset) -> Posterior:
+        """q(Z | Y, X) of the batch's groups, conditioned on all their members, in training mode too.
+
+        Args:
+            batch: Groups to condition on.
+
+        Returns:
+            The posterior over (G, Q, L).
+
+        Raises:
+            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
+            ShapeError: If the encoder's output is not two tensors of L channels.
+            DataError: If the batch is empty, a value is not finite, or a variance is not positive.
+            GroupError: If the model does not know these groups.
+        """
+        batch = self.check_batch(checked_batch(batch, "batch"))
+        pseudo = self.encode(batch)
+        observed = None if pseudo.mask is None else pseudo.mask.unsqueeze(-1)
+        check.finite(pseudo.mean, "mean", observed)
+        check.finite(pseudo.variance, "variance", observed)
+        check_variance(pseudo.variance, observed)
+        return self.condition(batch, pseudo)
+
+    def predict(self, x_new: Tensor, context: GroupedBatch | GroupedDataset) -> Prediction:
+        """The latents' posterior at new members of the context's groups, which `generate` decodes.
+
+        Args:
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            context: Groups to condition on.
+
+        Returns:
+            `mean` and `variance` (G, Q*, L), and `rsample`.
+
+        Raises:
+            ArgumentError: If an argument has another type.
+            GroupError: If the number of groups differs, or the model does not know the context's groups.
+            ShapeError: If x_new or the encoder's output has the wrong shape.
+            DataError: If a value is not finite or a dtype is not floating.
+        """
+        context = whole_batch(context, "context")
+        check_group_count(x_new, context, context.x.shape[-1])
+        return self.infer(context).predict(x_new)
+
+    @torch.no_grad()
+    def reconstruct(self, batch: GroupedBatch | GroupedDataset) -> Tensor:
+        """E[y | z] at the posterior mean of z: one decoded observation for each member.
+
+        Args:
+            batch: Groups to condition on.
+
+        Returns:
+            (G, Q, *y_shape). Values at padded members have no meaning.
+
+        Raises:
+            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
+            ShapeError: If the encoder's output is not two tensors of L channels.
+            DataError: If the batch is empty, or a value is not finite.
+            GroupError: If the model does not know these groups.
+        """
+        batch = whole_batch(batch, "batch")
+        return self.likelihood.mean(self.decode(self.infer(batch).mean, batch.x, batch.y.shape[2:]))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        x_new: Tensor,
+        context: GroupedBatch | GroupedDataset | None = None,
+        sample_shape: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Generate observations at new auxiliary features, of known groups or of new ones.
+
+        Args:
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            context: Groups to condition on. None draws new groups from the prior, if the model can.
+            sample_shape: With a context, None decodes the posterior mean of z. A shape decodes joint draws of z,
+                coherent across the members of a group. Without a context z is always drawn.
+
+        Returns:
+            E[y | z], (*sample_shape, G, Q*, *y_shape).
+
+        Raises:
+            ArgumentError: If an argument has another type, or `sample_shape` is not a sequence of integers or None.
+            GroupError: If the number of groups differs, or the model does not know the context's groups.
+            ShapeError: If x_new or the encoder's output has the wrong shape.
+            DataError: If a value is not finite or a dtype is not floating.
+        """
+        if sample_shape is not None:
+            sample_shape = check.as_sample_shape(sample_shape)
+        y_shape = None
+        if context is None:
+            z = self.sample_prior(x_new, sample_shape or ())
+        else:
+            context = whole_batch(context, "context")
+            y_shape = context.y.shape[2:]
+            prediction = self.predict(x_new, context)
+            z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
+        return self.likelihood.mean(self.decode(z, x_new, y_shape))
+
+    @abstractmethod
+    def sample_prior(self, x: Tensor, sample_shape: Sequence[int]) -> Tensor:
+        """Latents of new groups at x (G, Q, D): (*s, G, Q, L)."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the configuration and the parameters to a file. Reading it executes no code.
+
+        Args:
+            path: The file.
+
+        Raises:
+            CheckpointError: If a part cannot be described (for instance a network that is not `Configurable`). The
+                message names the part.
+            MissingFileError: If the folder does not exist.
+        """
+        save_model(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, **parts: nn.Module) -> Self:
+        """Rebuild a saved model, or the model inside a training checkpoint of `fit`.
+
+        Args:
+            path: A file written by `save`, or a checkpoint of `fit`.
+            **parts: `encoder=`, `decoder=`, `prior=` or `likelihood=` to use instead of the described one, for
+                networks that `save` could not describe.
+
+        Returns:
+            The model on the CPU, in evaluation mode.
+
+        Raises:
+            MissingFileError: If there is no such file.
+            CheckpointError: If the file is not a checkpoint of this class, or does not fit the parts.
+        """
+        return load_model(cls, path, parts)

@@ -1,0 +1,140 @@
+"""What every posterior over latent channels offers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from gpytorch.distributions import MultitaskMultivariateNormal
+from torch import Tensor
+
+from fgp_gpytorch import _checks as check
+
+
+class KLTerms(NamedTuple):
+    """KL(q || p), divided by what the channels share.
+
+    Attributes:
+        kl_local: Of the channels that vary within a group, nats, (*b, G).
+        kl_global: Of the channels with one value per group, nats, (*b, G).
+    """
+
+    kl_local: Tensor
+    kl_global: Tensor
+
+
+class Prediction(ABC):
+    """A Gaussian over the latents z of some members.
+
+    Attributes:
+        x: Auxiliary features of the members, (*b, G, Q, D).
+    """
+
+    x: Tensor
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """Marginal means of z, (*b, G, Q, L)."""
+
+    @property
+    @abstractmethod
+    def variance(self) -> Tensor:
+        """Marginal variances of z, (*b, G, Q, L)."""
+
+    def rsample(self, sample_shape: Sequence[int] = (), marginals: bool = False) -> Tensor:
+        """Draw z, with gradients.
+
+        Args:
+            sample_shape: Leading shape s of the draws.
+            marginals: False draws joint, coherent paths: a global channel has one value per group. True draws every
+                member by itself. That is cheaper, and enough for a likelihood that factorizes over members.
+
+        Returns:
+            (*s, *b, G, Q, L).
+
+        Raises:
+            ArgumentError: If `sample_shape` is not a sequence of integers.
+        """
+        shape = check.as_sample_shape(sample_shape)
+        return self.rsample_marginals(shape) if marginals else self.rsample_jointly(shape)
+
+    def rsample_marginals(self, sample_shape: torch.Size) -> Tensor:
+        """Draw every member by itself, (*s, *b, G, Q, L)."""
+        mean = self.mean
+        noise = torch.randn(*sample_shape, *mean.shape, dtype=mean.dtype, device=mean.device)
+        return mean + self.variance.sqrt() * noise
+
+    @abstractmethod
+    def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
+        """Draw coherent paths, (*s, *b, G, Q, L)."""
+
+
+class Posterior(Prediction):
+    """q(Z | Y, X), conditioned on pseudo-observations.
+
+    A posterior is a snapshot. Make a new one after a parameter changes. Values are computed when they are read.
+    """
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q || p), nats, (*b, G): summed over members and channels.
+
+        Under a prior that couples groups, only the sum over groups is defined; every group gets an equal share.
+        """
+        kl_local, kl_global = self.kl_terms
+        return kl_local + kl_global
+
+    @property
+    @abstractmethod
+    def kl_terms(self) -> KLTerms:
+        """The KL of local and of global channels, nats, each (*b, G)."""
+
+    def predict(self, x_new: Tensor) -> Prediction:
+        """The posterior at other members of the same groups.
+
+        Args:
+            x_new: Auxiliary features, (*b, G, Q*, D).
+
+        Returns:
+            `mean` and `variance` (*b, G, Q*, L), and `rsample`.
+
+        Raises:
+            ShapeError: If the groups or the number of features differ from those of `x`.
+            ArgumentError: If `x_new` is not a tensor.
+            DataError: If `x_new` is not floating, not finite, or on another device.
+        """
+        return self.predict_checked(check_new_members(x_new, self.x))
+
+    @abstractmethod
+    def predict_checked(self, x_new: Tensor) -> Prediction:
+        """`predict` without its checks, for `x_new` that were checked."""
+
+    @abstractmethod
+    def distribution(self) -> MultitaskMultivariateNormal:
+        """The joint distribution of z at `x`, one task per channel.
+
+        Returns:
+            Batch shape (*b, G), event shape (Q, L). Under a prior that couples groups: no batch shape, event shape
+            (G Q, L), group after group.
+        """
+
+
+def check_new_members(x_new: Tensor, x: Tensor) -> Tensor:
+    """Require features (*b, G, Q*, D) of members of the groups of `x` (*b, G, Q, D).
+
+    Returns:
+        `x_new` in the dtype of `x`.
+
+    Raises:
+        ShapeError: If the groups or the number of features differ.
+        ArgumentError: If `x_new` is not a tensor.
+        DataError: If `x_new` is not floating, not finite, or on another device.
+    """
+    check.floating(x_new, "x_new")
+    check.shape(
+        x_new, "x_new", (*x.shape[:-2], "Q*", x.shape[-1]),
+        "It needs the groups of this posterior, in their order. For new groups use prior.sample(x).",
+    )  # fmt: skip
+    check.device(x_new=x_new, x=x)
+    return check.finite(x_new, "x_new").to(x.dtype)

@@ -1,0 +1,1 @@
+from fgp_gpytorch._config import Configurable as Configurable
