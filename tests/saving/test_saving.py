@@ -448,7 +448,7 @@ def test_a_part_of_an_unknown_name_is_refused(tmp_path):
 
 
 def test_a_description_cannot_reach_classes_outside_the_known_bases():
-    from fgp_gpytorch._description import rebuild
+    from fgp_gpytorch.saving import rebuild
 
     for name in ("os:system", "subprocess:Popen", "torch.nn.modules.linear:Linear", "builtins:eval"):
         with pytest.raises(CheckpointError, match="of the saved model is not known"):
