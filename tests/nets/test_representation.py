@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fgp_gpytorch._description import describe, rebuild
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.nets import MLPEncoder, MLPFeatures, PaperEncoder, PaperFeatures, RepresentationNetwork
+from fgp_gpytorch.saving import describe, rebuild
 
 AGGREGATIONS = ["sum", "mean", "attention"]
 

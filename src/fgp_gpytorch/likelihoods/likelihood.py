@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._config import Configurable
+from fgp_gpytorch.saving import Configurable
 
 
 class Likelihood(Configurable, torch.nn.Module, ABC):

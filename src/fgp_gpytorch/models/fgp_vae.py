@@ -11,7 +11,6 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_floating, check_shape
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, ShapeError
@@ -29,9 +28,9 @@ from fgp_gpytorch.models._batches import (
 )
 from fgp_gpytorch.models.member_dropout import check_dropout, drop_members
 from fgp_gpytorch.models.prediction import Prediction
-from fgp_gpytorch.models.saving import load_model, save_model
 from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, GlobalChannels, LatentPosterior
+from fgp_gpytorch.saving import Configurable, load_model, save_model
 
 _instances = itertools.count()
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fgp_gpytorch._config import Configurable
+from fgp_gpytorch.saving import Configurable
 
 
 class FourierFeatures(Configurable, nn.Module):

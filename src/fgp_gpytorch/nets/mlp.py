@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch.saving import Configurable
 
 
 class MLPEncoder(Configurable, nn.Module):

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.nets.elu import elu
 from fgp_gpytorch.nets.mlp import beside
 from fgp_gpytorch.nets.upsample_conv2d import UpsampleConv2d
+from fgp_gpytorch.saving import Configurable
 
 
 class PaperEncoder(Configurable, nn.Module):

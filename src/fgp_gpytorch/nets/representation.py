@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_shape
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.nets.elu import elu
 from fgp_gpytorch.nets.mlp import MLPDecoder, as_rows
+from fgp_gpytorch.saving import Configurable
 
 _AGGREGATIONS = ("sum", "mean", "attention")
 

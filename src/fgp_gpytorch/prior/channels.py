@@ -10,11 +10,11 @@ from gpytorch.means import ConstantMean, Mean, ZeroMean
 from gpytorch.priors import Prior
 from torch import Tensor
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.gaussian import symmetric_square_root
 from fgp_gpytorch.kernels import GlobalKernel, LocalKernel
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, DenseBlockPosterior, RankOneBlockPosterior
+from fgp_gpytorch.saving import Configurable
 
 
 class ChannelBlock(Configurable, gpytorch.Module, ABC):

@@ -6,7 +6,6 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import as_sample_shape
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.gaussian import LowRankFactor, low_rank_factor, masked_precision
@@ -14,6 +13,7 @@ from fgp_gpytorch.prior.channels import ChannelBlock, check_num_channels
 from fgp_gpytorch.prior.factorized_gp_prior import FactorizedGPPrior
 from fgp_gpytorch.prior.latent_posterior import LatentPosterior, LatentPrediction
 from fgp_gpytorch.prior.object_root import ObjectRoot
+from fgp_gpytorch.saving import Configurable
 
 
 class CorrelatedGPPrior(Configurable, gpytorch.Module):

@@ -8,13 +8,13 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from linear_operator import to_linear_operator
 from torch import Tensor
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import as_sample_shape, check_finite, check_floating, check_same_device, check_shape
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.gaussian import masked_precision
 from fgp_gpytorch.prior.channels import ChannelBlock, GlobalChannels
 from fgp_gpytorch.prior.hyperprior import log_hyperprior
 from fgp_gpytorch.prior.latent_posterior import LatentPosterior
+from fgp_gpytorch.saving import Configurable
 
 _UNGROUPED = "The rows look ungrouped: GroupedDataset(y, x, group) pads them to (G, Q, ...)."
 

@@ -7,9 +7,9 @@ import torch
 from gpytorch.kernels import Kernel, PeriodicKernel
 from torch import Tensor
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_shape
 from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.saving import Configurable
 
 
 class FourierRoot(Configurable, gpytorch.Module):

@@ -6,13 +6,13 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_shape
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.gaussian import RepeatedRows
 from fgp_gpytorch.prior.mean_field_posterior import MeanFieldPosterior
 from fgp_gpytorch.prior.object_root import unit_length
 from fgp_gpytorch.prior.object_view_prior import ObjectViewPrior
+from fgp_gpytorch.saving import Configurable
 
 
 class GivenObjects(Configurable, gpytorch.Module):

@@ -5,13 +5,13 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor, nn
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_finite, check_shape
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.prior.channels import check_num_channels
 from fgp_gpytorch.prior.hyperprior import log_hyperprior
 from fgp_gpytorch.prior.inducing_posterior import InducingPosterior
 from fgp_gpytorch.prior.object_root import ObjectRoot
+from fgp_gpytorch.saving import Configurable
 
 _JITTER = 1e-6  # variance of an inducing variable about the function, relative to the kernel's
 

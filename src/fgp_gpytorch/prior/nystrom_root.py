@@ -7,10 +7,10 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_finite, check_shape
 from fgp_gpytorch.data._inputs import as_features
 from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.saving import Configurable
 
 _JITTER = 1e-8  # of the points' mean variance
 

@@ -6,10 +6,10 @@ import gpytorch
 import torch
 from torch import Tensor, nn
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch._shapes import check_finite, check_shape
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.gaussian import RepeatedRows, row_products
+from fgp_gpytorch.saving import Configurable
 
 
 class ObjectRoot(Configurable, gpytorch.Module):

@@ -8,7 +8,6 @@ from gpytorch.constraints import Positive
 from gpytorch.kernels import PeriodicKernel
 from torch import Tensor, nn
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.gaussian import RepeatedRows
 from fgp_gpytorch.prior.channels import check_num_channels
@@ -16,6 +15,7 @@ from fgp_gpytorch.prior.fourier_root import FourierRoot
 from fgp_gpytorch.prior.hyperprior import log_hyperprior
 from fgp_gpytorch.prior.mean_field_posterior import MeanFieldPosterior
 from fgp_gpytorch.prior.object_root import ObjectRoot, ProductRoot
+from fgp_gpytorch.saving import Configurable
 
 
 class ObjectViewPrior(Configurable, gpytorch.Module):

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, NonFiniteError
 from fgp_gpytorch.models import Terms
-from fgp_gpytorch.models.saving import KEY, model_state, pack_model
 from fgp_gpytorch.objectives import Objective
+from fgp_gpytorch.saving import KEY, model_state, pack_model
 from fgp_gpytorch.training.held_out import HeldOutBatch, HeldOutDataset, keep
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
