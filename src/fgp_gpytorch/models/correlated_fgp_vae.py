@@ -55,7 +55,7 @@ class CorrelatedFGPVAE(KnownGroupsVAE):
         GroupError: If there are both a number of groups and a representation, or neither.
 
     Example:
-        >>> model = CorrelatedFGPVAE(PaperEncoder(16), PaperDecoder(16), [LocalChannels(8, kernel)], 8, len(data))
+        >>> model = CorrelatedFGPVAE(ConvEncoder(16), ConvDecoder(16), [LocalChannels(8, kernel)], 8, len(data))
         >>> model.initialize_objects(data)
         >>> fit(model, data)
     """

@@ -77,7 +77,7 @@ class FGPVAE(Configurable, PyroModule):
         DataError: If `member_dropout` is outside [0, 1), or is no pair with 0 <= low <= high <= 1.
 
     Example:
-        >>> model = FGPVAE(PaperEncoder(16), PaperDecoder(16), prior)
+        >>> model = FGPVAE(ConvEncoder(16), ConvDecoder(16), prior)
         >>> fit(model, data.train, epochs=100)
         >>> images = model.generate(x_new, context=data.test.context)
     """

@@ -83,12 +83,12 @@ class GPVAE(KnownGroupsVAE):
         GroupError: If there are both a number of groups and a representation, or neither.
 
     Example:
-        >>> model = GPVAE(PaperEncoder(16), PaperDecoder(16), 16, num_groups=len(data.train))
+        >>> model = GPVAE(ConvEncoder(16), ConvDecoder(16), 16, num_groups=len(data.train))
         >>> model.initialize_objects(data.train)
         >>> fit(model, data.train, batch_size=len(data.train), epochs=1000)
         >>> images = model.given(data.train).generate(x_new, AlignedDataset(data.test.context, data.train))
-        >>> network = RepresentationNetwork(PaperFeatures(16), MLPFeatures([16], 8), "mean")
-        >>> model = GPVAE(PaperEncoder(16), PaperDecoder(16), 16, representation=network)
+        >>> network = RepresentationNetwork(ConvFeatures(16), MLPFeatures([16], 8), "mean")
+        >>> model = GPVAE(ConvEncoder(16), ConvDecoder(16), 16, representation=network)
         >>> fit(model, data.train, batch_size=len(data.train), epochs=1000)
         >>> images = model.given(data.train).generate(x_new, data.extrapolation.context)  # digits never trained on
     """

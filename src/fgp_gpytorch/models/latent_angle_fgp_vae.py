@@ -50,7 +50,7 @@ class LatentAngleFGPVAE(FGPVAE):
         prior: The prior over the L channels, whose kernels and means must have the period of the angle (fix it:
             `kernel.raw_period_length.requires_grad_(False)`).
         angle_encoder: Module from (*batch, *y_shape) to (*batch, 2), a vector whose direction is the angle and whose
-            length how sure it is, such as `nets.PaperFeatures(2)`; 0 knows nothing.
+            length how sure it is, such as `nets.ConvFeatures(2)`; 0 knows nothing.
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
         member_dropout: As in `FGPVAE`.
         feature: Which of the D auxiliary features is the angle; the others must be known.
@@ -66,7 +66,7 @@ class LatentAngleFGPVAE(FGPVAE):
     Example:
         >>> known = torch.rand(len(angles)) < 0.1
         >>> data = GroupedDataset(images, angles, digit, x_mask=known)
-        >>> model = LatentAngleFGPVAE(PaperEncoder(16), PaperDecoder(16), prior, PaperFeatures(2))
+        >>> model = LatentAngleFGPVAE(ConvEncoder(16), ConvDecoder(16), prior, ConvFeatures(2))
         >>> fit(model, data)
         >>> model.infer_angles(data).mean  # (G, Q)
     """
@@ -89,7 +89,7 @@ class LatentAngleFGPVAE(FGPVAE):
         if not isinstance(angle_encoder, nn.Module):
             raise ShapeError(
                 f"angle_encoder: expected a torch Module, got {type(angle_encoder).__name__}. "
-                "Try nets.PaperFeatures(2), or nets.MLPFeatures(y_shape, 2)."
+                "Try nets.ConvFeatures(2), or nets.MLPFeatures(y_shape, 2)."
             )
         if not isinstance(feature, int) or isinstance(feature, bool) or feature < 0:
             raise DataError(f"feature: expected the position of the angle in x, got {feature!r}. Try 0.")
@@ -225,7 +225,7 @@ class LatentAngleFGPVAE(FGPVAE):
             got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise ShapeError(
                 f"angle_encoder: expected one vector of the plane for each observation, ({len(rows)}, 2), got {got}. "
-                "Try nets.PaperFeatures(2), or nets.MLPFeatures(y_shape, 2)."
+                "Try nets.ConvFeatures(2), or nets.MLPFeatures(y_shape, 2)."
             )
         return scatter(vectors.to(self.prior.dtype), observed, 0.0)
 

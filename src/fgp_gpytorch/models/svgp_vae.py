@@ -65,12 +65,12 @@ class SVGPVAE(KnownGroupsVAE):
         GroupError: If there are both a number of groups and a representation, or neither.
 
     Example:
-        >>> model = SVGPVAE(PaperEncoder(16), PaperDecoder(16), 16, num_groups=len(data.train))
+        >>> model = SVGPVAE(ConvEncoder(16), ConvDecoder(16), 16, num_groups=len(data.train))
         >>> model.initialize_objects(data.train)
         >>> fit(model, data.train, epochs=1000)
         >>> images = model.given(data.train).generate(x_new, AlignedDataset(data.test.context, data.train))
-        >>> network = RepresentationNetwork(PaperFeatures(16), MLPFeatures([16], 8), "mean")
-        >>> model = SVGPVAE(PaperEncoder(16), PaperDecoder(16), 16, representation=network)
+        >>> network = RepresentationNetwork(ConvFeatures(16), MLPFeatures([16], 8), "mean")
+        >>> model = SVGPVAE(ConvEncoder(16), ConvDecoder(16), 16, representation=network)
         >>> model.initialize_inducing(data.train)
         >>> fit(model, data.train, epochs=1000)
         >>> images = model.given(data.train).generate(x_new, data.extrapolation.context)  # digits never trained on
