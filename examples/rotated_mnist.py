@@ -38,7 +38,7 @@ from fgp_gpytorch import (
 from fgp_gpytorch.datasets import RotatedMNIST, rotated_mnist
 from fgp_gpytorch.means import FourierMean
 from fgp_gpytorch.metrics import held_out_mse
-from fgp_gpytorch.nets import PaperDecoder, PaperEncoder
+from fgp_gpytorch.nets import ConvDecoder, ConvEncoder
 from fgp_gpytorch.objectives import Objective
 from fgp_gpytorch.plots import image_rows, latent_paths, training_curves
 from fgp_gpytorch.prior import FourierRoot
@@ -133,7 +133,7 @@ def build(preset: Preset) -> FGPVAE:
         blocks[1].raw_variance.requires_grad_()
     prior = FactorizedGPPrior(blocks)
     likelihood = GaussianLikelihood("optimal" if preset.kappa is None else "fixed", variance=preset.kappa or 1.0)
-    return FGPVAE(PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), prior, likelihood, preset.member_dropout)
+    return FGPVAE(ConvEncoder(CHANNELS), ConvDecoder(CHANNELS), prior, likelihood, preset.member_dropout)
 
 
 def objective_of(preset: Preset) -> Objective:

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from fgp_gpytorch._config import Configurable
+from fgp_gpytorch import means, nets
 from fgp_gpytorch.data import AlignedDataset, GroupedBatch, GroupedDataset, HeldOutMembers
 from fgp_gpytorch.likelihoods import BernoulliLikelihood, DiagonalGaussianLikelihood, GaussianLikelihood
 from fgp_gpytorch.models import CVAE, FGPVAE, GPVAE, SVGPVAE, VAE, CorrelatedFGPVAE, LatentAngleFGPVAE
@@ -14,6 +14,7 @@ from fgp_gpytorch.prior import (
     IndependentChannels,
     LocalChannels,
 )
+from fgp_gpytorch.saving import Configurable
 from fgp_gpytorch.training import fit
 
 __version__ = version("fgp_gpytorch")
@@ -42,4 +43,6 @@ __all__ = [
     "LatentAngleFGPVAE",
     "LocalChannels",
     "fit",
+    "means",
+    "nets",
 ]

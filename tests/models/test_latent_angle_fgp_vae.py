@@ -247,7 +247,7 @@ def test_other_models_say_that_they_cannot():
 def test_mistakes_are_explained():
     model, (data, _) = make_model(), make_circle()
     parts = model.encoder, model.decoder, model.prior
-    with pytest.raises(ShapeError, match=r"angle_encoder: expected a torch Module, got int. Try nets.PaperFeatures"):
+    with pytest.raises(ShapeError, match=r"angle_encoder: expected a torch Module, got int. Try nets.ConvFeatures"):
         LatentAngleFGPVAE(*parts, 2)
     with pytest.raises(ShapeError, match=r"angle_encoder: expected .* \(25, 2\), got \(25, 3\)"):
         LatentAngleFGPVAE(*parts, nn.Linear(3, 3)).terms(data[:])

@@ -21,7 +21,7 @@ from fgp_gpytorch import (
     fit,
 )
 from fgp_gpytorch.errors import ShapeError
-from fgp_gpytorch.nets import FourierFeatures, MLPDecoder, MLPEncoder, PaperDecoder, PaperEncoder
+from fgp_gpytorch.nets import ConvDecoder, ConvEncoder, FourierFeatures, MLPDecoder, MLPEncoder
 
 
 def make_vae():
@@ -142,7 +142,7 @@ def test_features_of_the_wrong_shape_are_refused():
 
 def test_paper_networks_take_features():
     y, z, features = torch.rand(2, 5, 1, 28, 28), torch.randn(2, 5, 16), torch.rand(2, 5, 2)
-    encoder, decoder = PaperEncoder(16, num_features=2), PaperDecoder(16, num_features=2)
+    encoder, decoder = ConvEncoder(16, num_features=2), ConvDecoder(16, num_features=2)
     mean, variance = encoder(y, features)
     one = encoder(y[1, 3], features[1, 3])
     torch.testing.assert_close(mean[1, 3], one[0])

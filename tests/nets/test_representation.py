@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fgp_gpytorch._description import describe, rebuild
-from fgp_gpytorch.errors import DataError, ShapeError
-from fgp_gpytorch.nets import MLPEncoder, MLPFeatures, PaperEncoder, PaperFeatures, RepresentationNetwork
+from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
+from fgp_gpytorch.nets import ConvEncoder, ConvFeatures, MLPEncoder, MLPFeatures, RepresentationNetwork
+from fgp_gpytorch.saving import describe, rebuild
 
 AGGREGATIONS = ["sum", "mean", "attention"]
 
@@ -92,7 +92,7 @@ def test_attention_starts_as_the_mean():
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_images_and_a_rebuilt_network(aggregation):
-    network = RepresentationNetwork(PaperFeatures(5), None, aggregation)
+    network = RepresentationNetwork(ConvFeatures(5), None, aggregation)
     again = rebuild(describe(network))
     again.load_state_dict(network.state_dict())
     y, mask = torch.rand(2, 3, 1, 28, 28), torch.tensor([[True, True, False], [False, True, True]])
@@ -102,13 +102,13 @@ def test_images_and_a_rebuilt_network(aggregation):
 
 def test_mistakes_are_explained():
     y, mask = make_groups()
-    with pytest.raises(DataError, match=r"aggregation: expected one of .*, got 'max'. Try 'mean'"):
+    with pytest.raises(ArgumentError, match=r"aggregation: expected one of .*, got 'max'. Try 'mean'"):
         RepresentationNetwork(nn.Identity(), None, "max")
-    with pytest.raises(ShapeError, match="r: expected a torch Module, got function"):
+    with pytest.raises(ArgumentError, match="r: expected a Module, got function"):
         RepresentationNetwork(lambda y: y)
-    with pytest.raises(ShapeError, match=r"width: expected the length of r's output for attention, got None. Try"):
+    with pytest.raises(ArgumentError, match=r"width: expected an integer >= 1, got None\. .*length of r's .* Try"):
         RepresentationNetwork(nn.Identity(), None, "attention")
-    with pytest.raises(ShapeError, match="r: expected vectors of the length 4 that attention was told, got 3"):
+    with pytest.raises(ShapeError, match=r"r: expected shape \(\d+, 4\), got \(\d+, 3\)"):
         RepresentationNetwork(nn.Identity(), None, "attention", width=4).double()(y, mask)
     network = make_network("sum")
     with pytest.raises(ShapeError, match=r"mask: expected shape \(5, 6\), got \(5, 5\)"):
@@ -119,7 +119,7 @@ def test_mistakes_are_explained():
         RepresentationNetwork(nn.Identity())(y, torch.zeros_like(mask))
     nobody = network(y, torch.zeros_like(mask))
     torch.testing.assert_close(nobody, network.f(torch.zeros(5, network.width).to(y)))
-    with pytest.raises(ShapeError, match=r"r: expected \(N, width\) from N = 30 observations, got \(30, 3, 1\)"):
+    with pytest.raises(ShapeError, match=r"r: expected shape \(30, width\), got \(30, 3, 1\)"):
         RepresentationNetwork(nn.Unflatten(-1, (3, 1)))(y)
 
 
@@ -127,7 +127,7 @@ def test_mistakes_are_explained():
     ("network", "y_shape"),
     [
         (MLPFeatures([3], 2), (3,)), (MLPEncoder([3], 2), (3,)), (MLPEncoder([3], 2, takes_observed=True), (3,)),
-        (PaperFeatures(2), (1, 28, 28)), (PaperEncoder(2), (1, 28, 28)),
+        (ConvFeatures(2), (1, 28, 28)), (ConvEncoder(2), (1, 28, 28)),
     ],
 )  # fmt: skip
 def test_networks_make_nothing_of_nothing(network, y_shape):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.nets import UpsampleConv2d
 
 
@@ -19,7 +20,7 @@ def with_gradients(module, image):
     return [output, *gradients]
 
 
-@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("padding", [0, 1, (0, 1), (1, 0)])
 # sums of n = 30 to 45 products in another order, which each processor has its own of: n roundings of 6e-8 (float32) or
 # 1e-16 (float64) at most
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
@@ -34,7 +35,7 @@ def test_fast_form_is_upsampling_and_convolution_in_values_and_gradients(padding
         assert (fast - plain).abs().max() <= allowed * plain.abs().max(), name
 
 
-@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("padding", [0, 1, (0, 1), (1, 0)])
 def test_fast_false_computes_the_same_function(padding):
     layer = UpsampleConv2d(2, 3, padding=padding).double()
     slow = UpsampleConv2d(2, 3, padding=padding, fast=False).double()
@@ -43,7 +44,7 @@ def test_fast_false_computes_the_same_function(padding):
     torch.testing.assert_close(layer(image), slow(image), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("padding", [0, 1, (0, 1), (1, 0)])
 def test_gradcheck_of_the_fast_form(padding):
     layer = UpsampleConv2d(1, 2, padding=padding).double()
     image = torch.randn(1, 1, 3, 2, dtype=torch.float64, requires_grad=True)
@@ -73,5 +74,6 @@ def test_initialisation_is_that_of_a_convolution():
 
 
 def test_another_padding_is_refused():
-    with pytest.raises(ValueError, match=r"padding: expected 0 or 1, got 2\. Try 1"):
-        UpsampleConv2d(1, 1, padding=2)
+    for padding in (2, (0, 2)):
+        with pytest.raises(ArgumentError, match=r"padding: expected one of 0, 1, got 2\. Try 1"):
+            UpsampleConv2d(1, 1, padding=padding)

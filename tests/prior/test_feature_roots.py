@@ -9,9 +9,9 @@ from gpytorch.kernels import MaternKernel, PeriodicKernel, RBFKernel, ScaleKerne
 from scipy.special import ive
 from torch.autograd import gradcheck
 
-from fgp_gpytorch._description import describe, rebuild
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 from fgp_gpytorch.prior import FourierRoot, ObjectRoot, ProductRoot
+from fgp_gpytorch.saving import describe, rebuild
 
 F64 = torch.float64
 

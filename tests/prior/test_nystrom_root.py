@@ -11,12 +11,12 @@ from gpytorch.kernels import CosineKernel, MaternKernel, PeriodicKernel, RBFKern
 
 from factories import make_data
 from fgp_gpytorch import GPVAE, GaussianLikelihood, GroupedDataset, fit
-from fgp_gpytorch._description import describe, rebuild
 from fgp_gpytorch.data import HeldOutMembers, align_held_out
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 from fgp_gpytorch.prior import NystromRoot
+from fgp_gpytorch.saving import describe, rebuild
 
 F64 = torch.float64
 

@@ -6,19 +6,19 @@ import torch
 from gpytorch.means import Mean
 from torch import Tensor
 
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch import _checks as check
 
 
 class FourierMean(Mean):
     r"""m(x) = constant + sum_k a_k cos(2 pi k x / period) + b_k sin(2 pi k x / period), k = 1 ... harmonics.
 
-    A stationary kernel with mean zero, the paper's, does not know where on the circle it is: a draw of the prior is as
-    likely as the same draw turned, so there is no upright. The mean says what all groups share at each angle.
+    Under the paper's prior, a stationary kernel with mean zero, a draw is as likely as the same draw turned: there is
+    no upright. This mean is what all groups share at each angle.
 
     Args:
         harmonics: Number of harmonics.
         period: Period of x, in its units (2 pi for radians).
-        batch_shape: [] for one mean for all channels of a block, [J] for one each.
+        batch_shape: [] for one mean of all channels of a block, [J] for one mean each.
         feature: Which of the D features is x.
 
     Attributes:
@@ -26,7 +26,7 @@ class FourierMean(Mean):
         coefficients: a and b, (*batch_shape, 2, harmonics), 0 at the start.
 
     Raises:
-        DataError: If `harmonics` is not a positive integer or `period` not a positive finite number.
+        ArgumentError: If `harmonics` is not a positive integer, or `period` not a positive finite number.
 
     Example:
         >>> mean = FourierMean(2, batch_shape=torch.Size([8]))
@@ -41,17 +41,14 @@ class FourierMean(Mean):
         feature: int = 0,
     ) -> None:
         super().__init__()
-        if not isinstance(harmonics, int) or harmonics < 1:
-            raise DataError(f"harmonics: expected an integer >= 1, got {harmonics!r}. Try 1, or ConstantMean().")
-        if not 0 < period < math.inf:
-            raise DataError(f"period: expected a positive finite number, got {period}. Try 2 * math.pi for radians.")
-        self.harmonics, self.period, self.feature = harmonics, period, feature
-        self.batch_shape = torch.Size(batch_shape)
+        self.harmonics = check.count(harmonics, "harmonics", hint="Try 1, or ConstantMean().")
+        self.period = check.positive(period, "period", hint="Try 2 * math.pi for radians.")
+        self.feature, self.batch_shape = feature, torch.Size(batch_shape)
         self.constant = torch.nn.Parameter(torch.zeros(self.batch_shape))
         self.coefficients = torch.nn.Parameter(torch.zeros(*self.batch_shape, 2, harmonics))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mean at x (*b, N, D), (*b, N); batch dimensions broadcast against `batch_shape`."""
+        """Return the mean (*b, N) at x (*b, N, D). Batch dimensions broadcast against `batch_shape`."""
         order = torch.arange(1, self.harmonics + 1, dtype=x.dtype, device=x.device)
         phase = (2 * math.pi / self.period) * x[..., self.feature, None] * order  # (*b, N, harmonics)
         waves = torch.cat([phase.cos(), phase.sin()], dim=-1)

@@ -1,27 +1,32 @@
-"""Auxiliary features for networks that are told them."""
+"""Auxiliary features as inputs of networks."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from fgp_gpytorch._config import Configurable
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.saving import Configurable
 
 
 class FourierFeatures(Configurable, nn.Module):
     r"""An angle as a point on the circle: cos(2 pi k x / period), sin(2 pi k x / period) for k = 1 ... harmonics.
 
     Args:
-        harmonics: Number of harmonics; 1 says where on the circle x is.
+        harmonics: Number of harmonics; 1 determines the position of x on the circle.
         period: Period of x, in its units (2 pi for radians).
 
     Shape:
         Input (*batch, D); output (*batch, 2 * harmonics * D).
+
+    Raises:
+        ArgumentError: If `harmonics` is not a positive integer, or `period` not a positive finite number.
     """
 
     def __init__(self, harmonics: int = 1, period: float = 2 * math.pi) -> None:
         super().__init__()
-        self.harmonics, self.period = harmonics, period
+        self.harmonics = check.count(harmonics, "harmonics")
+        self.period = check.positive(period, "period", hint="Try 2 * math.pi for radians.")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features."""

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons for data that are vectors."""
+"""Multilayer perceptrons for observations that are vectors."""
 
 import itertools
 import math
@@ -7,24 +7,61 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fgp_gpytorch._config import Configurable
-from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.nets._inputs import append, as_shape, flatten
+from fgp_gpytorch.saving import Configurable
+
+_ACTIVATIONS = {
+    "elu": nn.ELU, "gelu": nn.GELU, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "silu": nn.SiLU, "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}  # fmt: skip
+
+
+class MLP(Configurable, nn.Sequential):
+    """A multilayer perceptron: dense layers with an activation between them.
+
+    Args:
+        num_inputs: Length of an input vector.
+        num_outputs: Length of an output vector.
+        hidden: Widths of the hidden layers. An empty list makes a linear map.
+        activation: "elu", "gelu", "relu", "sigmoid", "silu", "softplus" or "tanh".
+
+    Shape:
+        Input (*batch, num_inputs); output (*batch, num_outputs).
+
+    Raises:
+        ArgumentError: If a width is not a positive integer, or the activation is another word.
+    """
+
+    def __init__(
+        self, num_inputs: int, num_outputs: int, hidden: Sequence[int] = (64, 64), activation: str = "elu"
+    ) -> None:
+        make = _ACTIVATIONS[check.choice(activation, "activation", _ACTIVATIONS)]
+        widths = [check.count(num_inputs, "num_inputs"), *as_shape(hidden, "hidden")]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [nn.Linear(before, after), make()]
+        super().__init__(*layers, nn.Linear(widths[-1], check.count(num_outputs, "num_outputs")))
 
 
 class MLPEncoder(Configurable, nn.Module):
-    """A perceptron that gives a mean and a variance for each latent channel.
+    """A perceptron that returns a mean and a variance for each latent channel.
 
     Args:
-        y_shape: Shape of one observation; it is flattened.
+        y_shape: Shape of one observation. The network flattens it.
         num_channels: Latent channels L.
         hidden: Widths of the hidden layers.
-        num_features: F, features that `CVAE` gives beside y; 0 for none.
-        takes_observed: Whether it is told which elements of y were observed, for data with missing elements: else an
-            element that is missing looks like one that is 0.
+        num_features: F, features that `CVAE` appends to y; 0 for none.
+        takes_observed: Whether the network also takes a mask of the observed elements of y. Without it, a missing
+            element looks like a zero.
+        activation: As in `MLP`.
 
     Shape:
-        Input (*batch, *y_shape), if F > 0 (*batch, F), and, if it takes that, which elements were observed (*batch,
-        *y_shape) or None; output a mean and a variance, each (*batch, L).
+        Input (*batch, *y_shape), features (*batch, F) if F > 0, and a mask (*batch, *y_shape) or None if
+        `takes_observed`; output a mean and a variance, each (*batch, L).
+
+    Raises:
+        ArgumentError: If a size is not a positive integer, or the activation is unknown.
     """
 
     def __init__(
@@ -34,11 +71,13 @@ class MLPEncoder(Configurable, nn.Module):
         hidden: Sequence[int] = (64, 64),
         num_features: int = 0,
         takes_observed: bool = False,
+        activation: str = "elu",
     ) -> None:
         super().__init__()
-        self.y_shape, self.num_features, self.takes_observed = tuple(y_shape), num_features, takes_observed
+        self.y_shape, self.takes_observed = as_shape(y_shape, "y_shape"), takes_observed
+        self.num_features = check.count(num_features, "num_features", least=0)
         inputs = math.prod(self.y_shape) * (2 if takes_observed else 1) + num_features
-        self.layers = _perceptron([inputs, *hidden, 2 * num_channels])
+        self.layers = MLP(inputs, 2 * check.count(num_channels, "num_channels"), hidden, activation)
 
     def forward(
         self, y: Tensor, features: Tensor | None = None, observed: Tensor | None = None
@@ -46,14 +85,13 @@ class MLPEncoder(Configurable, nn.Module):
         """Return mean and variance of the pseudo-observations.
 
         Raises:
-            ShapeError: If y, the features or what was observed have another shape.
+            ShapeError: If y, the features or the mask have another shape.
         """
-        check_features(features, self.num_features, "MLPEncoder")
-        rows = as_rows(y, self.y_shape, "MLPEncoder")
+        vectors = flatten(y, self.y_shape, "MLPEncoder")
         if self.takes_observed:
-            there = torch.ones_like(rows) if observed is None else as_rows(observed, self.y_shape, "MLPEncoder")
-            rows = beside(rows, there)
-        mean, log_variance = self.layers(beside(rows, features)).chunk(2, dim=-1)
+            mask = torch.ones_like(vectors) if observed is None else flatten(observed, self.y_shape, "MLPEncoder")
+            vectors = torch.cat([vectors, mask.to(vectors.dtype)], dim=-1)
+        mean, log_variance = self.layers(append(vectors, features, self.num_features, "MLPEncoder")).chunk(2, dim=-1)
         return mean, log_variance.exp()
 
 
@@ -64,18 +102,28 @@ class MLPDecoder(Configurable, nn.Module):
         num_channels: Latent channels L.
         y_shape: Shape of one observation.
         hidden: Widths of the hidden layers.
-        num_features: F, features that `CVAE` gives beside z; 0 for none.
+        num_features: F, features that `CVAE` appends to z; 0 for none.
+        activation: As in `MLP`.
 
     Shape:
-        Input (*batch, L) and, if F > 0, (*batch, F); output (*batch, *y_shape).
+        Input (*batch, L), and features (*batch, F) if F > 0; output (*batch, *y_shape).
+
+    Raises:
+        ArgumentError: If a size is not a positive integer, or the activation is unknown.
     """
 
     def __init__(
-        self, num_channels: int, y_shape: Sequence[int], hidden: Sequence[int] = (64, 64), num_features: int = 0
+        self,
+        num_channels: int,
+        y_shape: Sequence[int],
+        hidden: Sequence[int] = (64, 64),
+        num_features: int = 0,
+        activation: str = "elu",
     ) -> None:
         super().__init__()
-        self.y_shape, self.num_channels, self.num_features = tuple(y_shape), num_channels, num_features
-        self.layers = _perceptron([num_channels + num_features, *hidden, math.prod(self.y_shape)])
+        self.num_channels, self.y_shape = check.count(num_channels, "num_channels"), as_shape(y_shape, "y_shape")
+        self.num_features = check.count(num_features, "num_features", least=0)
+        self.layers = MLP(num_channels + num_features, math.prod(self.y_shape), hidden, activation)
 
     def forward(self, z: Tensor, features: Tensor | None = None) -> Tensor:
         """Return the likelihood's parameter: a mean, or logits.
@@ -83,50 +131,39 @@ class MLPDecoder(Configurable, nn.Module):
         Raises:
             ShapeError: If z or the features have another width.
         """
-        if z.shape[-1] != self.num_channels:
-            raise ShapeError(
-                f"z: expected (*batch, L) with L = {self.num_channels}, got {tuple(z.shape)}. "
-                f"Try MLPDecoder({z.shape[-1]}, y_shape): the prior's channels."
-            )
-        check_features(features, self.num_features, "MLPDecoder")
-        return self.layers(beside(z, features)).reshape(*z.shape[:-1], *self.y_shape)
+        hint = f"The prior has L channels. Try MLPDecoder({z.shape[-1]}, y_shape)."
+        check.shape(z, "z", ("...", self.num_channels), hint)
+        output = self.layers(append(z, features, self.num_features, "MLPDecoder"))
+        return output.reshape(*z.shape[:-1], *self.y_shape)
 
 
-def as_rows(y: Tensor, y_shape: tuple[int, ...], network: str) -> Tensor:  # shape: (*batch, *y_shape) -> (*batch, K)
-    """Flatten the observations that a network was made for.
+class MLPFeatures(Configurable, nn.Module):
+    """A perceptron that returns one vector for each observation.
 
-    Raises:
-        ShapeError: If they have another shape.
-    """
-    front = y.dim() - len(y_shape)
-    if front < 0 or tuple(y.shape[front:]) != y_shape:
-        raise ShapeError(
-            f"y: expected (*batch, *y_shape) with y_shape = {y_shape}, got {tuple(y.shape)}. "
-            f"Try {network}({list(y.shape[1:])}, ...)."
-        )
-    return y.reshape(*y.shape[:front], math.prod(y_shape))
+    Args:
+        y_shape: Shape of one observation. The network flattens it.
+        width: Length of the vector.
+        hidden: Widths of the hidden layers.
+        activation: As in `MLP`.
 
-
-def check_features(features: Tensor | None, num_features: int, network: str) -> None:
-    """Require as many features as a network was made for.
+    Shape:
+        Input (*batch, *y_shape); output (*batch, width).
 
     Raises:
-        ShapeError: If there are others.
+        ArgumentError: If a size is not a positive integer, or the activation is unknown.
     """
-    given = 0 if features is None else features.shape[-1]
-    if given != num_features:
-        raise ShapeError(
-            f"features: expected {num_features} beside each row, got {given}. Try {network}(..., num_features={given})."
-        )
 
+    def __init__(
+        self, y_shape: Sequence[int], width: int, hidden: Sequence[int] = (64,), activation: str = "elu"
+    ) -> None:
+        super().__init__()
+        self.y_shape, self.width = as_shape(y_shape, "y_shape"), check.count(width, "width")
+        self.layers = MLP(math.prod(self.y_shape), width, hidden, activation)
 
-def beside(rows: Tensor, features: Tensor | None) -> Tensor:
-    """Rows (*batch, K) with features (*batch, F) appended to each, or as they are without."""
-    return rows if features is None else torch.cat([rows, features.to(rows.dtype)], dim=-1)
+    def forward(self, y: Tensor) -> Tensor:
+        """Return the vectors.
 
-
-def _perceptron(widths: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ELU()]
-    return nn.Sequential(*layers[:-1])
+        Raises:
+            ShapeError: If y has another shape.
+        """
+        return self.layers(flatten(y, self.y_shape, "MLPFeatures"))

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fgp_gpytorch import _checks as check
+
 # Where tap a of the 3x3 kernel falls among the low-resolution neighbours, for each of the two output phases.
-# Padded: the even output pixel sees neighbours (-1, 0, 0), the odd one (0, 0, +1).
-# Not padded: outputs pair up as (odd, even), which see (0, 0, +1) and (0, +1, +1): two neighbours are enough.
+# Padded: the even output pixel depends on neighbours (-1, 0, 0), the odd one on (0, 0, +1).
+# Not padded: outputs pair up as (odd, even), which depend on (0, 0, +1) and (0, +1, +1): two neighbours suffice.
 _TAPS = {
     1: (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0), (0.0, 0.0, 0.0)), ((0.0, 0.0, 0.0), (1.0, 1.0, 0.0), (0.0, 0.0, 1.0))),
     0: (((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)), ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0))),
@@ -17,40 +19,45 @@ class UpsampleConv2d(nn.Module):
     r"""Nearest upsampling by two and a 3x3 convolution, as one convolution and a pixel shuffle.
 
     The plain form doubles the image (`nn.Upsample(scale_factor=2)`) and convolves it (`nn.Conv2d(in, out, 3)`).
-    Four neighbouring outputs then see only the same 3x3 low-resolution pixels, so the same function is one
-    convolution with four times the output channels and a pixel shuffle, at a quarter of the positions. Parameters,
-    their names and the function are those of the plain form (equal to rounding); state dicts are interchangeable.
+    Four neighbouring outputs then depend on the same 3x3 low-resolution pixels. So one convolution with four times the
+    output channels, at a quarter of the positions, and a pixel shuffle compute the same function up to rounding.
+    Parameters and their names are those of the plain form: state dicts are interchangeable.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        padding: 1 keeps the doubled size (zero padding), 0 loses one pixel on each side.
+        padding: 1 keeps the doubled size (zero padding), 0 loses one pixel on each side. A pair is for H and W.
         fast: False computes the plain form.
 
     Shape:
-        Input (*batch, in_channels, H, W); output (*batch, out_channels, 2 H + 2 padding - 2, 2 W + 2 padding - 2).
+        Input (N, in_channels, H, W); output (N, out_channels, 2 H + 2 padding - 2, 2 W + 2 padding - 2).
 
     Raises:
-        ValueError: If `padding` is neither 0 nor 1.
+        ArgumentError: If `padding` is neither 0 nor 1.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, padding: int = 1, fast: bool = True) -> None:
+    _taps_h: Tensor
+    _taps_w: Tensor
+
+    def __init__(
+        self, in_channels: int, out_channels: int, padding: int | tuple[int, int] = 1, fast: bool = True
+    ) -> None:
         super().__init__()
-        if padding not in (0, 1):
-            raise ValueError(f"padding: expected 0 or 1, got {padding}. Try 1, which keeps the doubled size.")
+        self.padding = padding if isinstance(padding, tuple) else (padding, padding)
+        for side, name in zip(self.padding, ("_taps_h", "_taps_w"), strict=True):  # shape: (phase, neighbour, tap)
+            check.choice(side, "padding", (0, 1), "Try 1, which keeps the doubled size.")
+            self.register_buffer(name, torch.tensor(_TAPS[side]), persistent=False)
         convolution = nn.Conv2d(in_channels, out_channels, 3)  # for its initialisation
         self.weight = convolution.weight  # shape: (out, in, 3, 3)
         assert convolution.bias is not None
         self.bias = convolution.bias
-        self.padding = padding
         self.fast = fast
-        self.register_buffer("_taps", torch.tensor(_TAPS[padding]), persistent=False)  # shape: (phase, neighbour, tap)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the convolved image, doubled in size."""
         if not self.fast:
             return F.conv2d(F.interpolate(image, scale_factor=2.0), self.weight, self.bias, padding=self.padding)
-        # kernel of phase (p, q): sum_ab taps[p, i, a] taps[q, j, b] weight[o, c, a, b]
-        taps = self._taps.to(self.weight.dtype)
-        kernel = torch.einsum("pia,qjb,ocab->opqcij", taps, taps, self.weight).flatten(0, 2)
+        # kernel of phase (p, q): sum_ab taps_h[p, i, a] taps_w[q, j, b] weight[o, c, a, b]
+        taps_h, taps_w = self._taps_h.to(self.weight.dtype), self._taps_w.to(self.weight.dtype)
+        kernel = torch.einsum("pia,qjb,ocab->opqcij", taps_h, taps_w, self.weight).flatten(0, 2)
         return F.pixel_shuffle(F.conv2d(image, kernel, self.bias.repeat_interleave(4), padding=self.padding), 2)

@@ -10,10 +10,10 @@ import torch
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.data import GroupedBatch
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.models import Terms
+from fgp_gpytorch.saving import Configurable
 
 
 @runtime_checkable

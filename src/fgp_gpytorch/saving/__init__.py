@@ -1,1 +1,17 @@
-from fgp_gpytorch._config import Configurable as Configurable
+"""Models in files: a description and tensors, no code."""
+
+from fgp_gpytorch.saving.configurable import Configurable
+from fgp_gpytorch.saving.description import describe, rebuild
+from fgp_gpytorch.saving.model_file import KEY, load_model, model_state, pack_model, read_checkpoint, save_model
+
+__all__ = [
+    "KEY",
+    "Configurable",
+    "describe",
+    "load_model",
+    "model_state",
+    "pack_model",
+    "read_checkpoint",
+    "rebuild",
+    "save_model",
+]

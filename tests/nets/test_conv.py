@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fgp_gpytorch.errors import ShapeError
-from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, PaperDecoder, PaperEncoder, elu
+from fgp_gpytorch.errors import ArgumentError, ShapeError
+from fgp_gpytorch.nets import ConvDecoder, ConvEncoder, ConvFeatures, MLPDecoder, MLPEncoder, elu
 
 
 def plain_decoder(num_channels):
@@ -26,8 +26,8 @@ def plain_decoder(num_channels):
 
 # float32: the fast form adds 32 to 72 products in another order, in three layers: as many roundings of 6e-8 at most
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 4e-6), (torch.float64, 1e-12)])
-def test_paper_decoder_is_the_plain_form_in_values_and_gradients(dtype, tolerance):
-    decoder = PaperDecoder(16).to(dtype)
+def test_default_decoder_is_the_plain_form_in_values_and_gradients(dtype, tolerance):
+    decoder = ConvDecoder(16).to(dtype)
     layers, decode = plain_decoder(16)
     layers.to(dtype).load_state_dict(decoder.state_dict())
     z = torch.randn(6, 16, dtype=dtype)
@@ -43,7 +43,7 @@ def test_paper_decoder_is_the_plain_form_in_values_and_gradients(dtype, toleranc
 
 
 def test_state_dicts_of_fast_and_plain_decoder_go_both_ways():
-    fast, slow = PaperDecoder(5), PaperDecoder(5, fast=False)
+    fast, slow = ConvDecoder(5), ConvDecoder(5, fast=False)
     layers, _ = plain_decoder(5)
     layers.load_state_dict(fast.state_dict())
     slow.load_state_dict(layers.state_dict())
@@ -52,8 +52,8 @@ def test_state_dicts_of_fast_and_plain_decoder_go_both_ways():
     torch.testing.assert_close(fast(z), slow(z), rtol=0, atol=1e-6)
 
 
-def test_paper_encoder_is_three_convolutions_and_a_dense_layer():
-    encoder = PaperEncoder(16)
+def test_default_encoder_is_three_convolutions_and_a_dense_layer():
+    encoder = ConvEncoder(16)
     y = torch.rand(3, 1, 28, 28)
     hidden = y
     for convolution in (encoder.conv1, encoder.conv2, encoder.conv3):
@@ -70,21 +70,103 @@ def count(module):
 
 
 @pytest.mark.parametrize("shape", [(3, 28, 28), (3, 1, 32, 32), (3, 3, 28, 28)])
-def test_paper_encoder_says_that_it_is_for_mnist(shape):
-    with pytest.raises(ShapeError, match=r"expected images \(\*batch, 1, 28, 28\), got .* your own encoder"):
-        PaperEncoder(4)(torch.rand(shape))
+def test_images_of_another_shape_are_refused(shape):
+    for network in (ConvEncoder(4), ConvFeatures(4)):
+        with pytest.raises(ShapeError, match=r"y: expected shape \(\.\.\., 1, 28, 28\), got .* Try Conv.*, shape="):
+            network(torch.rand(shape))
+    with pytest.raises(ShapeError, match=r"z: expected shape \(\.\.\., 4\), got \(3, 5\).* Try ConvDecoder\(5\)"):
+        ConvDecoder(4)(torch.rand(3, 5))
 
 
-def test_layer_sizes_are_those_of_table_a1():
+def test_default_layer_sizes_are_those_of_table_a1():
     convolution = 8 * 8 * 9 + 8
-    assert count(PaperEncoder(16)) == (9 * 8 + 8) + 2 * convolution + (32 * 32 + 32)
-    assert count(PaperDecoder(16)) == (16 * 128 + 128) + 2 * convolution + (8 * 9 + 1)
+    assert count(ConvEncoder(16)) == (9 * 8 + 8) + 2 * convolution + (32 * 32 + 32)
+    assert count(ConvDecoder(16)) == (16 * 128 + 128) + 2 * convolution + (8 * 9 + 1)
+
+
+def seeded(make):
+    torch.manual_seed(5)
+    return make()
+
+
+def test_a_seed_makes_the_default_weights_in_the_order_of_the_layers():
+    def encoder(outputs):
+        convolutions = {f"conv{n + 1}": nn.Conv2d(c, 8, 3) for n, c in enumerate((1, 8, 8))}
+        return nn.ModuleDict({**convolutions, "dense": nn.Linear(32, outputs)})
+
+    pairs = [
+        (ConvEncoder, lambda: encoder(32)), (lambda: ConvFeatures(5), lambda: encoder(5)),
+        (ConvDecoder, lambda: plain_decoder(16)[0]),
+    ]  # fmt: skip
+    for make, plain in pairs:
+        got, wanted = seeded(make).state_dict(), seeded(plain).state_dict()
+        assert list(got) == list(wanted)
+        assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+SHAPES = [(1, 28, 28), (3, 32, 32), (1, 17, 23), (2, 15, 40)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("widths", [(8, 8, 8), (5, 4), ()])
+def test_images_of_any_shape_are_encoded_and_decoded(shape, widths):
+    encoder, features = ConvEncoder(4, shape, widths).double(), ConvFeatures(6, shape, widths).double()
+    y = torch.rand(2, 3, *shape, dtype=torch.float64)
+    hidden = y.flatten(0, 1)
+    for n in range(len(widths)):
+        convolution = encoder.get_submodule(f"conv{n + 1}")
+        assert convolution.weight.shape == (widths[n], (*shape[:1], *widths)[n], 3, 3)
+        hidden = F.elu(F.conv2d(hidden, convolution.weight, convolution.bias, stride=2))
+    mean, log_variance = encoder.dense(hidden.flatten(1)).reshape(2, 3, 8).chunk(2, dim=-1)
+    torch.testing.assert_close(encoder(y), (mean, log_variance.exp()))
+    assert features(y).shape == (2, 3, 6)
+    decoder, slow = ConvDecoder(4, shape, widths).double(), ConvDecoder(4, shape, widths, fast=False).double()
+    slow.load_state_dict(decoder.state_dict())
+    image = decoder(mean)
+    assert image.shape == y.shape
+    torch.testing.assert_close(image, slow(mean))
+    image.sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in decoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("side", "start", "paddings"),
+    [
+        (28, 4, (1, 0, 1)),
+        (32, 4, (1, 1, 1)),
+        (17, 3, (1, 0, 0)),
+        (23, 3, (1, 1, 1)),
+        (15, 2, (1, 1, 1)),
+        (1, 1, (1, 0, 0)),
+    ],
+)
+def test_decoder_doubles_to_the_image_and_cuts_at_most_one_pixel(side, start, paddings):
+    decoder = ConvDecoder(2, (1, side, 28))
+    pairs = list(zip(paddings, (1, 0, 1), strict=True))
+    assert [decoder.get_submodule(f"conv{n}").padding for n in (1, 2, 3)] == pairs
+    assert decoder.dense.out_features == 8 * start * 4
+    size = start
+    for padding in paddings:
+        size = 2 * size - 2 + 2 * padding
+    assert size in (side, side + 1)
+
+
+def test_sizes_that_cannot_be_are_refused():
+    with pytest.raises(ArgumentError, match=r"shape: expected an integer >= 15, got 14\. Every convolution halves"):
+        ConvEncoder(4, (1, 14, 28))
+    for network in (ConvEncoder, ConvDecoder, ConvFeatures):
+        with pytest.raises(ArgumentError, match=r"len\(shape\): expected one of 3, got 2\. Try shape=\(1, 28, 28\)"):
+            network(4, (28, 28))
+        with pytest.raises(ArgumentError, match=r"shape: expected a tuple or list, got int\. Try shape=\[28\]"):
+            network(4, 28)
+        with pytest.raises(ArgumentError, match=r"widths: expected an integer >= 1, got 0"):
+            network(4, widths=(8, 0))
 
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
 def test_leading_dimensions_are_kept_and_do_not_mix(batch):
     y, z = torch.rand(*batch, 1, 28, 28), torch.randn(*batch, 4)
-    encoder, decoder = PaperEncoder(4), PaperDecoder(4)
+    encoder, decoder = ConvEncoder(4), ConvDecoder(4)
     mean, variance = encoder(y)
     image = decoder(z)
     assert (mean.shape, variance.shape, image.shape) == ((*batch, 4), (*batch, 4), (*batch, 1, 28, 28))

@@ -1,6 +1,8 @@
 """Saved models: everything comes back, and nothing is executed."""
 
+import copy
 import math
+import pickle
 import pickletools
 import subprocess
 import sys
@@ -27,7 +29,8 @@ from fgp_gpytorch import (
 )
 from fgp_gpytorch.errors import CheckpointError, MissingFileError
 from fgp_gpytorch.means import FourierMean
-from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, PaperDecoder, PaperEncoder
+from fgp_gpytorch.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from fgp_gpytorch.saving import describe, rebuild
 
 J = torch.Size([2])
 
@@ -196,7 +199,7 @@ def test_model_comes_back_whole_and_ready_for_use(name, tmp_path):
 def test_a_model_comes_back_where_only_the_package_was_imported(tmp_path):
     mean = FourierMean(2, batch_shape=torch.Size([2]))
     prior = FactorizedGPPrior([LocalChannels(2, kernels.PeriodicKernel(), mean), GlobalChannels(1)])
-    FGPVAE(PaperEncoder(3), PaperDecoder(3), prior).save(tmp_path / "model.pt")
+    FGPVAE(ConvEncoder(3), ConvDecoder(3), prior).save(tmp_path / "model.pt")
     program = f"from fgp_gpytorch import FGPVAE; print(FGPVAE.load({str(tmp_path / 'model.pt')!r}).prior.num_channels)"
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120, check=False
@@ -204,12 +207,20 @@ def test_a_model_comes_back_where_only_the_package_was_imported(tmp_path):
     assert run.stdout.strip() == "3", run.stderr
 
 
-def test_papers_networks_come_back(tmp_path):
-    model = FGPVAE(PaperEncoder(3), PaperDecoder(num_channels=3, fast=False), make_prior())
+def test_default_networks_come_back(tmp_path):
+    model = FGPVAE(ConvEncoder(3), ConvDecoder(num_channels=3, fast=False), make_prior())
     loaded = saved_and_loaded(model, tmp_path / "model.pt")
     assert loaded.decoder.conv1.fast is False
     y = torch.rand(2, 1, 28, 28)
     assert torch.equal(loaded.encoder(y)[0], model.encoder(y)[0])
+
+
+def test_networks_of_other_images_come_back(tmp_path):
+    shape, widths = (3, 17, 20), (4, 6)
+    model = FGPVAE(ConvEncoder(3, shape, widths), ConvDecoder(3, shape, widths[::-1]), make_prior())
+    loaded = saved_and_loaded(model, tmp_path / "model.pt")
+    y = torch.rand(2, *shape)
+    assert torch.equal(loaded.decoder(loaded.encoder(y)[0]), model.decoder(model.encoder(y)[0]))
 
 
 def test_double_networks_come_back_in_double(tmp_path):
@@ -354,8 +365,6 @@ def test_a_prior_that_cannot_be_read_back_is_warned_of(tmp_path):
 
 
 def test_a_copied_model_is_saved_like_its_original(tmp_path):
-    import copy
-
     model = make_model()
     clone = copy.deepcopy(model)
     loaded = saved_and_loaded(clone, tmp_path / "model.pt")
@@ -448,11 +457,37 @@ def test_a_part_of_an_unknown_name_is_refused(tmp_path):
 
 
 def test_a_description_cannot_reach_classes_outside_the_known_bases():
-    from fgp_gpytorch._description import rebuild
-
     for name in ("os:system", "subprocess:Popen", "torch.nn.modules.linear:Linear", "builtins:eval"):
         with pytest.raises(CheckpointError, match="of the saved model is not known"):
             rebuild({"class": name, "arguments": {}})
     with pytest.raises(CheckpointError, match="expected the name of a torch dtype, got 'load'"):
         rebuild({"dtype": "load"})
+    assert gpytorch.kernels.RBFKernel is type(rebuild({"class": "gpytorch.kernels:RBFKernel"}))
     assert gpytorch.kernels.RBFKernel is type(rebuild({"class": "gpytorch.kernels.rbf_kernel:RBFKernel"}))
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (lambda: MLPEncoder([3], 2), "fgp_gpytorch.nets:MLPEncoder"),
+        (make_prior, "fgp_gpytorch:FactorizedGPPrior"),
+        (kernels.RBFKernel, "gpytorch.kernels:RBFKernel"),
+        (lambda: More(2), f"{__name__}:More"),
+    ],
+)
+def test_a_class_is_named_by_the_package_that_exports_it(value, name):
+    assert describe(value())["class"] == name
+
+
+def test_wrong_arguments_raise_the_constructors_own_error():
+    with pytest.raises(TypeError, match=r"MLPEncoder.__init__\(\) got an unexpected keyword argument 'depth'"):
+        MLPEncoder([3], 2, depth=3)
+    with pytest.raises(TypeError, match=r"More.__init__\(\) missing 1 required positional argument: 'width'"):
+        More()
+
+
+def test_copies_and_pickles_keep_the_arguments():
+    network = More(2)
+    for again in (copy.copy(network), copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert again.constructor_arguments == {"width": 2}
+        assert describe(again) == describe(network)

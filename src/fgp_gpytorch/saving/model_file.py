@@ -1,4 +1,4 @@
-"""Models in files: a description and tensors, no code."""
+"""Files of models: a description as JSON, and tensors."""
 
 import inspect
 import json
@@ -9,35 +9,33 @@ from typing import Any, TypeVar
 
 import gpytorch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-import fgp_gpytorch.means  # a description may name classes of these two
-import fgp_gpytorch.nets  # noqa: F401
-from fgp_gpytorch._config import Configurable
-from fgp_gpytorch._description import describe, rebuild
 from fgp_gpytorch.errors import CheckpointError, MissingFileError
+from fgp_gpytorch.saving.configurable import Configurable
+from fgp_gpytorch.saving.description import describe, rebuild
 
 _FORMAT = "fgp_gpytorch model 1"
-KEY = "fgp_gpytorch"  # where a training checkpoint holds a model
+KEY = "fgp_gpytorch"  # a training checkpoint holds the model under this key
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
-    """Describe a model: what `save_model` writes, and what training checkpoints carry.
+    """Return the strings and tensors that `save_model` and training checkpoints write.
 
     Args:
         model: A `Configurable` module whose constructor's arguments are parts or plain values.
-        warn: Whether to warn of a part that has no description and must be given again at loading.
+        warn: Whether to warn of a part that has no description. Loading then needs that part as an argument.
 
-    Returns:
-        Strings and tensors.
+    Raises:
+        CheckpointError: If a constructor argument that is not a module cannot be described.
     """
+    assert isinstance(model, Configurable)
     parts: dict[str, Any] = {}
-    recorded: dict[str, Any] = model.constructor_arguments  # pyright: ignore[reportAssignmentType]
-    for name, given in recorded.items():
-        value = getattr(model, name, given)  # a part may have been replaced since
-        value = None if given is None and isinstance(value, nn.Identity) else _uncompiled(value)
+    for name, passed in model.constructor_arguments.items():
+        value = getattr(model, name, passed)  # a part may have been replaced since
+        value = None if passed is None and isinstance(value, nn.Identity) else _uncompiled(value)
         try:
             parts[name] = _checked_description(value)
         except CheckpointError as error:
@@ -56,28 +54,17 @@ def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
     }
 
 
-def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of a model, of parts that `torch.compile` wrapped that of the parts themselves."""
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a model. A part that `torch.compile` wrapped has the names of the part itself."""
     return {_own_name(name): tensor for name, tensor in model.state_dict().items()}
-
-
-def _own_name(name: str) -> str:
-    """The name of a tensor without the wrapper's, if its part of the model is compiled."""
-    part, _, rest = name.partition(".")
-    return f"{part}.{rest.removeprefix('_orig_mod.')}" if rest else part
-
-
-def _uncompiled(part: Any) -> Any:
-    """The module that `torch.compile` wrapped, or the part as it is."""
-    return getattr(part, "_orig_mod", part) if isinstance(part, nn.Module) else part
 
 
 def save_model(model: nn.Module, path: str | Path) -> None:
     """Write a model's description and state.
 
     Raises:
-        CheckpointError: If a constructor argument that is no module cannot be described.
-        MissingFileError: If the folder does not exist, or the path is one.
+        CheckpointError: If a constructor argument that is not a module cannot be described.
+        MissingFileError: If the folder does not exist, or the path is a folder.
     """
     path = Path(path)
     if path.is_dir():
@@ -89,12 +76,12 @@ def save_model(model: nn.Module, path: str | Path) -> None:
     torch.save(pack_model(model), path)
 
 
-def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module]) -> Model:
-    """Read a model from a file of `save_model`, or from a training checkpoint of `fit`.
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read the strings and tensors of a file, without executing anything.
 
     Raises:
         MissingFileError: If there is no such file.
-        CheckpointError: If the file is no checkpoint of this class, or does not fit the parts.
+        CheckpointError: If the file holds anything else.
     """
     path = Path(path)
     if not path.is_file():
@@ -102,59 +89,75 @@ def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module])
             f"no file {path}. Expected one written by model.save(path), or a checkpoint of fit (*.ckpt)."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, TypeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path}: expected a checkpoint of fgp_gpytorch, got something else ({error})."
         ) from error
-    if isinstance(content, dict) and KEY in content:
-        content = content[KEY]
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+
+
+def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module]) -> Model:
+    """Rebuild a model from a file of `save_model`, or from a training checkpoint of `fit`.
+
+    Entries of `parts` replace the described parts.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        CheckpointError: If the file is no checkpoint of this class, or does not fit the parts.
+    """
+    content = read_checkpoint(path)
+    content = content.get(KEY, content)
+    if content.get("format") != _FORMAT:
         raise CheckpointError(
-            f"{path}: expected a file of model.save or of fit, got another content. "
-            "Try torch.load on it to see what it is."
+            f"{path}: expected a file of model.save or of fit, got another content. Try torch.load to look at it."
         )
     if content["class"] != kind.__qualname__:
         raise CheckpointError(
             f"{path}: expected a {kind.__qualname__}, got a {content['class']}. Try {content['class']}.load."
         )
-    arguments = {name: _uncompiled(part) for name, part in parts.items()}
     described = json.loads(content["parts"])
-    unknown = set(parts) - set(described)
-    if unknown:
+    if unknown := set(parts) - set(described):
         raise CheckpointError(f"load: expected parts among {sorted(described)}, got {sorted(unknown)}.")
+    arguments: dict[str, Any] = {}
     for name, description in described.items():
-        if name in arguments:
-            continue
-        if isinstance(description, dict) and "missing" in description:
+        if name not in parts and isinstance(description, dict) and "missing" in description:
             raise CheckpointError(
                 f"{path}: the {name} ({description['missing']}) was saved without a description. "
                 f"Try {kind.__qualname__}.load(path, {name}=...) with the same module, or derive it from Configurable."
             )
-        arguments[name] = rebuild(description)
+        arguments[name] = _uncompiled(parts[name]) if name in parts else rebuild(description)
     model = kind(**arguments)
-    _cast_like(model, content["state_dict"])
     try:
-        model.load_state_dict(content["state_dict"])
+        _load_state(model, content["state_dict"])
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: its tensors do not fit the model that was rebuilt or given ({error})."
-        ) from error
+        raise CheckpointError(f"{path}: its tensors do not fit the model that was rebuilt ({error}).") from error
     frozen = set(json.loads(content["frozen"]))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return model.eval()
 
 
-def _cast_like(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Give every tensor its saved dtype: a description does not tell of `model.double()`."""
+def _load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a state with its dtypes: a description does not contain the effect of `model.double()`."""
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in state:
             tensor.data = tensor.data.to(state[name].dtype)
+    model.load_state_dict(state)
+
+
+def _uncompiled(part: Any) -> Any:
+    """The module that `torch.compile` wrapped, or the part itself."""
+    return getattr(part, "_orig_mod", part) if isinstance(part, nn.Module) else part
+
+
+def _own_name(name: str) -> str:
+    """The name of a tensor without the prefix that `torch.compile` adds to a part."""
+    part, _, rest = name.partition(".")
+    return f"{part}.{rest.removeprefix('_orig_mod.')}" if rest else part
 
 
 def _checked_description(value: Any) -> Any:
-    """Describe a part, and make sure that the description makes the same part."""
+    """Describe a part, and check that the description makes the same part."""
     description = describe(value)
     if isinstance(value, nn.Module):
         with torch.random.fork_rng(devices=[]):
@@ -168,7 +171,7 @@ def _checked_description(value: Any) -> Any:
 
 
 def _skeleton(module: nn.Module) -> list[Any]:
-    """What must agree of a part and its rebuilt self: classes, plain arguments, transforms, shapes, who is shared."""
+    """What a rebuilt part must share with the part: classes, transforms, plain arguments, shapes, shared parameters."""
     classes = {
         name: (type(part), _named_transform(part), _plain_arguments(part)) for name, part in module.named_modules()
     }
@@ -180,24 +183,23 @@ def _skeleton(module: nn.Module) -> list[Any]:
 
 
 def _plain_arguments(part: nn.Module) -> dict[str, Any]:
-    """What a part holds now under the names of its constructor's arguments, of numbers and strings."""
+    """The numbers and strings that a part holds under the names of its constructor's arguments."""
     names = inspect.signature(type(part)).parameters if isinstance(part, Configurable) else ()
     values = {name: getattr(part, name, None) for name in names}
     return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
 
 
+def _named_transform(part: nn.Module) -> Any:
+    transform = getattr(part, "_transform", None)
+    return repr(transform) if isinstance(transform, nn.Module) else transform  # a copied Softplus equals a Softplus
+
+
 def _same_priors(again: nn.Module, value: nn.Module) -> bool:
-    """Whether hyperpriors are on the same quantities: the closures that read them cannot be described."""
+    """Whether hyperpriors are on the same quantities: the closures that compute these cannot be described."""
     if not isinstance(value, gpytorch.Module) or not isinstance(again, gpytorch.Module):
         return True
     with torch.no_grad():
-        _cast_like(again, value.state_dict())
-        again.load_state_dict({name: tensor.clone() for name, tensor in value.state_dict().items()})
+        _load_state(again, {name: tensor.clone() for name, tensor in value.state_dict().items()})
         there, here = ({n: closure(owner) for n, owner, _, closure, _ in m.named_priors()} for m in (again, value))
     # the rebuilt part is on the CPU
     return there.keys() == here.keys() and all(torch.equal(there[n].to(mine.device), mine) for n, mine in here.items())
-
-
-def _named_transform(part: nn.Module) -> Any:
-    transform = getattr(part, "_transform", None)
-    return repr(transform) if isinstance(transform, nn.Module) else transform  # a copied Softplus is a Softplus

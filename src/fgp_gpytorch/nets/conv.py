@@ -1,0 +1,180 @@
+"""Convolutional networks for images of any size. The defaults are the networks of the paper (Table A.1)."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.nets._inputs import append, as_shape
+from fgp_gpytorch.nets.elu import elu
+from fgp_gpytorch.nets.upsample_conv2d import UpsampleConv2d
+from fgp_gpytorch.saving import Configurable
+
+
+class _Convolutions(nn.Module):
+    """3x3 convolutions with stride 2 and ELU, and one dense layer."""
+
+    def __init__(self, outputs: int, shape: Sequence[int], widths: Sequence[int], num_features: int = 0) -> None:
+        super().__init__()
+        self.shape, self.widths = _image_shape(shape), as_shape(widths, "widths")
+        self.num_features = check.count(num_features, "num_features", least=0)
+        channels, *sides = self.shape
+        least = 2 ** (len(self.widths) + 1) - 1
+        check.count(min(sides), "shape", least, "Every convolution halves the image. Try fewer widths.")
+        for index, (before, after) in enumerate(itertools.pairwise([channels, *self.widths]), 1):
+            self.add_module(f"conv{index}", nn.Conv2d(before, after, 3, stride=2))
+            sides = [(side - 1) // 2 for side in sides]
+        self._flat = [channels, *self.widths][-1] * sides[0] * sides[1]
+        self.dense = nn.Linear(self._flat + num_features, outputs)
+
+    def _outputs(self, y: Tensor, features: Tensor | None = None) -> Tensor:  # shape: (*batch, outputs)
+        network = type(self).__name__
+        check.shape(y, "y", ("...", *self.shape), f"Try {network}(..., shape={tuple(y.shape[-3:])}).")
+        hidden = y.reshape(-1, *self.shape)
+        for convolution in _layers(self, len(self.widths)):
+            hidden = elu(convolution(hidden))
+        return self.dense(append(hidden.reshape(*y.shape[:-3], self._flat), features, self.num_features, network))
+
+
+class ConvEncoder(Configurable, _Convolutions):
+    """3x3 convolutions with stride 2 and ELU, and one dense layer. The defaults are the encoder of Table A.1.
+
+    A convolution halves the image: 28 -> 13 -> 6 -> 2.
+
+    Args:
+        num_channels: Latent channels L.
+        shape: Colour channels C, height H and width W of an image. n convolutions need 2^(n + 1) - 1 pixels.
+        widths: Filters of each convolution.
+        num_features: F, features that `CVAE` appends to the dense layer's input; 0 for none, as in the paper.
+
+    Shape:
+        Input (*batch, C, H, W), pixels in [0, 1], and features (*batch, F) if F > 0; output a mean and a variance,
+        each (*batch, L).
+
+    Raises:
+        ArgumentError: If a size is not a positive integer, or the image is too small.
+    """
+
+    def __init__(
+        self,
+        num_channels: int = 16,
+        shape: Sequence[int] = (1, 28, 28),
+        widths: Sequence[int] = (8, 8, 8),
+        num_features: int = 0,
+    ) -> None:
+        super().__init__(2 * check.count(num_channels, "num_channels"), shape, widths, num_features)
+
+    def forward(self, y: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the pseudo-observations.
+
+        Raises:
+            ShapeError: If y or the features have another shape.
+        """
+        mean, log_variance = self._outputs(y, features).chunk(2, dim=-1)
+        return mean, log_variance.exp()
+
+
+class ConvFeatures(Configurable, _Convolutions):
+    """The layers of `ConvEncoder`, with one vector for each image as output.
+
+    Args:
+        width: Length of the vector.
+        shape: As in `ConvEncoder`.
+        widths: As in `ConvEncoder`.
+
+    Shape:
+        Input (*batch, C, H, W), pixels in [0, 1]; output (*batch, width).
+
+    Raises:
+        ArgumentError: If a size is not a positive integer, or the image is too small.
+    """
+
+    def __init__(self, width: int = 16, shape: Sequence[int] = (1, 28, 28), widths: Sequence[int] = (8, 8, 8)) -> None:
+        super().__init__(check.count(width, "width"), shape, widths)
+        self.width = width
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Return the vectors.
+
+        Raises:
+            ShapeError: If y has another shape.
+        """
+        return self._outputs(y)
+
+
+class ConvDecoder(Configurable, nn.Module):
+    """One dense layer, and n times nearest upsampling, 3x3 convolution and ELU. The defaults are Table A.1.
+
+    The sizes follow from that of the image, H and W apart. A padded convolution doubles m pixels to 2 m. If m would be
+    odd and has to be doubled itself, the convolution is not padded and makes 2 m - 2 pixels from one more:
+    28 <- 14 <- 8 <- 4, as in the authors' program. An odd image is cut from one with one pixel more. ELU also follows
+    the last convolution, so a pixel is at least -1.
+
+    Args:
+        num_channels: Latent channels L.
+        shape: Colour channels C, height H and width W of an image.
+        widths: Channels of the input of each convolution. The last convolution has C filters.
+        num_features: F, features that `CVAE` appends to z; 0 for none, as in the paper.
+        fast: False computes upsampling and convolution one after the other (same function, slower).
+
+    Shape:
+        Input (*batch, L), and features (*batch, F) if F > 0; output (*batch, C, H, W).
+
+    Raises:
+        ArgumentError: If a size is not a positive integer.
+    """
+
+    def __init__(
+        self,
+        num_channels: int = 16,
+        shape: Sequence[int] = (1, 28, 28),
+        widths: Sequence[int] = (8, 8, 8),
+        num_features: int = 0,
+        fast: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_channels, self.shape = check.count(num_channels, "num_channels"), _image_shape(shape)
+        self.num_features, self.widths = check.count(num_features, "num_features", 0), as_shape(widths, "widths")
+        channels = [*self.widths, self.shape[0]]
+        (height, across), *paddings = zip(*(_sizes(side, len(self.widths)) for side in self.shape[1:]), strict=True)
+        self._start = (channels[0], height, across)
+        self.dense = nn.Linear(num_channels + num_features, channels[0] * height * across)
+        for index, ((before, after), padding) in enumerate(zip(itertools.pairwise(channels), paddings, strict=True), 1):
+            self.add_module(f"conv{index}", UpsampleConv2d(before, after, padding, fast))
+
+    def forward(self, z: Tensor, features: Tensor | None = None) -> Tensor:
+        """Return the likelihood's parameter: a mean image, or logits.
+
+        Raises:
+            ShapeError: If z or the features have another width.
+        """
+        hint = f"The prior has L channels. Try ConvDecoder({z.shape[-1]})."
+        check.shape(z, "z", ("...", self.num_channels), hint)
+        hidden = self.dense(append(z, features, self.num_features, "ConvDecoder")).reshape(-1, *self._start)
+        hidden = hidden.contiguous(memory_format=torch.channels_last)
+        for convolution in _layers(self, len(self.widths)):
+            hidden = elu(convolution(hidden))
+        return hidden[..., : self.shape[1], : self.shape[2]].reshape(*z.shape[:-1], *self.shape)
+
+
+def _image_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = as_shape(shape, "shape")
+    check.choice(len(sizes), "len(shape)", [3], "Try shape=(1, 28, 28): colour channels, height, width.")
+    return sizes
+
+
+def _layers(network: nn.Module, number: int) -> list[nn.Module]:
+    return [network.get_submodule(f"conv{index}") for index in range(1, number + 1)]
+
+
+def _sizes(side: int, doublings: int) -> tuple[int, ...]:
+    """The number of pixels to start from, and the padding of each doubling, for an image of `side` pixels."""
+    paddings: list[int] = []
+    size = side + side % 2 if doublings else side
+    for left in reversed(range(doublings)):
+        padding = 0 if left and size // 2 % 2 else 1
+        size = size // 2 + 1 - padding
+        paddings.insert(0, padding)
+    return (size, *paddings)
