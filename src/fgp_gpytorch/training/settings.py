@@ -1,77 +1,87 @@
-"""What `fit` asks of its arguments."""
+"""The settings of a training run."""
 
-import math
-import warnings
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedDataset, LazyDataset
-from fgp_gpytorch.data.grouped_dataset import check_dataset
-from fgp_gpytorch.data.held_out import HeldOut
-from fgp_gpytorch.errors import DataError
-from fgp_gpytorch.likelihoods import DiagonalGaussianLikelihood, GaussianLikelihood
+from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.objectives import Objective
-from fgp_gpytorch.objectives.objective import HasTerms
 
-_RAW = 20.0  # root mean square of an element of y, above which it looks unscaled
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
-
-def check_data(model: Any, train: Any, validation: Any) -> None:
-    """Raise a DataError unless there is a model, and data of this package."""
-    if not isinstance(model, HasTerms) or not isinstance(model, nn.Module):
-        raise DataError(f"model: expected an FGPVAE, got {type(model).__name__}. Try FGPVAE(encoder, decoder, prior).")
-    for name, value in (("train", train), ("validation", validation)):
-        if name == "train" or not (value is None or isinstance(value, HeldOut)):
-            check_dataset(value, name)
+_LEAST = {"epochs": 1, "batch_size": 1, "checkpoint_every": 1, "num_workers": 0, "early_stopping": 1, "seed": 0}
+MAY_CHANGE = {"epochs", "checkpoint_every", "num_workers", "early_stopping"}  # when a run is resumed
 
 
-def check_options(objective: Any, optimizer: Any, lr_schedule: Any, trainer_options: dict[str, Any]) -> None:
-    """Raise a DataError if an argument is of another kind."""
-    if objective is not None and not isinstance(objective, Objective):
-        raise DataError(f"objective: expected an Objective, got {type(objective).__name__}. Try ELBO() or GECO(0.02).")
-    if optimizer is not None and (isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer)):
-        raise DataError(
-            f"optimizer: expected a function of the parameters, got {type(optimizer).__name__}. "
-            "Try lambda parameters: torch.optim.SGD(parameters, lr=1e-3)."
-        )
-    if lr_schedule is not None and lr_schedule != "cosine" and not callable(lr_schedule):
-        raise DataError(
-            f'lr_schedule: expected "cosine" or a function of the optimizer and the number of steps, got '
-            f'{lr_schedule!r}. Try "cosine".'
-        )
-    if "max_epochs" in trainer_options:
-        raise DataError("max_epochs: expected it as epochs, got it twice. Try fit(..., epochs=100).")
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of `fit`, which documents them. The constructor checks them.
+
+    Raises:
+        ArgumentError: If a number is out of range, or a value has the wrong type.
+    """
+
+    objective: Objective
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: OptimizerFactory | None
+    lr_schedule: Literal["cosine"] | ScheduleFactory | None
+    gradient_clip: float | None
+    early_stopping: int | None
+    seed: int | None
+    checkpoint_every: int
+    num_workers: int
+
+    def __post_init__(self) -> None:
+        check.instance(self.objective, "objective", Objective, "Try ELBO() or GECO(0.02).")
+        if self.optimizer is not None and not callable(self.optimizer):
+            raise ArgumentError(
+                f"optimizer: expected a function of the parameters, got {type(self.optimizer).__name__}. "
+                "Try lambda parameters: torch.optim.SGD(parameters, lr=1e-3)."
+            )
+        if not callable(self.lr_schedule):
+            hint = 'Try "cosine", or a function of the optimizer and the number of steps.'
+            check.choice(self.lr_schedule, "lr_schedule", (None, "cosine"), hint)
+        for name in ("learning_rate", "gradient_clip", *_LEAST):
+            value = getattr(self, name)
+            if value is not None or name not in ("gradient_clip", "early_stopping", "seed"):
+                whole, hint = name in _LEAST, "Try 1e-3."
+                value = check.count(value, name, _LEAST[name]) if whole else check.positive(value, name, hint=hint)
+                object.__setattr__(self, name, value)  # Python's numbers: a checkpoint cannot hold NumPy's
+
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as strings, numbers and None. The seed is not among them: `fit` may draw it."""
+        schedule = self.lr_schedule
+        return {
+            "objective": type(self.objective).__qualname__,
+            "settings of the objective": self.objective.settings(),
+            "optimizer": "Adam" if self.optimizer is None else "your own",
+            "learning_rate": self.learning_rate if self.optimizer is None else None,
+            "lr_schedule": schedule if schedule is None or isinstance(schedule, str) else "your own",
+            "gradient_clip": self.gradient_clip,
+            **{name: getattr(self, name) for name in _LEAST if name != "seed"},
+        }
 
 
-def check_numbers(whole: dict[str, Any], **others: Any) -> None:
-    """Raise a DataError if a number is out of range."""
-    for name, value in whole.items():
-        if not isinstance(value, int) or value < 1:
-            raise DataError(f"{name}: expected an integer >= 1, got {value!r}. Try an integer.")
-    for name in ("learning_rate", "gradient_clip"):
-        value = others[name]
-        if value is not None and not 0 < value < math.inf:
-            raise DataError(f"{name}: expected a positive finite number, got {value}. Try 1e-3.")
-    for name, smallest in (("early_stopping", 1), ("seed", 0), ("num_workers", 0)):
-        value = others[name]
-        if value is not None and (not isinstance(value, int) or value < smallest):
-            raise DataError(f"{name}: expected an integer >= {smallest}, got {value!r}. Try {name}={smallest}.")
+def fingerprint(data: GroupedDataset) -> dict[str, int]:
+    """Return numbers that tell data sets apart: their sizes, and a checksum.
 
-
-def warn_of_scale(model: nn.Module, train: GroupedDataset) -> None:
-    """Warn of raw units, under which latents are left unused: networks start near 0, and variances near 1."""
-    gaussian = type(getattr(model, "likelihood", None)) in (GaussianLikelihood, DiagonalGaussianLikelihood)
-    if not gaussian or isinstance(train, LazyDataset):
-        return
-    batch = train[range(min(len(train), 64))]
-    seen = batch.observed.sum((0, 1)).clamp_min(1)
-    largest = float((batch.y.double().square().sum((0, 1)) / seen).sqrt().max())
-    if largest > _RAW:
-        warnings.warn(
-            f"y: expected elements of a scale near 1, got one with a root mean square of {largest:.3g}. Training may "
-            "end at the mean of y. Try (y - y.mean(0)) / y.std(0), or grey levels in [0, 1].",
-            UserWarning,
-            stacklevel=3,
-        )
+    The checksum is over all features and sizes, and over a million values of y at equal distances. Of a LazyDataset
+    it takes the stored rows.
+    """
+    rows = (data.rows if isinstance(data, LazyDataset) else data).flat()
+    y = rows.y.flatten()
+    parts = [rows.x, rows.group, y[:: max(1, y.numel() // 2**20)]]
+    content = [part.contiguous().cpu().view(torch.uint8).numpy().tobytes() for part in parts]
+    checksum = zlib.crc32(b"".join(content), data.labels_digest or 0)
+    return {"groups": len(data), "members": data.num_members, "checksum of the data": checksum}
