@@ -2,18 +2,18 @@
 
 import importlib.util
 import logging
-import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from fgp_gpytorch import _checks as check
@@ -127,7 +127,7 @@ def fit(
     check.instance(model, "model", FGPVAE, "Try FGPVAE(encoder, decoder, prior).")
     check.instance(train, "train", GroupedDataset, "Try GroupedDataset(y, x, group).")
     if validation is not None:
-        check.instance(validation, "validation", (GroupedDataset, HeldOut), "Try GroupedDataset(y, x, group).")
+        check.instance(validation, "validation", (GroupedDataset, HeldOut), "Try groups that are not in train.")
     elif early_stopping is not None:
         raise ArgumentError("early_stopping: expected validation data to judge by, got none. Try validation=held_out.")
     if "max_epochs" in trainer_options:
@@ -140,11 +140,8 @@ def fit(
     _warn_of_scale(model, train)
     path = Path(folder) if folder is not None else None
     checkpoint = checkpoint_to_resume(resume, path)
-    held_out = (
-        validation if validation is None or isinstance(validation, GroupedDataset) else HeldOutDataset(validation)
-    )
-    seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
-    module = TrainingModule(model, settings, seed, train, held_out)
+    held_out = HeldOutDataset(validation) if isinstance(validation, HeldOut) else validation
+    module = TrainingModule(model, settings, train, held_out)
     monitor = None if held_out is None else "val_mse" if isinstance(held_out, HeldOutDataset) else "val_loss"
     last, best, chosen = None, None, list(callbacks)
     if path is not None:
@@ -152,7 +149,8 @@ def fit(
         saving: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
         last = ModelCheckpoint(path, "last", monitor=None, every_n_epochs=settings.checkpoint_every, **saving)
         best = None if monitor is None else ModelCheckpoint(path, "best", monitor=monitor, **saving)
-        chosen = [last, *([] if best is None else [best]), *chosen]
+        end = LambdaCallback(on_train_end=partial(_save_end, path / "last.ckpt", settings.checkpoint_every))
+        chosen = [callback for callback in (end, last, best, *chosen) if callback is not None]
     if settings.early_stopping is not None and monitor is not None:
         chosen.append(PatientStopping(monitor, patience=settings.early_stopping, check_on_train_epoch_end=False))
     progress = bool(trainer_options.get("enable_progress_bar", progress))
@@ -178,8 +176,6 @@ def fit(
         )
         model.train()
         run(trainer, module, checkpoint)
-        if path is not None and not trainer.interrupted and trainer.current_epoch % settings.checkpoint_every != 0:
-            trainer.save_checkpoint(path / "last.ckpt")  # the end, which is not a multiple of checkpoint_every
     model.eval()
     # the folder may hold a file of an earlier run
     last_is_ours = not trainer.interrupted or checkpoint is not None or bool(last and last.best_model_path)
@@ -192,6 +188,11 @@ def fit(
         seconds_per_epoch=module.seconds_per_epoch,
         trainer=trainer,
     )
+
+
+def _save_end(path: Path, checkpoint_every: int, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+    if trainer.current_epoch % checkpoint_every != 0:  # else the last epoch's checkpoint was just saved
+        trainer.save_checkpoint(path)
 
 
 def _warn_of_scale(model: FGPVAE, train: GroupedDataset) -> None:

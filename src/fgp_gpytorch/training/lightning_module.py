@@ -1,6 +1,7 @@
 """The steps of training and validation, as a Lightning module."""
 
 import math
+import secrets
 import time
 from functools import cached_property
 from typing import Any
@@ -30,17 +31,16 @@ class TrainingModule(lightning.LightningModule):
     """Training and validation steps of a model under an objective.
 
     All randomness of an epoch follows from (seed, epoch, process). An epoch that was interrupted therefore runs again
-    bit for bit. `seed` is that of the settings, or the one drawn in its place.
+    bit for bit.
     """
 
-    def __init__(
-        self, model: FGPVAE, settings: RunSettings, seed: int, train: GroupedDataset, validation: Dataset | None
-    ) -> None:
+    def __init__(self, model: FGPVAE, settings: RunSettings, train: GroupedDataset, validation: Dataset | None) -> None:
         super().__init__()
         self.model, self.objective, self.settings = model, settings.objective, settings
         self.history: list[dict[str, float]] = []  # one entry per epoch; checkpoints contain it
         self.seconds_per_epoch = math.nan  # of the epochs trained by this call
-        self._train, self._validation, self._seed = train, validation, seed
+        self._train, self._validation = train, validation
+        self._seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
         self._start, self._first_epoch = math.nan, 0
         self._groups = torch.empty(0)  # of the current batch
         self._parts: list[dict[str, Tensor]] = []  # of the epoch's steps
