@@ -105,10 +105,8 @@ def latent_paths(model: GroupedVAE, context: GroupedBatch | GroupedDataset, x: T
         mean, deviation = prediction.mean[0].cpu(), prediction.variance[0].sqrt().cpu()
         there = observed_members(context)[0]  # of the others q is not conditioned on what the encoder says
         observed = there.cpu()
-        encoded, variance = (
-            part.cpu()
-            for part in model._encode(*(value[0][there] for value in (context.y, context.x, context.observed)))
-        )
+        pseudo = model.encode(context)
+        encoded, variance = pseudo.mean[0][there].cpu(), pseudo.variance[0][there].cpu()
     is_global = model.prior.is_global
     local, shared = ((~is_global).nonzero().flatten().tolist(), is_global.nonzero().flatten().tolist())
     panels = len(local) + bool(shared)

@@ -3,71 +3,57 @@
 import inspect
 import math
 from abc import abstractmethod
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pyro.infer
 import torch
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedBatch
 from fgp_gpytorch.errors import DataError
-from fgp_gpytorch.models import Terms
+from fgp_gpytorch.models import GroupedVAE, Terms
 from fgp_gpytorch.saving import Configurable
-
-
-@runtime_checkable
-class HasTerms(Protocol):
-    """A model whose `model` and `guide` methods are a Pyro pair, and which knows the analytic parts of its ELBO."""
-
-    def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
-        """The parts of the ELBO on a batch."""
-        ...
-
-    def register_parameters(self) -> None:
-        """Announce the parameters to Pyro."""
-        ...
 
 
 class Objective(pyro.infer.ELBO, Configurable):
     """A loss for `pyro.infer.SVI` and for `fit`, computed from a model's analytic terms.
 
-    All losses are for the whole dataset: a batch is scaled by `num_dataset_groups / num_groups`, which makes its
-    gradient unbiased; the hyperparameters' log density enters once.
+    All losses are for the whole data set. A batch is scaled by `num_dataset_groups / num_groups`, which makes its
+    gradient unbiased. The log density of the hyperparameters enters once.
 
     Args:
         num_particles: Draws of z for the expected log likelihood.
     """
 
     def __init__(self, num_particles: int = 1) -> None:
-        if not isinstance(num_particles, int) or num_particles < 1:
-            raise DataError(f"num_particles: expected an integer >= 1, got {num_particles}. Try 1.")
-        super().__init__(num_particles=num_particles)
+        super().__init__(num_particles=check.count(num_particles, "num_particles"))
 
     @abstractmethod
     def loss_of(self, terms: Terms) -> Tensor:
-        """The loss (it goes down) of a batch, scaled to the dataset; a scalar with gradients."""
+        """The loss of a batch, scaled to the data set: a scalar with gradients. Training lowers it."""
 
     @abstractmethod
     def report(self, terms: Terms) -> dict[str, Tensor]:
         """The parts: nats per group of the batch, `mse` in units of y squared per element, and the `multiplier`."""
 
     def update(self, terms: Terms) -> None:
-        """Move the objective's own state after a training step; nothing here."""
+        """Update the objective's own state after a training step. This one has none."""
 
     def settings(self) -> dict[str, float | str | None]:
-        """What the objective was made with, defaults too, as far as it is numbers and words: what `fit` compares."""
+        """The constructor's arguments that are numbers, words or None, with defaults. `fit` compares them on resuming."""
         signature = inspect.signature(type(self)).parameters.items()
         given = {name: self.constructor_arguments.get(name, parameter.default) for name, parameter in signature}
         known = {k: float(v) if isinstance(v, int | float) else v for k, v in given.items()}
         return {k: v for k, v in known.items() if isinstance(v, float | str | None)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The objective's own state, to be saved with the model's; empty here."""
+        """The objective's own state, which is saved with the model's. This one has none."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
 
     def terms(self, model: Any, guide: Any, batch: GroupedBatch) -> Terms:
         """The analytic parts of a pair on a batch.
@@ -75,7 +61,7 @@ class Objective(pyro.infer.ELBO, Configurable):
         Args:
             model: `m.model`, or m itself.
             guide: `m.guide` of the same m, or m itself.
-            batch: Groups of a dataset.
+            batch: Groups of a data set.
 
         Raises:
             DataError: If the two do not belong to one model of this package.
@@ -92,7 +78,7 @@ class Objective(pyro.infer.ELBO, Configurable):
         return self.differentiable_loss(model, guide, batch).item()
 
     def loss_and_grads(self, model: Any, guide: Any, batch: GroupedBatch) -> float:
-        """The loss as a number, its gradients in the parameters' `.grad`, and the objective's state moved on."""
+        """The loss as a number. It adds gradients to the parameters' `.grad` and updates the objective's state."""
         self._owner(model, guide).register_parameters()
         terms = self.terms(model, guide, batch)
         loss = self.loss_of(terms)
@@ -105,9 +91,9 @@ class Objective(pyro.infer.ELBO, Configurable):
         """One draw of the pair, for Pyro's own methods of an ELBO."""
         return get_importance_trace("flat", math.inf, model, guide, args, kwargs)
 
-    def _owner(self, model: Any, guide: Any) -> HasTerms:
+    def _owner(self, model: Any, guide: Any) -> GroupedVAE:
         owner = getattr(model, "__self__", model)
-        if getattr(guide, "__self__", guide) is not owner or not isinstance(owner, HasTerms):
+        if getattr(guide, "__self__", guide) is not owner or not isinstance(owner, GroupedVAE):
             raise DataError(
                 f"expected model and guide of one FGPVAE, got {_describe(model)} and {_describe(guide)}. Try "
                 "SVI(m.model, m.guide, optimizer, loss=ELBO()); for another pair, pyro.infer.TraceMeanField_ELBO()."
