@@ -41,7 +41,7 @@ from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.nets import ConvDecoder, ConvEncoder
 from fgp_gpytorch.objectives import Objective
 from fgp_gpytorch.plots import image_rows, latent_paths, training_curves
-from fgp_gpytorch.prior import FourierRoot
+from fgp_gpytorch.feature_maps import PeriodicFeatures
 
 CHANNELS = 16  # L of Table A.1
 PAPER = {"test_mse": (0.0284, 0.0004), "extrapolation_mse": (0.0316, 0.0005), "seconds_per_epoch": (1.41, 0.08)}
@@ -119,7 +119,7 @@ def build(preset: Preset) -> FGPVAE:
     kernel.raw_lengthscale.requires_grad_(preset.learn_lengthscale)
     if preset.num_factors is not None:
         mean = FourierMean(4, batch_shape=torch.Size([CHANNELS]))
-        blocks = [CoregionalizedChannels(CHANNELS, preset.num_factors, FourierRoot(kernel), mean)]
+        blocks = [CoregionalizedChannels(CHANNELS, preset.num_factors, PeriodicFeatures(kernel), mean)]
     elif not preset.learn_prior:
         blocks = [LocalChannels(local, kernel), GlobalChannels(shared)]
     else:

@@ -39,11 +39,12 @@ def positive(value: Any, name: str, *, zero: bool = False, below: float = math.i
     Raises:
         ArgumentError: If it is none.
     """
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not (0 <= value < below and (zero or value > 0)):
-        upper = "a finite number" if below == math.inf else f"a number below {below:g}"
-        raise ArgumentError(f"{name}: expected {upper} {'>= 0' if zero else '> 0'}, got {value!r}. {hint}".rstrip())
-    return float(value)
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not (0 <= number < below and (zero or number > 0)):
+        finite_range = "a finite number >= 0" if zero else "a positive finite number"
+        expected = finite_range if below == math.inf else f"a number in {'[' if zero else '('}0, {below:g})"
+        raise ArgumentError(f"{name}: expected {expected}, got {value!r}. {hint}".rstrip())
+    return number
 
 
 def choice(value: T, name: str, options: Iterable[T], hint: str = "") -> T:

@@ -34,7 +34,7 @@ def make_amortized(aggregation="mean", likelihood=None, seed=1, representation=N
 def with_learned_vectors(model, vectors):
     """The same model with these vectors as parameters."""
     other = GPVAE(model.encoder, model.decoder, 3, len(vectors), 2, likelihood=model.likelihood, noise=ALPHA)
-    other.objects.set_vectors(vectors.detach())
+    other.group_vectors.set_vectors(vectors.detach())
     return other.train(model.training)
 
 
@@ -54,17 +54,17 @@ def test_it_is_the_gp_vae_of_the_representations(element_mask, normalize):
     model, data = make_amortized(normalize=normalize).eval(), make_data(element_mask=element_mask)
     batch = data[[3, 0, 6, 1, 2, 5, 4]]
     vectors = vectors_by_loop(model, batch)
-    torch.testing.assert_close(model.object_vectors(batch), vectors, rtol=1e-5, atol=1e-6)  # float32 networks
+    torch.testing.assert_close(model.vectors_of(batch), vectors, rtol=1e-5, atol=1e-6)  # float32 networks
     learned = with_learned_vectors(model, vectors[batch.group_index.argsort()])
-    learned.objects.normalize = normalize
-    torch.testing.assert_close(learned.object_vectors(batch), vectors)
+    learned.normalize = normalize
+    torch.testing.assert_close(learned.vectors_of(batch), vectors)
     torch.testing.assert_close(model.terms(batch).kl_local, learned.terms(batch).kl_local, rtol=1e-5, atol=1e-6)
     x_new = 3 * torch.rand(7, 3, 1)
     for call in (lambda m: m.generate(x_new, batch), lambda m: m.reconstruct(batch)):
         torch.testing.assert_close(call(model), call(learned), rtol=1e-4, atol=1e-5)
     some, x_some = data[[4, 1]], x_new[:2]
-    seen = model.given(data, context="seen").generate(x_some, some)
-    torch.testing.assert_close(seen, learned.given(data).generate(x_some, some), rtol=1e-4, atol=1e-5)
+    seen = model.condition_on(data, context="seen").generate(x_some, some)
+    torch.testing.assert_close(seen, learned.condition_on(data).generate(x_some, some), rtol=1e-4, atol=1e-5)
     ours, theirs = model.infer(batch).predict(x_new), learned.infer(batch).predict(x_new)
     torch.testing.assert_close(ours.variance, theirs.variance, rtol=1e-4, atol=1e-5)
 
@@ -98,7 +98,7 @@ def test_unseen_groups_are_the_dense_gp_of_training_rows_and_context():
     model, data = make_amortized().eval(), make_data()
     unseen = make_data(sizes=(2, 1, 4), seed=5)
     x_new = 3 * torch.rand(3, 2, 1)
-    given = model.given(data)
+    given = model.condition_on(data)
     got = given.generate(x_new, unseen)
     torch.testing.assert_close(got, model.decoder(dense_unseen(model, data, unseen[:], x_new).float()))
     one = given.generate(x_new[1:2], unseen[[1]])
@@ -119,7 +119,7 @@ def test_held_out_mse_takes_unseen_groups():
         x_new = torch.rand(2, 2, 1)
         y_new = torch.rand(2, 2, 3)
 
-    for each in (model, model.given(data)):
+    for each in (model, model.condition_on(data)):
         wanted = (each.eval().generate(HeldOut.x_new, HeldOut.context[:]) - HeldOut.y_new).square().mean()
         assert held_out_mse(each, HeldOut) == pytest.approx(float(wanted), rel=1e-5)
 
@@ -191,8 +191,8 @@ def test_members_of_whom_nothing_was_observed_do_not_count():
     y_mask[4] = False
     keep = torch.arange(25) != 4
     model = make_amortized("sum")
-    masked = model.object_vectors(GroupedDataset(rows.y, rows.x, rows.group, y_mask))
-    deleted = model.object_vectors(GroupedDataset(rows.y[keep], rows.x[keep], rows.group[keep]))
+    masked = model.vectors_of(GroupedDataset(rows.y, rows.x, rows.group, y_mask))
+    deleted = model.vectors_of(GroupedDataset(rows.y[keep], rows.x[keep], rows.group[keep]))
     torch.testing.assert_close(masked, deleted)
 
 
@@ -207,8 +207,8 @@ def test_fitted_saved_and_loaded(tmp_path):
         loaded = GPVAE.load(path)
         assert same_state(model.state_dict(), loaded.state_dict())
         assert loaded.representation.aggregation == "attention"
-        assert not loaded.objects.normalize
-        given, again = model.given(data), loaded.given(data)
+        assert not loaded.normalize
+        given, again = model.condition_on(data), loaded.condition_on(data)
         assert torch.equal(given.generate(x_new, unseen), again.generate(x_new, unseen))
 
 
@@ -230,7 +230,7 @@ def test_unseen_groups_at_unseen_angles_are_predicted_after_training():
     network = RepresentationNetwork(MLPFeatures([3], 8, (32,)), MLPFeatures([8], 4, (16,)), "mean")
     model = GPVAE(MLPEncoder([3], 4, (32,)), MLPDecoder(4, [3], (32,)), 4, num_factors=4, representation=network)
     fit(model, train, epochs=400, batch_size=30, learning_rate=0.01, folder=None, progress=False, seed=0)
-    error = (model.eval().given(train).generate(x_new, context) - y_new).square().mean()
+    error = (model.eval().condition_on(train).generate(x_new, context) - y_new).square().mean()
     baseline = (y_new - y[:30].mean((0, 1))).square().mean()
     assert error < 0.5 * baseline, (float(error), float(baseline))
 
@@ -263,15 +263,15 @@ def test_mistakes_are_explained():
         with pytest.raises(GroupError, match=r"expected all 7 groups once, got 3.*Try batch_size=len\(data\)"):
             call(data[[0, 1, 2]])
     with pytest.raises(GroupError, match="got one whose representation network gives them"):
-        model.initialize_objects(data)
-    with pytest.raises(GroupError, match=r"groups whose images give their object vectors, got none. Try at least one"):
+        model.initialize_vectors(data)
+    with pytest.raises(GroupError, match=r"groups whose images give their group vectors, got none. Try at least one"):
         model.generate(x_new)
     with pytest.raises(DataError, match="context: expected 'new', 'seen' or None, got 'old'"):
-        model.given(data, context="old")
+        model.condition_on(data, context="old")
     with pytest.raises(GroupError, match=r"context: expected some of the 7 groups .* given\(train, context='new'\)"):
-        model.given(data, context="seen").generate(x_new, unseen)
+        model.condition_on(data, context="seen").generate(x_new, unseen)
     with pytest.raises(GroupError, match=r"x_new: expected \(G, Q\*, D\) with G = 2 and D = 1, .*got \(3, 1, 1\)"):
-        model.given(data).generate(torch.zeros(3, 1, 1), unseen)
+        model.condition_on(data).generate(torch.zeros(3, 1, 1), unseen)
     learned = with_learned_vectors(model, torch.randn(7, 2))
-    with pytest.raises(GroupError, match=r"expected 'seen' for a model with one object vector .* representation="):
-        learned.given(data, context="new")
+    with pytest.raises(GroupError, match=r"expected 'seen' for a model with one group vector .* representation="):
+        learned.condition_on(data, context="new")

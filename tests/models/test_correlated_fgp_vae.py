@@ -65,27 +65,27 @@ def test_orthogonal_objects_give_the_fgp_vae():
         fgp_vae.encoder, fgp_vae.decoder, [fgp_vae.prior.blocks[0]], 1, 7, 7, likelihood=fgp_vae.likelihood,
         normalize=False,
     )  # fmt: skip
-    correlated.objects.set_vectors(0.6**0.5 * torch.eye(7))
+    correlated.group_vectors.set_vectors(0.6**0.5 * torch.eye(7))
     ours, theirs = correlated.terms(data[:]), fgp_vae.terms(data[:])
     torch.testing.assert_close(ours.kl_local, theirs.kl_local)
     torch.testing.assert_close(ours.kl_global.sum(), theirs.kl_global.sum(), rtol=1e-5, atol=0)
     x_new = torch.rand(2, 4, 1)
     context = data[[4, 1]]
     torch.testing.assert_close(correlated.generate(x_new, context), fgp_vae.generate(x_new, context))
-    torch.testing.assert_close(correlated.given(data).generate(x_new, context), fgp_vae.generate(x_new, context))
+    torch.testing.assert_close(correlated.condition_on(data).generate(x_new, context), fgp_vae.generate(x_new, context))
 
 
 def test_other_groups_teach_about_a_group():
     model, data = make_correlated().eval(), make_data()
     x_new, context = torch.rand(2, 4, 1), data[[4, 1]]
-    alone, together = model.generate(x_new, context), model.given(data).generate(x_new, context)
+    alone, together = model.generate(x_new, context), model.condition_on(data).generate(x_new, context)
     assert (alone - together).abs().max() > 1e-3
     by_all = model.generate(torch.cat([x_new, x_new, x_new, x_new[:1]])[[6, 1, 2, 3, 0, 5, 4]], data)
     torch.testing.assert_close(together, by_all[[4, 1]])
 
 
 def times_over(model, batch, times):
-    """A model and a data set that has the batch's groups so many times over, each with its object vector."""
+    """A model and a data set that has the batch's groups so many times over, each with its group vector."""
     group = torch.arange(batch.num_groups).unsqueeze(-1).expand(batch.mask.shape)[batch.mask]
     group = torch.cat([group + batch.num_groups * i for i in range(times)])
     data = GroupedDataset(batch.y[batch.mask].repeat(times, 1), batch.x[batch.mask].repeat(times, 1), group)
@@ -93,7 +93,7 @@ def times_over(model, batch, times):
         model.encoder, model.decoder, list(model.prior.local.blocks), 2, times * batch.num_groups, 2,
         likelihood=model.likelihood,
     )  # fmt: skip
-    larger.objects.set_vectors(model.objects.vectors.detach()[batch.group_index].repeat(times, 1))
+    larger.group_vectors.set_vectors(model.group_vectors.vectors.detach()[batch.group_index].repeat(times, 1))
     return larger, data
 
 
@@ -109,7 +109,7 @@ def test_minibatch_has_the_terms_of_a_data_set_that_has_it_times_over():
     for name in ("kl_local", "kl_global"):
         mine, exact = getattr(ours, name).sum() * ours.scale, getattr(theirs, name).sum()
         torch.testing.assert_close(mine, exact, rtol=1e-9, atol=0)
-    q, exact = model._infer(batch), larger.infer(whole[:])
+    q, exact = model.training_posterior(batch), larger.infer(whole[:])
     for name in ("mean", "variance"):
         torch.testing.assert_close(getattr(q, name)[batch.mask], getattr(exact, name)[:2][batch.mask])
     # and what is inferred of the batch counts its rows once
@@ -128,7 +128,7 @@ def test_pyros_elbo_of_a_minibatch_is_ours():
 
 def test_fitted_in_minibatches():
     model, data = make_correlated(GaussianLikelihood(), member_dropout=0.3), make_data()
-    model.initialize_objects(data)
+    model.initialize_vectors(data)
     before = ELBO(num_particles=100).loss(model, model, data[:])
     fit(model, data, epochs=30, batch_size=3, learning_rate=0.02, folder=None, progress=False, seed=0)
     assert ELBO(num_particles=100).loss(model, model, data[:]) < before - 20
@@ -141,7 +141,7 @@ def test_other_groups_are_refused():
             call(make_data(sizes=(2, 3))[:])
     with pytest.raises(GroupError, match="expected groups of the data set of 7 groups"):
         model.infer(make_data(sizes=(2, 3)))
-    with pytest.raises(GroupError, match="A new group has no object vector"):
+    with pytest.raises(GroupError, match="A new group has no group vector"):
         model.generate(torch.zeros(1, 2, 1))
 
 
@@ -154,22 +154,22 @@ def test_predictive_draws_from_the_posterior_and_from_the_prior():
     assert Predictive(model.model, num_samples=5)(batch, observe=False)["y"].shape == (5, *batch.y.shape)
 
 
-@pytest.mark.parametrize("learn_objects", [True, False])
-def test_fitted_saved_and_loaded(tmp_path, learn_objects):
-    model, data = make_correlated(GaussianLikelihood(), learn_objects=learn_objects, member_dropout=0.3), make_data()
-    model.initialize_objects(data)
+@pytest.mark.parametrize("learn_vectors", [True, False])
+def test_fitted_saved_and_loaded(tmp_path, learn_vectors):
+    model, data = make_correlated(GaussianLikelihood(), learn_vectors=learn_vectors, member_dropout=0.3), make_data()
+    model.initialize_vectors(data)
     before, start = ELBO(num_particles=100).loss(model, model, data[:]), state_of(model)
     fit(model, data, epochs=60, batch_size=len(data), learning_rate=0.02, folder=tmp_path, progress=False, seed=0)
     assert ELBO(num_particles=100).loss(model, model, data[:]) < before - 20
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
-    assert ("prior.objects.vectors" in moved) == learn_objects
+    assert ("prior.group_vectors.vectors" in moved) == learn_vectors
     assert "prior.local.blocks.0.kernel.base_kernel.raw_lengthscale" in moved
     for path in (tmp_path / "model.pt", tmp_path / "last.ckpt"):
         model.save(tmp_path / "model.pt")
         loaded = CorrelatedFGPVAE.load(path)
         assert same_state(model.state_dict(), loaded.state_dict())
         assert torch.equal(model.reconstruct(data), loaded.reconstruct(data))
-        assert loaded.objects.vectors.requires_grad == learn_objects
+        assert loaded.group_vectors.vectors.requires_grad == learn_vectors
 
 
 @pytest.mark.parametrize("make_loss", [Trace_ELBO, ELBO])
@@ -189,9 +189,9 @@ def test_pca_of_groups_that_lack_an_element_finds_the_factor_and_not_who_lacks()
     y = 50 + factor[:, None] * torch.tensor([1.0, -0.5, 2.0]) + 0.01 * torch.randn(7, 3, generator=generator)
     y_mask = torch.ones(7, 3, dtype=torch.bool)
     y_mask[[1, 4], 0] = False
-    model = make_correlated(learn_objects=False, normalize=False)
-    model.initialize_objects(GroupedDataset(y, torch.zeros(7), torch.arange(7), y_mask))
-    found = torch.corrcoef(torch.stack([model.objects.vectors[:, 0], factor.double()]))[0, 1]
+    model = make_correlated(learn_vectors=False, normalize=False)
+    model.initialize_vectors(GroupedDataset(y, torch.zeros(7), torch.arange(7), y_mask))
+    found = torch.corrcoef(torch.stack([model.group_vectors.vectors[:, 0], factor.double()]))[0, 1]
     assert abs(found) > 0.9
 
 
@@ -199,4 +199,4 @@ def test_a_model_given_its_rows_has_no_error_by_context_size():
     model, data = make_correlated().eval(), make_data()
     held_out = HeldOutMembers(data, data[:].x[:, :1], data[:].y[:, :1])
     with pytest.raises(DataError, match="expected one that conditions on its context, got one that was given its rows"):
-        mse_by_context_size(model.given(data), held_out, (1,))
+        mse_by_context_size(model.condition_on(data), held_out, (1,))

@@ -19,7 +19,7 @@ from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.models import GPVAE
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
-from fgp_gpytorch.prior import FourierRoot
+from fgp_gpytorch.feature_maps import PeriodicFeatures
 
 ALPHA = 0.3
 
@@ -34,7 +34,7 @@ def make_gp_vae(likelihood=None, seed=1, **options):
 
 def dense_covariance(model, groups, angles):
     """Sigma_dd' exp(-2 sin^2((w - w') / 2)), entry by entry."""
-    vectors = model.prior.root.objects.vectors.detach()
+    vectors = model.group_vectors.vectors.detach()
     vectors = vectors / vectors.norm(dim=-1, keepdim=True)
     out = torch.zeros(len(groups), len(groups), dtype=torch.float64)
     for i in range(len(groups)):
@@ -124,7 +124,7 @@ def gradients_of(model, loss):
 def test_minibatches_with_a_summary_have_the_exact_gradient_of_the_kl():
     model, data = make_gp_vae().double(), make_data(element_mask=True, dtype=torch.float64)
     full = gradients_of(model, model.terms(data[:]).kl_local.sum())
-    assert {"prior.raw_noise", "prior.root.objects.vectors", "encoder.layers.0.weight"} <= set(full)
+    assert {"prior.raw_noise", "prior.root.group_vectors.vectors", "encoder.layers.0.weight"} <= set(full)
     model.summary = model.summarize(data, batch_size=3)
     batches = [data[[4, 0, 2]], data[[6, 1]], data[[3, 5]]]
     parts = gradients_of(model, sum(model.terms(batch).kl_local.sum() for batch in batches))
@@ -174,7 +174,7 @@ def test_summary_is_exact_where_one_row_moves_alone():
     batch = data[:]
     summary = model.summarize(data)
     with torch.no_grad():
-        start = model._infer(batch)
+        start = model.training_posterior(batch)
         for group, member, mean_step, factor in ((0, 1, 3.0, 1.0), (4, 2, 0.0, 7.0), (6, 3, -20.0, 0.01)):
             mean, variance = start.raw_mean.clone(), start.raw_variance.clone()
             mean[group, member] += mean_step
@@ -203,13 +203,13 @@ def test_groups_without_an_object_vector_are_refused():
     for call in (model.infer, model.terms, model.reconstruct, lambda b: model.generate(x_new, b)):
         with pytest.raises(GroupError, match=message):
             call(other[:])
-    with pytest.raises(GroupError, match=r"got none. A new group has no object vector .* try FGPVAE"):
+    with pytest.raises(GroupError, match=r"got none. A new group has no group vector .* try FGPVAE"):
         model.generate(x_new)
     unknown = replace(make_data()[[0, 1]], group_index=torch.tensor([0, 9]))
     with pytest.raises(GroupError, match="expected positions from 0 to 6, got 0 to 9"):
         model.infer(unknown)
     with pytest.raises(GroupError, match=r"x_new: expected \(G, Q\*, D\) with G = 7 and D = 1, .*got \(2, 1, 1\)"):
-        model.given(make_data()).generate(x_new, make_data())
+        model.condition_on(make_data()).generate(x_new, make_data())
 
 
 def test_generation_decodes_the_dense_gps_mean_and_given_rows_condition_on_all():
@@ -228,10 +228,10 @@ def test_generation_decodes_the_dense_gps_mean_and_given_rows_condition_on_all()
         return model.decoder((dense[n:, :n] @ torch.linalg.solve(noisy, mean)).float()).reshape(2, 3, 3)
 
     torch.testing.assert_close(model.generate(x_new, context), by_hand(context))
-    torch.testing.assert_close(model.given(data).generate(x_new, context), by_hand(data[:]))
+    torch.testing.assert_close(model.condition_on(data).generate(x_new, context), by_hand(data[:]))
     assert (by_hand(context) - by_hand(data[:])).abs().max() > 1e-3
     assert model.generate(x_new, context, sample_shape=[5]).shape == (5, 2, 3, 3)
-    assert model.given(data).generate(x_new, context, [5]).shape == (5, 2, 3, 3)
+    assert model.condition_on(data).generate(x_new, context, [5]).shape == (5, 2, 3, 3)
 
 
 def test_held_out_mse_takes_the_model_and_the_model_given_all_rows():
@@ -242,14 +242,14 @@ def test_held_out_mse_takes_the_model_and_the_model_given_all_rows():
         x_new = torch.rand(3, 2, 1)
         y_new = torch.rand(3, 2, 3)
 
-    for each in (model, model.given(data)):
+    for each in (model, model.condition_on(data)):
         wanted = (each.eval().generate(HeldOut.x_new, HeldOut.context[:]) - HeldOut.y_new).square().mean()
         assert held_out_mse(each, HeldOut) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_objects_start_from_the_principal_components_of_the_mean_observations():
     model, data = make_gp_vae(), make_data(element_mask=True)
-    model.initialize_objects(data)
+    model.initialize_vectors(data)
     means = torch.zeros(7, 3, dtype=torch.float64)
     for g in range(7):
         batch = data[[g]]
@@ -260,14 +260,14 @@ def test_objects_start_from_the_principal_components_of_the_mean_observations():
     means = means - means.mean(0)
     _, vectors = torch.linalg.eigh(means.T @ means)
     scores = means @ vectors[:, [2, 1]]
-    got = model.prior.root.objects.vectors.detach()
+    got = model.group_vectors.vectors.detach()
     ratio = (got / scores).abs()  # a component's sign is free, the length is one for both
     torch.testing.assert_close(ratio, ratio[0, 0].expand(7, 2), rtol=1e-4, atol=0)
     torch.testing.assert_close(got.square().sum(-1).mean(), torch.tensor(1.0).double())
     many = make_gp_vae()
-    many.prior.root.objects.num_factors = 4
+    many.group_vectors.num_factors = 4
     with pytest.raises(DataError, match=r"num_factors: expected at most 3 components of \(7, 3\) mean"):
-        many.initialize_objects(data)
+        many.initialize_vectors(data)
 
 
 def test_members_of_whom_nothing_was_observed_do_not_count():
@@ -284,20 +284,20 @@ def test_members_of_whom_nothing_was_observed_do_not_count():
 
 def test_fitted_saved_and_loaded(tmp_path):
     model, data = make_gp_vae(GaussianLikelihood(), normalize=False), make_data()
-    model.initialize_objects(data)
+    model.initialize_vectors(data)
     before, start = ELBO(num_particles=100).loss(model, model, data[:]), state_of(model)
     fit(model, data, epochs=60, batch_size=len(data), learning_rate=0.02, folder=tmp_path, progress=False, seed=0)
     assert ELBO(num_particles=100).loss(model, model, data[:]) < before - 20
     still = {name for name, value in model.state_dict().items() if torch.equal(value, start[name])}
-    assert "prior.root.view.kernel.raw_period_length" in still
-    moved = {"prior.raw_noise", "prior.root.objects.vectors", "prior.root.view.kernel.raw_lengthscale"}
+    assert "prior.features.kernel.raw_period_length" in still
+    moved = {"prior.raw_noise", "prior.root.group_vectors.vectors", "prior.features.kernel.raw_lengthscale"}
     assert not moved & still
     for path in (tmp_path / "model.pt", tmp_path / "last.ckpt"):
         model.save(tmp_path / "model.pt")
         loaded = GPVAE.load(path)
         assert same_state(model.state_dict(), loaded.state_dict())
         assert torch.equal(model.reconstruct(data), loaded.reconstruct(data))
-        assert not loaded.prior.root.objects.normalize
+        assert not loaded.normalize
 
 
 @pytest.mark.parametrize("make_loss", [Trace_ELBO, TraceMeanField_ELBO, ELBO])
@@ -322,7 +322,7 @@ def test_member_of_a_seen_group_at_an_unseen_angle_is_predicted_after_training()
     train = GroupedDataset(y[~held_out], x[~held_out], group[~held_out])
     torch.manual_seed(0)
     model = GPVAE(MLPEncoder([3], 3, (16,)), MLPDecoder(3, [3], (16,)), 3, 12, 3)
-    model.initialize_objects(train)
+    model.initialize_vectors(train)
     x_new, y_new = x[held_out].unsqueeze(1), y[held_out].unsqueeze(1)
     fit(model, train, epochs=500, batch_size=12, learning_rate=0.02, folder=None, progress=False, seed=0)
     error = (model.generate(x_new, train) - y_new).square().mean()
@@ -347,7 +347,7 @@ def test_accumulated_minibatches_are_a_full_batch_step():
 def test_own_view_root_is_used_learned_and_saved(tmp_path):
     kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.PeriodicKernel())
     kernel.base_kernel.period_length, kernel.outputscale = 3.0, 1.7
-    model, data = make_gp_vae(view_root=FourierRoot(kernel, period=3.0, harmonics=12)), make_data()
+    model, data = make_gp_vae(view_features=PeriodicFeatures(kernel, period=3.0, harmonics=12)), make_data()
     root = model.prior.features(torch.tensor([2, 2]), torch.tensor([[0.4], [3.4]])).detach()
     torch.testing.assert_close(root @ root.T, torch.full((2, 2), 1.7).double(), rtol=1e-5, atol=0)
     model.terms(data[:]).kl_local.sum().backward()
@@ -372,13 +372,13 @@ def test_a_summary_is_refused_for_rows_it_was_not_made_of():
 
 def test_given_is_a_copy_in_evaluation_mode_that_metrics_leave_alone():
     model, data = make_gp_vae().train(), make_data()
-    given = model.given(data)
+    given = model.condition_on(data)
     x_new = torch.rand(7, 2, 1)
-    copied = copy.deepcopy(model).given(data).generate(x_new, data)
+    copied = copy.deepcopy(model).condition_on(data).generate(x_new, data)
     with torch.no_grad():
-        for parameter in (model.prior.raw_noise, model.objects.vectors, *model.encoder.parameters()):
+        for parameter in (model.prior.raw_noise, model.group_vectors.vectors, *model.encoder.parameters()):
             parameter.add_(0.1 * torch.randn_like(parameter))
-    assert (model.given(data).generate(x_new, data) - copied).abs().max() > 1e-3
+    assert (model.condition_on(data).generate(x_new, data) - copied).abs().max() > 1e-3
     torch.testing.assert_close(given.generate(x_new, data), copied)
     assert model.training
     assert not given.training
@@ -393,7 +393,7 @@ def test_given_is_a_copy_in_evaluation_mode_that_metrics_leave_alone():
     assert (given.training, given.model.training) == (False, False)
     assert (model.training, model.encoder.training) == (False, True)
     with pytest.raises(GroupError):
-        model.given(make_data(sizes=(2, 3)))
+        model.condition_on(make_data(sizes=(2, 3)))
     for wrong, error in (
         (torch.full((7, 2, 1), torch.nan), DataError),
         (torch.zeros(7, 2, 1, dtype=torch.int64), DataError),

@@ -29,18 +29,18 @@ def test_as_many_groups_under_other_labels_are_refused(kind, start, tmp_path):
     if start == "trained":
         fit(model, data, epochs=1, batch_size=len(data), seed=0, folder=None, progress=False)
     else:
-        model.initialize_objects(data)
+        model.initialize_vectors(data)
     x_new = torch.zeros(len(SIZES), 1, 1)
     same, others = relabelled(data, int), relabelled(data, lambda g: g + 1)
     strings = relabelled(data, str)
     assert torch.equal(model.generate(x_new, same), model.generate(x_new, data))
     model.save(tmp_path / "model.pt")
-    for asked in (model, model.given(data), kind.load(tmp_path / "model.pt")):
+    for asked in (model, model.condition_on(data), kind.load(tmp_path / "model.pt")):
         for unknown in (others, strings):
             with pytest.raises(GroupError, match=r"groups with other labels.*AlignedDataset\(rows, train\)"):
                 asked.generate(x_new, unknown)
     some = AlignedDataset(same.subset([2, 4]), data)
-    assert model.given(data).generate(x_new[:2], some).shape == (2, 1, 3)
+    assert model.condition_on(data).generate(x_new[:2], some).shape == (2, 1, 3)
     plain = data[:]
     by_hand = GroupedBatch.from_tensors(plain.y, plain.x, plain.mask)  # nobody knows its labels
     assert torch.equal(model.generate(x_new, by_hand), model.generate(x_new, data))
@@ -49,8 +49,8 @@ def test_as_many_groups_under_other_labels_are_refused(kind, start, tmp_path):
 def test_a_new_start_on_other_data_forgets_the_old_groups():
     model, data = make_correlated(), make_data()
     others = relabelled(data, lambda g: g + 1)
-    model.initialize_objects(data)
-    model.initialize_objects(others)
+    model.initialize_vectors(data)
+    model.initialize_vectors(others)
     model.infer(others)
     with pytest.raises(GroupError, match="other labels"):
         model.infer(data)
@@ -69,22 +69,22 @@ def test_a_look_before_training_binds_a_model_to_nothing():
 def test_a_failed_start_forgets_nothing_and_forgetting_is_asked_for():
     model, data = make_correlated(), make_data()
     others = relabelled(data, str)
-    model.initialize_objects(data)
+    model.initialize_vectors(data)
     with pytest.raises(GroupError):
-        model.initialize_objects(data.subset([0, 1]))
+        model.initialize_vectors(data.subset([0, 1]))
     with pytest.raises(GroupError, match=r"model\.forget_groups\(\)"):
         model.infer(others)
-    vectors = model.objects.vectors.clone()
+    vectors = model.group_vectors.vectors.clone()
     model.forget_groups()
     model.terms(others[:])
-    assert torch.equal(model.objects.vectors, vectors)
+    assert torch.equal(model.group_vectors.vectors, vectors)
     with pytest.raises(GroupError, match="other labels"):
         model.infer(data)
 
 
 def test_averages_of_weights_average_no_labels():
     model, data = make_correlated(), make_data()
-    model.initialize_objects(data)
+    model.initialize_vectors(data)
     averaged = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
     for _ in range(3):
         averaged.update_parameters(model)
@@ -126,10 +126,10 @@ def test_files_from_before_labels_were_kept_are_read():
     state = model.state_dict()
     assert "_labels_digest" not in state
     other = make_correlated(seed=2)
-    other.initialize_objects(make_data())
+    other.initialize_vectors(make_data())
     other.load_state_dict(state)
     other.infer(relabelled(make_data(), str))
-    assert torch.equal(other.objects.vectors, model.objects.vectors)
+    assert torch.equal(other.group_vectors.vectors, model.group_vectors.vectors)
 
 
 def test_batches_of_one_data_set_carry_one_number_of_its_labels():

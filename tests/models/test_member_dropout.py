@@ -27,7 +27,7 @@ def test_members_anywhere_in_the_mask_are_dropped_with_equal_chances():
 
 def test_dropout_acts_in_training_mode_alone_and_on_q_alone():
     model, batch = make_model(member_dropout=0.5, encoder=ConstantEncoder()), make_data()[:]
-    kept = model._infer(batch).mask
+    kept = model.training_posterior(batch).mask
     size = batch.mask.sum(-1)
     assert kept.sum(-1).tolist() == [int(n) - min(round(0.5 * int(n)), int(n) - 1) for n in size]
     terms = model.terms(batch)
@@ -36,13 +36,13 @@ def test_dropout_acts_in_training_mode_alone_and_on_q_alone():
     assert model.encoder.rows == [int(size.sum())] * 2  # members that q leaves out are encoded, and reconstructed
     assert torch.equal(model.infer(batch).mask, batch.mask)  # who asks gets all that is known
     model.eval()
-    assert torch.equal(model._infer(batch).mask, batch.mask)
+    assert torch.equal(model.training_posterior(batch).mask, batch.mask)
 
 
 def test_posterior_without_a_member_is_that_of_the_smaller_group():
     model, data = make_model(member_dropout=0.4), make_data(sizes=(5, 5, 5))
     batch = data[:]
-    dropped = model._infer(batch)
+    dropped = model.training_posterior(batch)
     plain = model.eval().prior.posterior(batch.x, *encoded(model, batch), dropped.mask)
     torch.testing.assert_close(dropped.mean, plain.mean)
     torch.testing.assert_close(dropped.kl, plain.kl)
@@ -117,7 +117,7 @@ def test_groups_of_a_batch_draw_their_fractions_apart_and_ragged_ones_keep_one()
 def test_model_trains_and_is_saved_with_a_pair(tmp_path):
     model, data = make_model(member_dropout=(0.0, 1.0)), make_data(sizes=(6, 6, 6, 6))
     batch = data[:]
-    seen = {int(n) for _ in range(30) for n in model._infer(batch).mask.sum(-1)}
+    seen = {int(n) for _ in range(30) for n in model.training_posterior(batch).mask.sum(-1)}
     assert seen == {1, 2, 3, 4, 5, 6}
     model.save(tmp_path / "model.pt")
     assert FGPVAE.load(tmp_path / "model.pt").member_dropout == (0.0, 1.0)

@@ -10,10 +10,10 @@ from torch.distributions import MultivariateNormal
 
 from factories import SIZES, make_data, same_state
 from fgp_gpytorch import ELBO, SVGPVAE, AlignedDataset, GaussianLikelihood, fit
+from fgp_gpytorch.coupled import InducingPrior, unit_length
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures, RepresentationNetwork
-from fgp_gpytorch.prior import InducingPrior, ObjectRoot
 
 F64 = torch.float64
 AMPLITUDE = 1.7
@@ -42,7 +42,7 @@ def kernel_by_hand(model, first, second):
 
 
 def rows_of(model, groups, x):
-    vectors = model.objects.vectors.detach()[groups]
+    vectors = model.group_vectors.vectors.detach()[groups]
     return list(zip(vectors / vectors.norm(dim=-1, keepdim=True), x.double()[:, 0], strict=True))
 
 
@@ -87,14 +87,14 @@ def test_minibatch_counts_its_rows_for_the_groups_that_are_not_there():
     kl, mean, _ = titsias(model, batch, scale=7 / 2)
     terms = model.terms(batch)
     torch.testing.assert_close(terms.kl_local.sum() * terms.scale, kl, rtol=1e-6, atol=0)
-    torch.testing.assert_close(model._infer(batch).mean[batch.mask], mean, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(model.training_posterior(batch).mean[batch.mask], mean, rtol=1e-6, atol=1e-7)
 
 
 def test_inducing_points_at_every_row_give_exact_regression():
     model, data = make_svgp_vae(num_inducing=sum(SIZES)).eval(), make_data()
     batch, rows = data[:], data.flat()
     with torch.no_grad():
-        model.prior.set_inducing(model.objects.forward(rows.group), rows.x.double())
+        model.prior.set_inducing(unit_length(model.group_vectors(rows.group)), rows.x.double())
     listed = rows_of(model, rows.group, rows.x)
     k = kernel_by_hand(model, listed, listed)
     mean, variance = (part.detach().double() for part in model.encoder(rows.y))
@@ -156,7 +156,7 @@ def test_svi_steps_all_parameters():
 
 def test_fitted_in_minibatches_saved_loaded_and_asked_about_held_out_members(tmp_path):
     model, data = make_svgp_vae(), make_data()
-    model.initialize_objects(data)
+    model.initialize_vectors(data)
     before = ELBO(num_particles=100).loss(model, model, data[:])
     fit(model, data, epochs=30, batch_size=3, learning_rate=0.02, folder=tmp_path, progress=False, seed=0)
     assert ELBO(num_particles=100).loss(model, model, data[:]) < before - 20
@@ -169,13 +169,13 @@ def test_fitted_in_minibatches_saved_loaded_and_asked_about_held_out_members(tmp
         context = AlignedDataset(data.subset([2, 5]), data)
         x_new, y_new = torch.rand(2, 1, 1), torch.rand(2, 1, 3)
 
-    assert 0 < held_out_mse(loaded.given(data), HeldOut) < 10
+    assert 0 < held_out_mse(loaded.condition_on(data), HeldOut) < 10
 
 
 def test_groups_without_an_object_vector_are_refused():
     model, data = make_svgp_vae(), make_data()
     for use in (model.terms, model.infer, model.guide):
-        with pytest.raises(GroupError, match="7 groups whose object vectors the model has, got a batch of a data set"):
+        with pytest.raises(GroupError, match="7 groups whose group vectors the model has, got a batch of a data set"):
             use(data.subset([0, 1])[:])
     with pytest.raises(GroupError, match="context: expected groups of the training data, got none"):
         model.generate(torch.rand(1, 2, 1))
@@ -183,9 +183,9 @@ def test_groups_without_an_object_vector_are_refused():
 
 def test_numbers_and_kernels_that_do_not_fit_are_refused():
     with pytest.raises(DataError, match="num_inducing: expected an integer >= 1, got 0"):
-        InducingPrior(2, ObjectRoot(3, 2), gpytorch.kernels.RBFKernel(), 0)
+        InducingPrior(2, 2, gpytorch.kernels.RBFKernel(), 0)
     with pytest.raises(DataError, match=r"kernel: expected batch_shape \[\], got \[2\]"):
-        InducingPrior(2, ObjectRoot(3, 2), gpytorch.kernels.RBFKernel(batch_shape=torch.Size([2])))
+        InducingPrior(2, 2, gpytorch.kernels.RBFKernel(batch_shape=torch.Size([2])))
 
 
 def test_inducing_points_start_at_rows_with_the_vectors_of_their_groups():
@@ -198,7 +198,7 @@ def test_inducing_points_start_at_rows_with_the_vectors_of_their_groups():
     assert norm.training
     assert not norm.running_mean.any()
     model.eval()
-    vectors = torch.nn.functional.normalize(model.object_vectors(data), dim=-1).detach()
+    vectors = torch.nn.functional.normalize(model.vectors_of(data), dim=-1).detach()
     rows = data.flat()
     pairs = torch.cat([vectors[rows.group], rows.x.to(F64)], dim=-1)
     inducing = torch.cat([model.prior.inducing_vectors, model.prior.inducing_x], dim=-1).detach()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import oracles
 from fgp_gpytorch import CoregionalizedChannels, FactorizedGPPrior, GlobalChannels, LocalChannels
-from fgp_gpytorch.prior import FourierRoot
+from fgp_gpytorch.feature_maps import PeriodicFeatures
 
 F64 = torch.float64
 
@@ -115,7 +115,7 @@ def coregionalized_case() -> Case:
     base.period_length = torch.tensor(2 * np.pi, dtype=F64)
     constants = gpytorch.means.ConstantMean(batch_shape=torch.Size([2])).double()
     constants.constant.data = torch.tensor([0.6, -1.1], dtype=F64)
-    block = CoregionalizedChannels(2, 3, FourierRoot(base, harmonics=2), constants)
+    block = CoregionalizedChannels(2, 3, PeriodicFeatures(base, harmonics=2), constants)
     weights = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(5), dtype=F64)
     block.loadings.data = weights
     kernels = [[oracles.coregionalized(a, b, 0.8, 2) for b in weights.tolist()] for a in weights.tolist()]

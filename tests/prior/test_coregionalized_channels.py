@@ -11,9 +11,10 @@ from torch.autograd import gradcheck
 
 from factories import make_data
 from fgp_gpytorch import FGPVAE, CoregionalizedChannels, FactorizedGPPrior, GlobalChannels, LocalChannels, fit
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
-from fgp_gpytorch.prior import FourierRoot, NystromRoot, ObjectRoot, exact_gp
+from fgp_gpytorch.feature_maps import NystromFeatures, PeriodicFeatures
+from fgp_gpytorch.prior import exact_gp
 
 F64 = torch.float64
 GRID = torch.arange(5.0, dtype=F64).unsqueeze(-1)
@@ -51,7 +52,7 @@ def with_loadings(block, loadings):
 
 def test_loadings_of_a_channel_each_are_local_channels():
     kernel = periodic()
-    root = FourierRoot(kernel, harmonics=12)
+    root = PeriodicFeatures(kernel, harmonics=12)
     block = CoregionalizedChannels(2, 2 * root.num_features, root)
     with_loadings(block, torch.eye(2 * root.num_features).reshape(2, root.num_features, -1))
     given = pseudo(angles(), 2)
@@ -64,7 +65,7 @@ def test_loadings_of_a_channel_each_are_local_channels():
 
 
 def test_constant_loadings_are_global_channels():
-    root = FourierRoot(periodic(), harmonics=1)
+    root = PeriodicFeatures(periodic(), harmonics=1)
     loadings = torch.zeros(2, 3, 2)
     loadings[:, 0] = torch.eye(2)
     block = with_loadings(CoregionalizedChannels(2, 2, root), loadings)
@@ -78,7 +79,7 @@ def test_constant_loadings_are_global_channels():
 
 def test_nystrom_root_takes_any_kernel_on_a_grid():
     kernel = MaternKernel(nu=1.5).double()
-    root = NystromRoot(kernel, GRID)
+    root = NystromFeatures(kernel, GRID)
     block = with_loadings(CoregionalizedChannels(1, 5, root), torch.eye(5).unsqueeze(0))
     given = pseudo(on_grid([0, 2, 3, 4], [1, 0, 4, 2]), 1)
     x_new = on_grid([1], [3])
@@ -91,7 +92,7 @@ def test_nystrom_root_takes_any_kernel_on_a_grid():
 
 
 def test_one_channel_tells_of_another():
-    block = with_loadings(CoregionalizedChannels(2, 1, FourierRoot(periodic(), harmonics=1)), torch.zeros(2, 3, 1))
+    block = with_loadings(CoregionalizedChannels(2, 1, PeriodicFeatures(periodic(), harmonics=1)), torch.zeros(2, 3, 1))
     block.loadings.data[:, 0, 0] = torch.tensor([1.0, -2.0], dtype=F64)
     x = angles(1, 3)
     mean = torch.stack([torch.full((1, 3), 0.7), torch.zeros(1, 3)], dim=-1).double()
@@ -106,7 +107,7 @@ def test_prior_covariance_of_each_channel_is_the_roots_kernel_on_average_at_the_
     kernel = periodic()
     covariances = []
     for _ in range(300):
-        block = CoregionalizedChannels(2, 4, FourierRoot(kernel, harmonics=3)).double()
+        block = CoregionalizedChannels(2, 4, PeriodicFeatures(kernel, harmonics=3)).double()
         covariances.append(block.covariance(angles(1, 3), angles(1, 3)).detach())
     draws = torch.cat(covariances).flatten(0, 1)  # (600, 3, 3)
     with gpytorch.settings.lazily_evaluate_kernels(False):
@@ -118,7 +119,7 @@ def test_prior_covariance_of_each_channel_is_the_roots_kernel_on_average_at_the_
 
 def test_loadings_have_the_hyperprior_of_a_gaussian_process_with_the_roots_kernel():
     """log N(W; 0, 1/R) of every entry; psi = phi W is then a GP with covariance k / R, by draws."""
-    block = CoregionalizedChannels(2, 3, FourierRoot(periodic(), harmonics=2))
+    block = CoregionalizedChannels(2, 3, PeriodicFeatures(periodic(), harmonics=2))
     prior = FactorizedGPPrior([LocalChannels(1, RBFKernel()), block])
     wanted = sum(-0.5 * math.log(2 * math.pi / 3) - 0.5 * 3 * w**2 for w in block.loadings.flatten().detach().tolist())
     assert prior.log_hyperprior().item() == pytest.approx(wanted, rel=1e-6)  # GPyTorch keeps the scale in float32
@@ -129,7 +130,7 @@ def test_loadings_have_the_hyperprior_of_a_gaussian_process_with_the_roots_kerne
 
 def test_gradients_reach_loadings_kernel_and_pseudo_observations():
     kernel = periodic()
-    block = CoregionalizedChannels(2, 3, FourierRoot(kernel, harmonics=2))
+    block = CoregionalizedChannels(2, 3, PeriodicFeatures(kernel, harmonics=2))
     prior = FactorizedGPPrior([block])
     x, mean, variance, mask = pseudo(angles(2, 3), 2)
 
@@ -152,7 +153,7 @@ def test_gradients_reach_loadings_kernel_and_pseudo_observations():
 
 
 def test_member_without_a_loading_has_its_mean_and_a_finite_gradient():
-    block = with_loadings(CoregionalizedChannels(2, 1, FourierRoot(periodic(), harmonics=1)), torch.zeros(2, 3, 1))
+    block = with_loadings(CoregionalizedChannels(2, 1, PeriodicFeatures(periodic(), harmonics=1)), torch.zeros(2, 3, 1))
     x, mean, variance, mask = pseudo(angles(), 2)
     posterior = FactorizedGPPrior([block]).posterior(x, mean, variance, mask)
     posterior.rsample(marginals=True).sum().backward()
@@ -162,7 +163,7 @@ def test_member_without_a_loading_has_its_mean_and_a_finite_gradient():
 
 def test_scores_of_a_group_are_its_whitened_site():
     torch.manual_seed(1)
-    block = CoregionalizedChannels(3, 2, FourierRoot(periodic(), harmonics=2))
+    block = CoregionalizedChannels(3, 2, PeriodicFeatures(periodic(), harmonics=2))
     prior = FactorizedGPPrior([GlobalChannels(1), block])
     posterior = prior.posterior(*pseudo(angles(), 4))
     scores = posterior.whitened_distributions()[1]
@@ -173,7 +174,7 @@ def test_scores_of_a_group_are_its_whitened_site():
 
 
 def test_float32_prior_stays_float32():
-    prior = FactorizedGPPrior([CoregionalizedChannels(2, 3, NystromRoot(RBFKernel(), GRID))], dtype=torch.float32)
+    prior = FactorizedGPPrior([CoregionalizedChannels(2, 3, NystromFeatures(RBFKernel(), GRID))], dtype=torch.float32)
     x, mean, variance, mask = (t.float() if t.is_floating_point() else t for t in pseudo(on_grid([0, 2, 4]), 2))
     posterior = prior.posterior(x, mean, variance, mask)
     assert {t.dtype for t in answers(posterior, x).values()} == {torch.float32}
@@ -183,7 +184,7 @@ def test_float32_prior_stays_float32():
 def test_model_is_trained_saved_and_told_new_groups(tmp_path):
     torch.manual_seed(0)
     data = make_data()
-    root = NystromRoot(RBFKernel(lengthscale_constraint=gpytorch.constraints.GreaterThan(0.1)), torch.linspace(0, 3, 6))
+    root = NystromFeatures(RBFKernel(lengthscale_constraint=gpytorch.constraints.GreaterThan(0.1)), torch.linspace(0, 3, 6))
     mean = gpytorch.means.ConstantMean(batch_shape=torch.Size([2]))
     prior = FactorizedGPPrior([CoregionalizedChannels(2, 3, root, mean), GlobalChannels(1)])
     model = FGPVAE(MLPEncoder([3], 3, (8,)), MLPDecoder(3, [3], (8,)), prior, member_dropout=0.2)
@@ -200,21 +201,21 @@ def test_model_is_trained_saved_and_told_new_groups(tmp_path):
 
 
 def root_of(kernel):
-    return NystromRoot(kernel, GRID)
+    return NystromFeatures(kernel, GRID)
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: CoregionalizedChannels(0, 2, root_of(RBFKernel())), ShapeError, "num_channels: expected an integer"),
-        (lambda: CoregionalizedChannels(2, 0, root_of(RBFKernel())), ShapeError, "num_factors: expected an integer"),
-        (lambda: CoregionalizedChannels(2, 2.0, root_of(RBFKernel())), ShapeError, "num_factors: expected an integer"),
-        (lambda: CoregionalizedChannels(2, 2, RBFKernel()), DataError, "root: expected a FourierRoot or a Nystrom"),
-        (lambda: CoregionalizedChannels(2, 2, ObjectRoot(3, 2)), DataError, "root: expected a FourierRoot or a Nystr"),
+        (lambda: CoregionalizedChannels(0, 2, root_of(RBFKernel())), ArgumentError, "num_channels: expected an integer"),
+        (lambda: CoregionalizedChannels(2, 0, root_of(RBFKernel())), ArgumentError, "num_factors: expected an integer"),
+        (lambda: CoregionalizedChannels(2, 2.0, root_of(RBFKernel())), ArgumentError, "num_factors: expected an integer"),
+        (lambda: CoregionalizedChannels(2, 2, RBFKernel()), ArgumentError, "features: expected a PeriodicFeatures or Nystrom"),
+        (lambda: CoregionalizedChannels(2, 2, FourierFeatures()), ArgumentError, "features: expected a PeriodicFeatures or"),
         (
-            lambda: CoregionalizedChannels(2, 2, FourierRoot(PeriodicKernel(batch_shape=torch.Size([2])))),
+            lambda: CoregionalizedChannels(2, 2, PeriodicFeatures(PeriodicKernel(batch_shape=torch.Size([2])))),
             ShapeError,
-            r"root: expected a kernel without batch shape, got \[2\]",
+            r"features: expected a kernel without batch shape, got \[2\]",
         ),
         (
             lambda: CoregionalizedChannels(

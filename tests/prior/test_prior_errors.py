@@ -9,8 +9,8 @@ from prior_cases import CASES, data_for
 
 from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, LocalChannels
 from fgp_gpytorch.errors import DataError, ShapeError
-from fgp_gpytorch.prior import FourierRoot, ObjectRoot
-from fgp_gpytorch.prior.object_root import ProductRoot
+from fgp_gpytorch.coupled import ProductPrior
+from fgp_gpytorch.feature_maps import PeriodicFeatures
 
 NAN, INF = float("nan"), float("inf")
 
@@ -286,14 +286,14 @@ def test_a_mean_that_does_not_fit_is_named(mean, message):
 def test_what_are_no_blocks_is_refused_and_not_read_for_ever(blocks):
     got = type(blocks).__name__
     with pytest.raises(
-        ShapeError, match=rf"blocks: expected a sequence of LocalChannels and GlobalChannels, got \['{got}"
+        ArgumentError, match=rf"blocks: expected a sequence of LocalChannels and GlobalChannels, got \['{got}"
     ):
         FactorizedGPPrior(blocks)
 
 
 def test_a_mean_that_is_none_and_a_view_with_a_batch_shape_are_refused():
-    with pytest.raises(ShapeError, match="mean: expected a GPyTorch mean, got float"):
+    with pytest.raises(ArgumentError, match="mean: expected a Module, got float"):
         LocalChannels(3, gpytorch.kernels.RBFKernel(), 3.0)
-    view = FourierRoot(gpytorch.kernels.PeriodicKernel(batch_shape=torch.Size([2])), 1.0)
-    with pytest.raises(DataError, match=r"view_root: expected a kernel without batch shape, got \[2\]"):
-        ProductRoot(ObjectRoot(4, 2), view)
+    view = PeriodicFeatures(gpytorch.kernels.PeriodicKernel(batch_shape=torch.Size([2])), 1.0)
+    with pytest.raises(ShapeError, match=r"features: expected a kernel without batch shape, got \[2\]"):
+        ProductPrior(2, view)

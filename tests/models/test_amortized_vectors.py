@@ -37,8 +37,8 @@ def with_learned_vectors(model, vectors):
     other = build(type(model), model.encoder, model.decoder, num_groups=len(vectors), likelihood=model.likelihood)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("representation.")}
     missing, unexpected = other.load_state_dict(state, strict=False)
-    assert (unexpected, [name for name in missing if not name.endswith("objects.vectors")]) == ([], [])
-    other.objects.set_vectors(vectors.detach())
+    assert (unexpected, [name for name in missing if not name.endswith("group_vectors.vectors")]) == ([], [])
+    other.group_vectors.set_vectors(vectors.detach())
     return other.train(model.training)
 
 
@@ -46,7 +46,7 @@ def with_learned_vectors(model, vectors):
 def test_it_is_the_model_of_the_representations(kind, element_mask):
     model, data = make_amortized(kind).eval(), make_data(element_mask=element_mask)
     batch = data[[3, 0, 6, 1, 2, 5, 4]]
-    vectors = model.object_vectors(batch)
+    vectors = model.vectors_of(batch)
     learned = with_learned_vectors(model, vectors[batch.group_index.argsort()])
     for each in (batch, data[[4, 0, 2]]):  # a minibatch counts its rows 7/3 times in both
         for name in ("kl_local", "kl_global"):
@@ -54,8 +54,8 @@ def test_it_is_the_model_of_the_representations(kind, element_mask):
     x_new = 3 * torch.rand(7, 3, 1)
     torch.testing.assert_close(model.generate(x_new, batch), learned.generate(x_new, batch))
     some, x_some = data[[4, 1]], x_new[:2]
-    seen = model.given(data, context="seen").generate(x_some, some)
-    torch.testing.assert_close(seen, learned.given(data).generate(x_some, some))
+    seen = model.condition_on(data, context="seen").generate(x_some, some)
+    torch.testing.assert_close(seen, learned.condition_on(data).generate(x_some, some))
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 4), (9, 2)])  # fewer and more members than any group of the training data
@@ -66,12 +66,12 @@ def test_unseen_groups_are_those_of_a_model_that_knows_all_groups(kind, sizes):
     both = GroupedDataset(
         torch.cat([first.y, second.y]), torch.cat([first.x, second.x]), torch.cat([first.group, second.group + 7])
     )
-    learned = with_learned_vectors(model, torch.cat([model.object_vectors(data), model.object_vectors(unseen)]))
-    wanted = learned.given(both).generate(x_new, both[list(range(7, 7 + len(sizes)))])
-    got = model.given(data).generate(x_new, unseen)
+    learned = with_learned_vectors(model, torch.cat([model.vectors_of(data), model.vectors_of(unseen)]))
+    wanted = learned.condition_on(both).generate(x_new, both[list(range(7, 7 + len(sizes)))])
+    got = model.condition_on(data).generate(x_new, unseen)
     torch.testing.assert_close(got, wanted)
     assert (got - model.generate(x_new, unseen)).abs().max() > 1e-3  # other groups teach about a group
-    assert model.given(data).generate(x_new, unseen, sample_shape=[5]).shape == (5, len(sizes), 2, 3)
+    assert model.condition_on(data).generate(x_new, unseen, sample_shape=[5]).shape == (5, len(sizes), 2, 3)
 
 
 def test_a_batch_in_which_nobody_was_observed_is_trained_on(kind):
@@ -81,7 +81,7 @@ def test_a_batch_in_which_nobody_was_observed_is_trained_on(kind):
     observed[rows.group == 5] = False
     data = GroupedDataset(rows.y, rows.x, rows.group, observed)
     model = make_amortized(kind, "attention").eval()
-    torch.testing.assert_close(model.object_vectors(data[[5]]), model.object_vectors(data[[5, 0]])[:1])
+    torch.testing.assert_close(model.vectors_of(data[[5]]), model.vectors_of(data[[5, 0]])[:1])
     fit(model, data, epochs=1, batch_size=1, folder=None, progress=False, seed=0)
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
@@ -90,7 +90,7 @@ def test_other_features_and_vectors_that_are_not_finite_are_refused(kind):
     model, data = make_amortized(kind).eval(), make_data()
     rows = data.flat()
     two = GroupedDataset(rows.y, torch.cat([rows.x, rows.x], dim=-1), rows.group)
-    for context, given in (("new", model.given(data)), ("seen", model.given(data, context="seen"))):
+    for context, given in (("new", model.condition_on(data)), ("seen", model.condition_on(data, context="seen"))):
         with pytest.raises(ShapeError, match=r"x_new: expected shape \(7, Q\*, 1\), got \(7, 1, 2\)"):
             given.generate(torch.rand(7, 1, 2), two)
         if context == "new":
@@ -102,7 +102,7 @@ def test_other_features_and_vectors_that_are_not_finite_are_refused(kind):
     with torch.no_grad():
         next(model.representation.f.parameters()).fill_(torch.nan)
     with pytest.raises(DataError, match="representation: expected finite values"):
-        model.object_vectors(data)
+        model.vectors_of(data)
 
 
 @pytest.mark.parametrize("make_loss", [Trace_ELBO, ELBO])
@@ -130,8 +130,8 @@ def test_fitted_saved_and_loaded(kind, tmp_path, batch_size):
     for path in (tmp_path / "model.pt", tmp_path / "last.ckpt"):
         loaded = kind.load(path)
         assert same_state(model.state_dict(), loaded.state_dict())
-        again = loaded.given(data).generate(x_new, unseen)
-        assert torch.equal(model.given(data).generate(x_new, unseen), again)
+        again = loaded.condition_on(data).generate(x_new, unseen)
+        assert torch.equal(model.condition_on(data).generate(x_new, unseen), again)
 
 
 def test_mistakes_are_explained(kind):
@@ -141,9 +141,9 @@ def test_mistakes_are_explained(kind):
     with pytest.raises(GroupError, match="num_groups: expected the groups of the training data, got None"):
         build(kind, MLPEncoder([3], 3), MLPDecoder(3, [3]))
     with pytest.raises(GroupError, match="got one whose representation network gives them"):
-        model.initialize_objects(data)
+        model.initialize_vectors(data)
     with pytest.raises(GroupError, match=r"context: expected some of the 7 groups .* given\(train, context='new'\)"):
-        model.given(data, context="seen").generate(torch.zeros(2, 1, 1), make_data(sizes=(2, 3)))
+        model.condition_on(data, context="seen").generate(torch.zeros(2, 1, 1), make_data(sizes=(2, 3)))
     model.representation = RepresentationNetwork(MLPFeatures([3], 4), MLPFeatures([4], 5))
     with pytest.raises(ShapeError, match=r"representation: expected shape \(G, 2\), got \(7, 5\). .*num_factors=m"):
         model.terms(data[:])

@@ -15,7 +15,7 @@ from fgp_gpytorch.data import HeldOutMembers, align_held_out
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
-from fgp_gpytorch.prior import NystromRoot
+from fgp_gpytorch.feature_maps import NystromFeatures
 from fgp_gpytorch.saving import describe, rebuild
 
 F64 = torch.float64
@@ -33,15 +33,15 @@ def test_it_is_the_kernel_at_the_points_in_any_order(base, num_features):
     kernel.outputscale = 1.7
     points = 4 * torch.rand(7, num_features, dtype=F64)
     rows = points[[3, 0, 3, 6, 1]]
-    phi = NystromRoot(kernel, points)(rows)
+    phi = NystromFeatures(kernel, points)(rows)
     assert phi.shape == (5, 7)
     torch.testing.assert_close(phi @ phi.T, dense(kernel, rows, rows), rtol=0, atol=1e-5)
-    assert NystromRoot(kernel, points).missing_variance(rows).max() < 1e-5
+    assert NystromFeatures(kernel, points).missing_variance(rows).max() < 1e-5
 
 
 def test_between_the_points_it_is_the_nystrom_formula_and_misses_what_it_says():
     kernel, points = RBFKernel().double(), torch.linspace(0, 6, 5, dtype=F64)
-    root, x = NystromRoot(kernel, points), torch.rand(2, 9, 1, dtype=F64) * 6
+    root, x = NystromFeatures(kernel, points), torch.rand(2, 9, 1, dtype=F64) * 6
     grid = points.unsqueeze(-1)
     among = dense(kernel, grid, grid)
     for b in range(2):
@@ -52,12 +52,12 @@ def test_between_the_points_it_is_the_nystrom_formula_and_misses_what_it_says():
         torch.testing.assert_close(root.missing_variance(x)[b], left.diagonal(), rtol=0, atol=1e-6)
         assert torch.linalg.eigvalsh(left).min() > -1e-7  # never more than the kernel
     assert root.missing_variance(x).max() > 0.01
-    many = NystromRoot(kernel, torch.linspace(0, 6, 25))
+    many = NystromFeatures(kernel, torch.linspace(0, 6, 25))
     assert many.missing_variance(x).max() < 1e-6
 
 
 def test_hyperparameters_have_gradients_and_points_have_none():
-    root = NystromRoot(ScaleKernel(RBFKernel()), torch.arange(4.0)).double()
+    root = NystromFeatures(ScaleKernel(RBFKernel()), torch.arange(4.0)).double()
     x = torch.tensor([[0.3], [2.6]], dtype=F64)
     parameters = list(root.parameters())
     assert [p.shape.numel() for p in parameters] == [1, 1]
@@ -71,7 +71,7 @@ def test_hyperparameters_have_gradients_and_points_have_none():
 
 
 def test_it_is_described_and_rebuilt():
-    root = NystromRoot(MaternKernel(nu=1.5), torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+    root = NystromFeatures(MaternKernel(nu=1.5), torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
     other = rebuild(describe(root))
     x = torch.rand(3, 2, dtype=F64)
     torch.testing.assert_close(other.double()(x), root.double()(x))
@@ -84,7 +84,7 @@ def test_points_of_any_kind_are_saved(make, tmp_path):
         MLPDecoder(2, [3]),
         2,
         num_groups=7,
-        view_root=NystromRoot(RBFKernel(), make([0.0, 1.0, 2.0])),
+        view_features=NystromFeatures(RBFKernel(), make([0.0, 1.0, 2.0])),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -95,7 +95,7 @@ def test_points_of_any_kind_are_saved(make, tmp_path):
 
 
 def test_no_row_depends_on_those_beside_it():
-    root = NystromRoot(RBFKernel(), 1.7e9 + torch.arange(5.0, dtype=F64))
+    root = NystromFeatures(RBFKernel(), 1.7e9 + torch.arange(5.0, dtype=F64))
     x = 1.7e9 + torch.tensor([[0.3], [2.2]], dtype=F64)
     beside = torch.cat([x, torch.zeros(1, 1, dtype=F64)])
     torch.testing.assert_close(root(beside)[:2], root(x), rtol=0, atol=0)
@@ -111,36 +111,36 @@ def test_gp_vae_of_months_predicts_the_last_ones_better_than_the_mean(tmp_path):
     future = (data.flat().x[:, 0] == 5) & (data.flat().group % 2 == 0)
     train = data.select(~future)
     torch.manual_seed(0)
-    root = NystromRoot(RBFKernel(), data.flat().x.unique(dim=0))
+    root = NystromFeatures(RBFKernel(), data.flat().x.unique(dim=0))
     model = GPVAE(
-        MLPEncoder([2], 3, (16,)), MLPDecoder(3, [2], (16,)), 3, num_groups=20, num_factors=2, view_root=root,
+        MLPEncoder([2], 3, (16,)), MLPDecoder(3, [2], (16,)), 3, num_groups=20, num_factors=2, view_features=root,
         likelihood=GaussianLikelihood("optimal"),
     )  # fmt: skip
-    model.initialize_objects(train)
+    model.initialize_vectors(train)
     fit(model, train, epochs=400, batch_size=20, learning_rate=2e-2, seed=0, folder=None, progress=False)
     held_out = align_held_out(HeldOutMembers.of(train, data.select(future)), train)
-    error = held_out_mse(model.given(train), held_out)
+    error = held_out_mse(model.condition_on(train), held_out)
     assert error < 0.5 * float((held_out.y_new - train.flat().y.mean(0)).square().mean())
     model.save(tmp_path / "model.pt")
-    assert held_out_mse(GPVAE.load(tmp_path / "model.pt").given(train), held_out) == pytest.approx(error, rel=1e-9)
+    assert held_out_mse(GPVAE.load(tmp_path / "model.pt").condition_on(train), held_out) == pytest.approx(error, rel=1e-9)
 
 
 def test_errors_say_what_to_try():
     points = torch.arange(3.0)
     with pytest.raises(DataError, match=r"kernel: expected .*got batch_shape \[2\]"):
-        NystromRoot(RBFKernel(batch_shape=torch.Size([2])), points)
+        NystromFeatures(RBFKernel(batch_shape=torch.Size([2])), points)
     with pytest.raises(DataError, match=r"kernel: expected .*got int"):
-        NystromRoot(3, points)
+        NystromFeatures(3, points)
     with pytest.raises(DataError, match=r"points: expected distinct ones, got 2 of which 1 differ.*unique\(dim=0\)"):
-        NystromRoot(RBFKernel(), [1.0, 1.0])
+        NystromFeatures(RBFKernel(), [1.0, 1.0])
     with pytest.raises(DataError, match="points: expected finite"):
-        NystromRoot(RBFKernel(), [1.0, float("nan")])
+        NystromFeatures(RBFKernel(), [1.0, float("nan")])
     with pytest.raises(DataError, match="kernel: expected a positive definite matrix at the 9 points"):
-        NystromRoot(CosineKernel(), torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0)) / 3)(torch.rand(4, 2))
+        NystromFeatures(CosineKernel(), torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0)) / 3)(torch.rand(4, 2))
     with pytest.raises(ShapeError, match=r"points: expected shape \(M, D\)"):
-        NystromRoot(RBFKernel(), torch.rand(2, 3, 1))
+        NystromFeatures(RBFKernel(), torch.rand(2, 3, 1))
     with pytest.raises(ShapeError, match="As the points have"):
-        NystromRoot(RBFKernel(), points)(torch.rand(4, 2))
+        NystromFeatures(RBFKernel(), points)(torch.rand(4, 2))
     for view in (PeriodicKernel(), torch.nn.Linear(1, 2)):
-        with pytest.raises(DataError, match=r"view_root: expected a root.*Try FourierRoot.*NystromRoot"):
-            GPVAE(MLPEncoder([3], 2), MLPDecoder(2, [3]), 2, num_groups=len(make_data()), view_root=view)
+        with pytest.raises(DataError, match=r"view_root: expected a root.*Try PeriodicFeatures.*NystromFeatures"):
+            GPVAE(MLPEncoder([3], 2), MLPDecoder(2, [3]), 2, num_groups=len(make_data()), view_features=view)

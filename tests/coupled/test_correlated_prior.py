@@ -1,4 +1,4 @@
-"""`CorrelatedGPPrior`: its global channels against one dense Gaussian over all rows, its limits, its samples."""
+"""`CorrelatedPrior`: its global channels against one dense Gaussian over all rows, its limits, its samples."""
 
 import gpytorch
 import pytest
@@ -6,20 +6,28 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from factories import make_prior as make_factorized
-from fgp_gpytorch.errors import GroupError, ShapeError
-from fgp_gpytorch.prior import CorrelatedGPPrior, LocalChannels, ObjectRoot
+from fgp_gpytorch.coupled import CorrelatedPrior, GroupInputs, GroupVectors, unit_length
+from fgp_gpytorch.errors import ArgumentError, GroupError
+from fgp_gpytorch.prior import LocalChannels
 
 F64 = torch.float64
 INDEX = torch.tensor([2, 0, 4, 1])
 
 
-def make_prior(num_factors=2, num_global=2):
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        objects = ObjectRoot(5, num_factors)
+with torch.random.fork_rng():
+    torch.manual_seed(3)
+    VECTORS = GroupVectors(5, 2)
+
+
+def condition(prior, x, mean, variance, mask):
+    return prior.condition(GroupInputs.of(unit_length(VECTORS(INDEX)), x, mean, variance, mask, F64))
+
+
+def make_prior(num_global=2):
+    VECTORS.zero_grad()
     kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
     kernel.outputscale, kernel.base_kernel.lengthscale = 1.7, 0.8
-    return CorrelatedGPPrior([LocalChannels(1, kernel)], num_global, objects)
+    return CorrelatedPrior([LocalChannels(1, kernel)], num_global)
 
 
 def make_problem(channels=3, seed=0):
@@ -33,7 +41,7 @@ def make_problem(channels=3, seed=0):
 
 def dense(prior, mean, variance, mask):
     """Mean and covariance of the groups' values, and the evidence, from one Gaussian over the observed rows."""
-    vectors = prior.objects.vectors.detach()
+    vectors = VECTORS.vectors.detach()
     vectors = vectors / vectors.norm(dim=-1, keepdim=True)
     sigma = vectors[INDEX] @ vectors[INDEX].T
     group = mask.nonzero()[:, 0]
@@ -46,7 +54,7 @@ def dense(prior, mean, variance, mask):
 def test_global_channels_are_those_of_the_dense_gaussian_over_all_groups():
     prior, (x, mean, variance, mask) = make_prior(), make_problem()
     mean[~mask] = float("nan")
-    posterior = prior.condition(INDEX, x, mean, variance, mask)
+    posterior = condition(prior, x, mean, variance, mask)
     prediction = posterior.predict(x[:, :2] + 1)
     evidence = posterior.local.log_evidence.sum().detach()
     kl = torch.zeros((), dtype=F64)
@@ -63,19 +71,18 @@ def test_global_channels_are_those_of_the_dense_gaussian_over_all_groups():
         noise = variance[mask][:, channel]
         kl += -0.5 * ((2 * torch.pi * noise).log() + spread / noise).sum() - log_evidence
     torch.testing.assert_close(posterior.log_evidence.detach(), evidence, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(posterior.kl_global.sum().detach(), kl, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(posterior.kl, posterior.kl_local + posterior.kl_global)
+    torch.testing.assert_close(posterior.kl_terms.kl_global.sum().detach(), kl, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(posterior.kl, sum(posterior.kl_terms))
 
 
-def test_orthogonal_objects_are_the_factorized_prior():
+def test_orthogonal_vectors_are_the_factorized_prior():
     factorized = make_factorized()
-    objects = ObjectRoot(4, 4, normalize=False)
-    objects.set_vectors(0.6**0.5 * torch.eye(4, dtype=F64))  # the factories' global variance is 0.6
-    prior = CorrelatedGPPrior([factorized.blocks[0]], 1, objects)
+    vectors = 0.6**0.5 * torch.eye(4, dtype=F64)  # the factories' global variance is 0.6
+    prior = CorrelatedPrior([factorized.blocks[0]], 1)
     x, mean, variance, mask = make_problem()
     x_new = torch.rand(4, 2, 1, dtype=F64)
     theirs = factorized.posterior(x, mean, variance, mask)
-    ours = prior.condition(torch.arange(4), x, mean, variance, mask)
+    ours = prior.condition(GroupInputs.of(vectors, x, mean, variance, mask, F64))
     # the factories make 0.6 in float32's reach: 1e-8
     torch.testing.assert_close(ours.mean, theirs.mean, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(ours.variance, theirs.variance, rtol=1e-6, atol=1e-7)
@@ -86,7 +93,7 @@ def test_orthogonal_objects_are_the_factorized_prior():
 
 def test_joint_samples_have_the_covariance_between_groups_and_marginals_have_none():
     prior, (x, mean, variance, mask) = make_prior(), make_problem()
-    posterior = prior.condition(INDEX, x, mean, variance, mask)
+    posterior = condition(prior, x, mean, variance, mask)
     _, covariance, _ = dense(prior, mean[..., 1], variance[..., 1], mask)
     with torch.no_grad():
         for answer in (posterior, posterior.predict(x[:, :2] + 1)):
@@ -101,28 +108,28 @@ def test_joint_samples_have_the_covariance_between_groups_and_marginals_have_non
 
 def test_some_groups_of_a_posterior_are_predicted_as_among_all():
     prior, (x, mean, variance, mask) = make_prior(), make_problem()
-    posterior = prior.condition(INDEX, x, mean, variance, mask)
+    posterior = condition(prior, x, mean, variance, mask)
     x_new = torch.rand(4, 2, 1, dtype=F64)
     whole = posterior.predict(x_new)
-    some = posterior.predict_groups(INDEX[[3, 0]], x_new[[3, 0]])
+    some = posterior.predict(x_new[[3, 0]], torch.tensor([3, 0]))
     torch.testing.assert_close(some.mean, whole.mean[[3, 0]])
     torch.testing.assert_close(some.variance, whole.variance[[3, 0]])
-    with pytest.raises(GroupError, match=r"expected groups that were conditioned on, got \[3\] beside them"):
-        posterior.predict_groups(torch.tensor([2, 3]), x_new[:2])
+    with pytest.raises(GroupError, match=r"expected positions from 0 to 3, the groups that were conditioned on, got 2"):
+        posterior.predict(x_new[:2], torch.tensor([2, 4]))
 
 
 def test_gradient_reaches_objects_kernel_and_pseudo_observations():
     prior, (x, mean, variance, mask) = make_prior(), make_problem()
-    posterior = prior.condition(INDEX, x, mean.requires_grad_(), variance.requires_grad_(), mask)
+    posterior = condition(prior, x, mean.requires_grad_(), variance.requires_grad_(), mask)
     (posterior.kl.sum() + posterior.rsample(marginals=True).square().sum()).backward()
     assert mean.grad[mask].abs().min() > 0
     assert variance.grad[mask].abs().min() > 0
     assert variance.grad[~mask].abs().max() == 0
-    assert all(parameter.grad is not None for parameter in prior.parameters())
+    assert all(parameter.grad is not None for parameter in (*prior.parameters(), *VECTORS.parameters()))
 
 
 def test_prior_without_a_local_or_a_global_channel_is_refused():
-    with pytest.raises(ShapeError, match="blocks: expected a sequence"):
-        CorrelatedGPPrior([], 1, ObjectRoot(3, 2))
-    with pytest.raises(ShapeError, match="num_channels: expected an integer >= 1, got 0"):
+    with pytest.raises(ArgumentError, match="blocks: expected a sequence"):
+        CorrelatedPrior([], 1)
+    with pytest.raises(ArgumentError, match="num_global_channels: expected an integer >= 1, got 0"):
         make_prior(num_global=0)
