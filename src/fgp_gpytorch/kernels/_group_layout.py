@@ -5,6 +5,7 @@ many small ones. A *slot* is a place in a stack. A slot without a row is padding
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,9 +49,8 @@ class GroupLayout:
 
     def agrees_with(self, other: "GroupLayout") -> bool:
         """Whether both layouts put the same rows in the same slots."""
-        if self is other:
-            return True
-        return (self.counts, self.widths) == (other.counts, other.widths) and torch.equal(self.slot, other.slot)
+        alike = (self.counts, self.widths) == (other.counts, other.widths)
+        return self is other or (alike and torch.equal(self.slot, other.slot))
 
     def split(self, value: Tensor, dim: int = -2) -> list[Tensor]:
         """Split the slot dimension, S, into one (counts[k], widths[k]) pair of dimensions a stack."""
@@ -77,15 +77,12 @@ class GroupLayout:
         """`occupied`, stack by stack: [(G, Q)]. None if there is no padding."""
         return None if self.occupied is None else self.split(self.occupied, dim=-1)
 
-    def group_of_slot(self) -> Tensor:
-        """The number of each slot's group, (S,). The rows and the columns of a structure number groups alike."""
-        widths = torch.tensor(self.widths, device=self.slot.device)
-        return _repeated(widths.repeat_interleave(torch.tensor(self.counts, device=self.slot.device)))
+    def groups_and_places(self) -> tuple[Tensor, Tensor]:
+        """The number of each slot's group, (S,), and its place within the group, (S,).
 
-    def place_in_group(self) -> Tensor:
-        """The place of each slot within its group, (S,)."""
-        shapes = zip(self.counts, self.widths, strict=True)
-        return torch.cat([torch.arange(width, device=self.slot.device).repeat(count) for count, width in shapes])
+        The rows and the columns of a structure number groups alike.
+        """
+        return _groups_and_places(self.counts, self.widths, self.slot.device)
 
     def repeat(self, outputs: int) -> "GroupLayout":
         """The layout of a table that repeats every row `outputs` times, once for each output."""
@@ -156,11 +153,8 @@ def _lay_out(
     sizes: Tensor,  # shape: (G,)
     counts: list[int],
 ) -> GroupLayout:
-    stacks = torch.split(sizes, counts)
-    widths = [int(stack.max()) if len(stack) else 0 for stack in stacks]
-    width = torch.cat([torch.full_like(stack, w) for stack, w in zip(stacks, widths, strict=True)])
-    group_of_slot = _repeated(width)
-    place = torch.arange(len(group_of_slot), device=group.device) - _starts(width)[group_of_slot]
+    widths = [int(stack.max()) if len(stack) else 0 for stack in torch.split(sizes, counts)]
+    group_of_slot, place = _groups_and_places(counts, widths, group.device)
     occupied = place < sizes[group_of_slot]
     order = torch.argsort(group, stable=True)
     slot = torch.empty_like(order)
@@ -174,6 +168,12 @@ def _lay_out(
     )
 
 
+def _groups_and_places(counts: Sequence[int], widths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    width = torch.tensor(widths, device=device).repeat_interleave(torch.tensor(counts, device=device))
+    group = torch.arange(len(width), device=device).repeat_interleave(width)
+    return group, torch.arange(len(group), device=device) - _starts(width)[group]
+
+
 def _rung(sizes: Tensor) -> Tensor:
     ladder = (torch.log(sizes.double().clamp_min(1)) / math.log(RUNG) - 1e-9).ceil().long() + 1
     return torch.where(sizes == 0, 0, ladder)
@@ -181,8 +181,3 @@ def _rung(sizes: Tensor) -> Tensor:
 
 def _starts(sizes: Tensor) -> Tensor:
     return sizes.cumsum(0) - sizes
-
-
-def _repeated(sizes: Tensor) -> Tensor:
-    """Each index i of `sizes`, sizes[i] times."""
-    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)

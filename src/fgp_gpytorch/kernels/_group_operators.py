@@ -1,6 +1,7 @@
 """The covariance of grouped rows as a LinearOperator: a dense block for each group, zero between groups."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class GroupBlockLinearOperator(LinearOperator):
         blocks: The blocks of each stack, (*batch, counts[k], rows.widths[k], cols.widths[k]).
         rows: The layout S of the rows.
         cols: The layout T of the columns. It equals `rows` for a covariance.
+        upper: For a triangular factor: whether it is an upper one. Its `solve` substitutes and does not factorize.
+            None for any other matrix.
 
     Raises:
         linear_operator.utils.errors.NotPSDError: On factorization, if a block is not positive definite even with
@@ -50,20 +53,13 @@ class GroupBlockLinearOperator(LinearOperator):
         tensor(2.1972)
     """
 
-    def __init__(self, *blocks: Tensor, rows: GroupLayout, cols: GroupLayout, **kwargs: Any):
+    def __init__(self, *blocks: Tensor, rows: GroupLayout, cols: GroupLayout, upper: bool | None = None):
         assert blocks
         assert rows.counts == cols.counts
-        super().__init__(*blocks, rows=rows, cols=cols, **kwargs)
-        self.blocks = blocks
-        self.rows = rows
-        self.cols = cols
+        super().__init__(*blocks, rows=rows, cols=cols, upper=upper)
+        self.blocks, self.rows, self.cols, self.upper = blocks, rows, cols, upper
 
     # The methods that every LinearOperator defines.
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the blocks."""
-        return self.blocks[0].dtype
 
     def _size(self) -> torch.Size:
         return self.blocks[0].shape[:-3] + torch.Size((self.rows.num_rows, self.cols.num_rows))
@@ -72,7 +68,8 @@ class GroupBlockLinearOperator(LinearOperator):
         return self._by_block(torch.matmul, self.blocks, rhs)
 
     def _transpose_nonbatch(self) -> LinearOperator:
-        return GroupBlockLinearOperator(*(b.mT for b in self.blocks), rows=self.cols, cols=self.rows)
+        upper = None if self.upper is None else not self.upper
+        return GroupBlockLinearOperator(*(b.mT for b in self.blocks), rows=self.cols, cols=self.rows, upper=upper)
 
     def _by_block(
         self,
@@ -82,7 +79,7 @@ class GroupBlockLinearOperator(LinearOperator):
     ) -> Tensor:  # shape: (*batch, N, C) or (N,)
         """`S blockdiag(f) T' rhs`: gather rows into slots, apply `function(block, piece)`, scatter back."""
         is_vector = rhs.dim() == 1
-        dtype = torch.promote_types(self.dtype, rhs.dtype)
+        dtype = torch.promote_types(self.blocks[0].dtype, rhs.dtype)
         pieces = self.cols.pad((rhs.unsqueeze(-1) if is_vector else rhs).to(dtype))
         result = self.rows.unpad([function(b.to(dtype), p) for b, p in zip(blocks, pieces, strict=True)])
         return result.squeeze(-1) if is_vector else result
@@ -108,8 +105,9 @@ class GroupBlockLinearOperator(LinearOperator):
         if _is_noop_index(row_index) and _is_noop_index(col_index):
             return chosen
         row_slots, col_slots = self.rows.slot[row_index], self.cols.slot[col_index]
-        groups = self.rows.group_of_slot()[row_slots], self.cols.group_of_slot()[col_slots]
-        return chosen._blocks_between(row_slots, col_slots, *group_layouts(*groups))
+        (row_groups, _), (col_groups, _) = self.rows.groups_and_places(), self.cols.groups_and_places()
+        layouts = group_layouts(row_groups[row_slots], col_groups[col_slots])
+        return chosen._blocks_between(row_slots, col_slots, *layouts)
 
     def laid_out(self, rows: GroupLayout, cols: GroupLayout) -> "GroupBlockLinearOperator":
         """The same matrix in blocks of other layouts of the same rows and columns."""
@@ -134,8 +132,10 @@ class GroupBlockLinearOperator(LinearOperator):
         for count, height, width in zip(self.rows.counts, self.rows.widths, self.cols.widths, strict=True):
             starts.append(start + width * torch.arange(count * height, device=self.device))
             start += count * height * width
-        same = self.rows.group_of_slot()[row_slots] == self.cols.group_of_slot()[col_slots]
-        place = torch.cat(starts)[row_slots] + self.cols.place_in_group()[col_slots]
+        row_groups, _ = self.rows.groups_and_places()
+        col_groups, col_places = self.cols.groups_and_places()
+        same = row_groups[row_slots] == col_groups[col_slots]
+        place = torch.cat(starts)[row_slots] + col_places[col_slots]
         zero = self.blocks[0].new_zeros(*self.batch_shape, 1)  # at place -1, the entry between two groups
         flat = torch.cat([*(b.flatten(-3) for b in self.blocks), zero], dim=-1)
         return flat[(*(batch_indices or (...,)), torch.where(same, place, -1))]
@@ -146,7 +146,7 @@ class GroupBlockLinearOperator(LinearOperator):
         if isinstance(other, ZeroLinearOperator):
             return self
         if self._same_layouts and isinstance(other, DiagLinearOperator):
-            return self._plus_diagonal(other.diagonal())
+            return self.add_diagonal(other.diagonal())
         if self._is_laid_out_like(other):
             blocks = [a + b for a, b in zip(self.blocks, other.blocks, strict=True)]
             return GroupBlockLinearOperator(*blocks, rows=self.rows, cols=self.cols)
@@ -157,10 +157,7 @@ class GroupBlockLinearOperator(LinearOperator):
         if not self._same_layouts:
             return super().add_diagonal(diag)
         batch = torch.broadcast_shapes(diag.shape[:-1], self.batch_shape)
-        return self._plus_diagonal(diag.expand(*batch, self.rows.num_rows))
-
-    def _plus_diagonal(self, diag: Tensor) -> LinearOperator:  # diag: (..., N)
-        pieces = self.rows.pad(diag.unsqueeze(-1))
+        pieces = self.rows.pad(diag.expand(*batch, self.rows.num_rows).unsqueeze(-1))
         return self._with([b + torch.diag_embed(p.squeeze(-1)) for b, p in zip(self.blocks, pieces, strict=True)])
 
     def mul(self, other: Any) -> LinearOperator:
@@ -204,16 +201,14 @@ class GroupBlockLinearOperator(LinearOperator):
 
     # Factorizations: exact, block by block.
 
-    def _factor(self) -> "_GroupTriangularLinearOperator":
+    def _factor(self) -> "GroupBlockLinearOperator":
         # A factor made under torch.no_grad() must not serve a caller who needs its gradient.
         return self._factor_in_mode(torch.is_grad_enabled())
 
     @cached(name="group_factor")
-    def _factor_in_mode(self, grad_enabled: bool) -> "_GroupTriangularLinearOperator":
-        return self._triangular([psd_safe_cholesky(b) for b in self._proper_blocks()])
-
-    def _triangular(self, blocks: list[Tensor], upper: bool = False) -> "_GroupTriangularLinearOperator":
-        return _GroupTriangularLinearOperator(*blocks, rows=self.rows, cols=self.cols, upper=upper)
+    def _factor_in_mode(self, grad_enabled: bool) -> "GroupBlockLinearOperator":
+        blocks = [psd_safe_cholesky(b) for b in self._proper_blocks()]
+        return GroupBlockLinearOperator(*blocks, rows=self.rows, cols=self.cols, upper=False)
 
     def _proper_blocks(self) -> Sequence[Tensor]:
         """The blocks with an identity in the padding."""
@@ -222,18 +217,12 @@ class GroupBlockLinearOperator(LinearOperator):
         occupied = self.rows.occupied_pieces()
         if occupied is None:
             return self.blocks
-        eyes = [torch.eye(b.shape[-1], dtype=b.dtype, device=b.device) for b in self.blocks]
-        return [
-            torch.where(o.unsqueeze(-1) & o.unsqueeze(-2), b, eye)
-            for b, o, eye in zip(self.blocks, occupied, eyes, strict=True)
-        ]
+        pairs = zip(self.blocks, occupied, strict=True)
+        return [torch.where(o.unsqueeze(-1) & o.unsqueeze(-2), b, _identity(b)) for b, o in pairs]
 
     def _cholesky(self, upper: bool | None = False) -> LinearOperator:
         factor = TriangularLinearOperator(self._factor())
         return factor._transpose_nonbatch() if upper else factor
-
-    def _choose_root_method(self) -> str:
-        return "cholesky"
 
     def root_decomposition(self, method: str | None = None) -> LinearOperator:
         """A root R, `R R' = K`: the Cholesky factor, or the symmetric root where K is singular.
@@ -251,19 +240,15 @@ class GroupBlockLinearOperator(LinearOperator):
         return RootLinearOperator(self._with([_symmetric_root(b) for b in blocks]))
 
     def root_inv_decomposition(
-        self,
-        initial_vectors: Tensor | None = None,
-        test_vectors: Tensor | None = None,
-        method: str | None = None,
+        self, initial_vectors: Tensor | None = None, test_vectors: Tensor | None = None, method: str | None = None
     ) -> Any:
         """A root R of the inverse, `R R' = K^-1`: the inverse transpose of the Cholesky factor."""
         if method not in (None, "cholesky"):
             return super().root_inv_decomposition(initial_vectors, test_vectors, method=method)
-        inverses = []
-        for block in self._factor().blocks:
-            eye = torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
-            inverses.append(torch.linalg.solve_triangular(block, eye.expand_as(block), upper=False).mT)
-        return RootLinearOperator(TriangularLinearOperator(self._triangular(inverses, upper=True), upper=True))
+        factors = self._factor().blocks
+        inverses = [torch.linalg.solve_triangular(f, _identity(f).expand_as(f), upper=False).mT for f in factors]
+        root = GroupBlockLinearOperator(*inverses, rows=self.rows, cols=self.cols, upper=True)
+        return RootLinearOperator(TriangularLinearOperator(root, upper=True))
 
     def solve(self, right_tensor: Tensor, left_tensor: Tensor | None = None) -> Tensor:
         """`K^-1 right_tensor`, or `left_tensor K^-1 right_tensor`, by the Cholesky factor of each block."""
@@ -273,27 +258,20 @@ class GroupBlockLinearOperator(LinearOperator):
         return result if left_tensor is None else left_tensor @ result
 
     def _solve_by_block(self, rhs: Tensor) -> Tensor:
-        return self._by_block(lambda factor, piece: torch.cholesky_solve(piece, factor), self._factor().blocks, rhs)
+        if self.upper is None:
+            return self._by_block(lambda factor, p: torch.cholesky_solve(p, factor), self._factor().blocks, rhs)
+        substitute = partial(torch.linalg.solve_triangular, upper=self.upper)
+        return self._by_block(substitute, self._proper_blocks(), rhs)
 
-    def _solve(
-        self,
-        rhs: Tensor,
-        preconditioner: Callable[[Tensor], Tensor] | None = None,
-        num_tridiag: int | None = 0,
-    ) -> Any:
-        if num_tridiag:
-            return super()._solve(rhs, preconditioner, num_tridiag=num_tridiag)
-        return self._solve_by_block(rhs)
+    def _solve(self, rhs: Tensor, preconditioner: Any = None, num_tridiag: int | None = 0) -> Any:
+        return super()._solve(rhs, preconditioner, num_tridiag) if num_tridiag else self._solve_by_block(rhs)
 
     def inv_quad(self, inv_quad_rhs: Tensor, reduce_inv_quad: bool = True) -> Tensor:
         """`r' K^-1 r` for each column r, summed over columns unless `reduce_inv_quad` is False."""
         return self.inv_quad_logdet(inv_quad_rhs, reduce_inv_quad=reduce_inv_quad)[0]
 
     def inv_quad_logdet(
-        self,
-        inv_quad_rhs: Tensor | None = None,
-        logdet: bool | None = False,
-        reduce_inv_quad: bool | None = True,
+        self, inv_quad_rhs: Tensor | None = None, logdet: bool | None = False, reduce_inv_quad: bool | None = True
     ) -> tuple[Tensor, Tensor]:
         """`r' K^-1 r`, as `inv_quad`, and `log |K|` in nats. A term that is not requested is 0."""
         factor = self._factor()
@@ -303,8 +281,8 @@ class GroupBlockLinearOperator(LinearOperator):
             quad = factor.solve(rhs).square().sum(-2)
             quad = quad.sum(-1) if reduce_inv_quad else quad
         if logdet:
-            for block in factor.blocks:
-                log_determinant = log_determinant + 2 * block.diagonal(dim1=-2, dim2=-1).log().sum((-2, -1))
+            diagonals = [block.diagonal(dim1=-2, dim2=-1) for block in factor.blocks]
+            log_determinant = sum((2 * d.log().sum((-2, -1)) for d in diagonals), start=log_determinant)
         return quad, log_determinant
 
     # Batches. All elements share the layouts.
@@ -350,29 +328,8 @@ class GroupBlockLinearOperator(LinearOperator):
         return self.rows.agrees_with(other.rows) and self.cols.agrees_with(other.cols)
 
     def _with(self, blocks: Sequence[Tensor]) -> "GroupBlockLinearOperator":
-        return GroupBlockLinearOperator(*blocks, rows=self.rows, cols=self.cols)
-
-
-class _GroupTriangularLinearOperator(GroupBlockLinearOperator):
-    """A triangular factor of a GroupBlockLinearOperator. Its `solve` substitutes and does not factorize."""
-
-    def __init__(self, *blocks: Tensor, rows: GroupLayout, cols: GroupLayout, upper: bool = False):
-        super().__init__(*blocks, rows=rows, cols=cols, upper=upper)
-        self.upper = upper
-
-    def _transpose_nonbatch(self) -> LinearOperator:
-        blocks = [b.mT for b in self.blocks]
-        return _GroupTriangularLinearOperator(*blocks, rows=self.cols, cols=self.rows, upper=not self.upper)
-
-    def _with(self, blocks: Sequence[Tensor]) -> GroupBlockLinearOperator:
         # Batch operations, elementwise products and a new diagonal keep a triangle.
-        return _GroupTriangularLinearOperator(*blocks, rows=self.rows, cols=self.cols, upper=self.upper)
-
-    def _solve_by_block(self, rhs: Tensor) -> Tensor:
-        def substitute(block: Tensor, piece: Tensor) -> Tensor:
-            return torch.linalg.solve_triangular(block, piece, upper=self.upper)
-
-        return self._by_block(substitute, self._proper_blocks(), rhs)
+        return GroupBlockLinearOperator(*blocks, rows=self.rows, cols=self.cols, upper=self.upper)
 
 
 def posterior_covariance(
@@ -383,13 +340,14 @@ def posterior_covariance(
     """`K** - K*X (KXX + noise)^-1 KX*`, group by group. Rows of other groups do not matter."""
     rows, cols = cross.rows, cross.cols
     factors = noisy.laid_out(cols, cols)._factor().blocks
-    blocks = []
-    for prior_block, cross_block, factor in zip(
-        prior.laid_out(rows, rows).blocks, cross._columns_or_zero(), factors, strict=True
-    ):
-        whitened = torch.linalg.solve_triangular(factor, cross_block.mT, upper=False)
-        blocks.append(prior_block - whitened.mT @ whitened)
+    pairs = zip(factors, cross._columns_or_zero(), strict=True)
+    whitened = [torch.linalg.solve_triangular(factor, block.mT, upper=False) for factor, block in pairs]
+    blocks = [k - w.mT @ w for k, w in zip(prior.laid_out(rows, rows).blocks, whitened, strict=True)]
     return GroupBlockLinearOperator(*blocks, rows=rows, cols=rows)
+
+
+def _identity(block: Tensor) -> Tensor:
+    return torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
 
 
 def _symmetric_root(matrix: Tensor) -> Tensor:

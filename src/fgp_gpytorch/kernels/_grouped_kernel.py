@@ -105,15 +105,10 @@ class GroupedKernel(Kernel):
     """
 
     def __call__(
-        self,
-        x1: Tensor,
-        x2: Tensor | None = None,
-        diag: bool = False,
-        last_dim_is_batch: bool = False,
-        **params: Any,
+        self, x1: Tensor, x2: Tensor | None = None, diag: bool = False, last_dim_is_batch: bool = False, **params: Any
     ) -> Any:
         """Call the kernel as any GPyTorch kernel: lazily, or for the diagonal alone."""
-        lazily = settings.lazily_evaluate_kernels.on() and not last_dim_is_batch
+        lazily = bool(settings.lazily_evaluate_kernels.on()) and not last_dim_is_batch
         with settings.lazily_evaluate_kernels(lazily):
             result = super().__call__(x1, x2, diag=diag, last_dim_is_batch=last_dim_is_batch, **params)
         if not isinstance(result, LazyEvaluatedKernelTensor):
@@ -186,27 +181,18 @@ class _GroupedPredictionStrategy(DefaultPredictionStrategy):
     GPyTorch adds the noise to a lazy matrix and solves the sum by conjugate gradients from 800 rows on.
     """
 
-    def __init__(
-        self,
-        train_inputs: Any,
-        train_prior_dist: MultivariateNormal,
-        train_labels: Tensor,
-        likelihood: Any,
-        root: Any = None,
-        inv_root: Any = None,
-    ):
+    def __init__(self, train_inputs: Any, train_prior_dist: MultivariateNormal, *args: Any, **kwargs: Any):
         covariance = train_prior_dist.lazy_covariance_matrix.evaluate_kernel()
         prior = train_prior_dist.__class__(train_prior_dist.mean, covariance)
-        super().__init__(train_inputs, prior, train_labels, likelihood, root=root, inv_root=inv_root)
+        super().__init__(train_inputs, prior, *args, **kwargs)
 
     def exact_predictive_covar(self, test_test_covar: Any, test_train_covar: Any) -> LinearOperator:
         """Condition the covariance of the test rows on the training rows."""
         full = self.likelihood(self.train_prior_dist, self.train_inputs).lazy_covariance_matrix
+        if settings.detach_test_caches.on():
+            full = full.detach()
         matrices = [to_linear_operator(m).evaluate_kernel() for m in (test_test_covar, test_train_covar, full)]
         blocks = [m for m in matrices if isinstance(m, GroupBlockLinearOperator)]
         if settings.skip_posterior_variances.on() or len(blocks) < 3:
             return super().exact_predictive_covar(test_test_covar, test_train_covar)
-        prior, cross, noisy = blocks
-        if settings.detach_test_caches.on():
-            noisy = GroupBlockLinearOperator(*(b.detach() for b in noisy.blocks), rows=noisy.rows, cols=noisy.cols)
-        return posterior_covariance(prior, cross, noisy)
+        return posterior_covariance(*blocks)

@@ -19,17 +19,7 @@ class GlobalKernel(GroupDeltaKernel):
     trains and predicts exactly in an ExactGP. `LocalKernel(gpytorch.kernels.ConstantKernel())` is the same covariance.
     It is exact also above 800 rows where the lazy matrix of a ScaleKernel is solved or sampled by hand.
 
-    Args:
-        batch_shape: As in any GPyTorch kernel. There are no parameters, so the batch elements are equal.
-        active_dims: As in any GPyTorch kernel. The first of the chosen columns is the group.
-
-    Shapes:
-        As GroupDeltaKernel: x1 (*batch, N, 1 + D) and x2 (*batch, M, 1 + D) give (*batch, N, M).
-
-    Raises:
-        ShapeError: If x has no column.
-        DataError: If a label is NaN or infinite.
-        GroupError: If a label is not an exact integer, or batch elements are grouped differently.
+    Arguments, shapes and errors are those of GroupDeltaKernel.
 
     Example:
         >>> x = torch.tensor([[0.0], [0.0], [1.0]])

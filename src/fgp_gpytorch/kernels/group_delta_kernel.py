@@ -76,14 +76,6 @@ class GroupDeltaKernel(GroupedKernel):
 
     def __getitem__(self, index: Any) -> "GroupDeltaKernel":
         """Choose batch elements."""
-        return self._with_batch(torch.empty(self.batch_shape)[index].shape)
-
-    def expand_batch(self, *sizes: Any) -> "GroupDeltaKernel":
-        """Expand to a larger batch shape."""
-        shape = torch.Size(sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes)
-        return self._with_batch(torch.empty(self.batch_shape).expand(shape).shape)
-
-    def _with_batch(self, shape: torch.Size) -> "GroupDeltaKernel":
         kernel = deepcopy(self)
-        kernel.batch_shape = shape
+        kernel.batch_shape = torch.empty(self.batch_shape)[index].shape
         return kernel
