@@ -8,7 +8,7 @@ from grouped_reference import DenseLocalKernel, grouped_rows, loop_matrix, loop_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
 from fgp_gpytorch.kernels import GlobalKernel, GroupDeltaKernel, LocalKernel
 from fgp_gpytorch.kernels._group_operators import GroupBlockLinearOperator
 
@@ -152,12 +152,15 @@ def test_scale_kernel_batch_larger_than_its_base_stays_in_blocks():
     assert_close(covariance.to_dense(), torch.stack([0.5 * delta, 3 * delta]))
 
 
-def test_batches_of_rows_may_group_differently():
-    sizes = [RAGGED, (20, 11), (1,) * 31]
-    x = torch.stack([grouped_rows(s, seed=i, shuffle=True) for i, s in enumerate(sizes)])
+def test_batches_of_rows_may_label_one_grouping_differently():
+    x = torch.stack([grouped_rows(RAGGED, seed=i) for i in range(3)])
+    x[1, :, 0] += 1
+    x[2, :, 0] *= -2
+    x = x[:, torch.randperm(31, generator=torch.Generator().manual_seed(0))]
     noise = torch.linspace(0.1, 2, 31).double()
     y = torch.randn(31, 2, generator=torch.Generator().manual_seed(0)).double()
     noisy = LocalKernel(rbf())(x).add_diagonal(noise)
+    cross = LocalKernel(rbf())(x, x[:, 5:14])
     for i in range(3):
         expected = loop_matrix(loop_rbf((0.7, 1.9)), x[i]) + torch.diag(noise)
         assert_close(noisy.to_dense()[i], expected)
@@ -165,9 +168,30 @@ def test_batches_of_rows_may_group_differently():
         assert_close(noisy[..., 3:8, 1:30].to_dense()[i], expected[3:8, 1:30])
         assert_close(noisy.solve(y)[i], torch.linalg.solve(expected, y), 1e-10)
         assert_close(noisy.logdet()[i], torch.logdet(expected), 1e-10)
-        cross = LocalKernel(rbf())(x, x[1, :9])
-        assert_close(cross.to_dense()[i], loop_matrix(loop_rbf((0.7, 1.9)), x[i], x[1, :9]))
+        assert_close(cross.to_dense()[i], loop_matrix(loop_rbf((0.7, 1.9)), x[i], x[i, 5:14]))
         assert_close(cross @ y[:9], cross.to_dense() @ y[:9])
+        assert_close(GlobalKernel()(x).to_dense()[i], loop_matrix(lambda w, v: 1.0, x[i]))
+
+
+@pytest.mark.parametrize("kernel", [LocalKernel(rbf()), GlobalKernel()])
+def test_batches_of_rows_that_are_grouped_differently_are_refused(kernel):
+    words = r"same rows to form a group in every batch element, got element 2 grouped differently.*Try one call"
+    for other in ((20, 11), (1,) * 31, (4, 1, 7, 3, 16)):  # other rows, groups split, groups merged
+        x = torch.stack([grouped_rows(s, seed=i) for i, s in enumerate((RAGGED, RAGGED, other))])
+        with pytest.raises(GroupError, match=words):
+            kernel(x)
+        with pytest.raises(GroupError, match=words):
+            kernel(x, diag=True)
+    x = torch.stack([grouped_rows(RAGGED, seed=i) for i in range(3)])
+    x[2, :, 0] += 1
+    with pytest.raises(GroupError, match=words):  # the same groups, but other columns face them
+        kernel(x, x[0, :9])
+
+
+def test_empty_batch_gives_an_empty_batch_of_covariances():
+    x = grouped_rows(RAGGED).expand(0, -1, -1)
+    for kernel in (LocalKernel(rbf()), GlobalKernel()):
+        assert kernel(x).to_dense().shape == (0, 31, 31)
 
 
 def test_global_kernel_batch_shape_can_be_indexed_and_expanded():
@@ -191,9 +215,12 @@ def test_last_dim_is_batch_makes_every_feature_a_batch_element_of_the_same_group
         assert_close(covariance[d].to_dense(), alone.to_dense())
         assert_close(kernel(x, diag=True, last_dim_is_batch=True)[d], alone.diagonal())
     labels = x[:, :1].repeat(1, 2)
-    labels[:, 1] = 4
+    labels[:, 1] += 4
     both = GroupDeltaKernel()(labels, last_dim_is_batch=True).to_dense()
-    assert_close(both, torch.stack([GroupDeltaKernel()(x).to_dense(), torch.ones(31, 31).double()]))
+    assert_close(both, GroupDeltaKernel()(x).to_dense().expand(2, -1, -1))
+    labels[:, 1] = 4
+    with pytest.raises(GroupError, match="got element 1 grouped differently from element 0"):
+        GroupDeltaKernel()(labels, last_dim_is_batch=True)
 
 
 def test_base_with_several_outputs_for_each_input_keeps_its_interleaving():
@@ -303,7 +330,7 @@ class TestErrors:
 
 
 def test_base_that_is_no_kernel_is_refused():
-    with pytest.raises(DataError, match=r"base_kernel: expected a gpytorch.kernels.Kernel, got int\. Try"):
+    with pytest.raises(ArgumentError, match=r"base_kernel: expected a Kernel, got int\. Try gpytorch.kernels"):
         LocalKernel(3)
 
 
@@ -355,7 +382,7 @@ def test_any_gpytorch_kernel_serves_as_base(name, batch):
             parameter.add_(torch.randn(parameter.shape, generator=generator).double() * 0.3)
     x, other = grouped_rows(RAGGED, shuffle=True), grouped_rows((3, 2, 4, 1), seed=1)
     ours, dense = LocalKernel(base), DenseLocalKernel(base)
-    for rows in ((x,), (x, other), (torch.stack([x, x.flip(0), x + 1]),)):
+    for rows in ((x,), (x, other), (torch.stack([x, torch.cat([x[:, :1], x[:, 1:].flip(0)], -1), x + 1]),)):
         got = ours(*rows)
         assert got.shape == dense(*rows).shape
         assert_close(got.to_dense(), dense(*rows).to_dense(), 1e-7)  # sqrt of rounding at distance 0

@@ -78,12 +78,6 @@ class TestContractOfABatch(Contract, LinearOperatorTestCase, unittest.TestCase):
         return random_operator(torch.tensor([1, 2, 2, 1, 3, 7, 1, 1, 1]), batch=(2,))
 
 
-class TestContractOfABatchGroupedDifferently(Contract, LinearOperatorTestCase, unittest.TestCase):
-    def create_linear_op(self):
-        labels = torch.tensor([[1, 2, 2, 1, 3, 7, 1, 1, 1], [1, 2, 3, 4, 4, 3, 2, 2, 2]])
-        return random_operator(labels, batch=(2,))
-
-
 class TestContractOfACrossCovariance(Contract, RectangularLinearOperatorTestCase, unittest.TestCase):
     def create_linear_op(self):
         return random_operator(torch.tensor([1, 2, 2, 1, 3]), torch.tensor([2, 2, 1, 9, 9, 8, 2]))

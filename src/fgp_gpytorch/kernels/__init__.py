@@ -1,4 +1,4 @@
-"""GPyTorch kernels on flat rows whose first column is the group: in blocks, exact, rows in any order."""
+"""GPyTorch kernels on tables whose first column is the group: exact, in blocks, for rows in any order."""
 
 from fgp_gpytorch.kernels.global_kernel import GlobalKernel
 from fgp_gpytorch.kernels.group_delta_kernel import GroupDeltaKernel

@@ -1,11 +1,11 @@
-"""Where each row of a grouped table sits in a stack of per-group blocks.
+"""Where each row of a grouped table sits in stacks of per-group blocks.
 
-Groups of like size are stacked together, so that neither one large group nor many small ones cost more than
-about their own blocks. A *slot* is a place in that stack; slots that no row fills are padding.
+A stack holds groups of similar size. Its memory stays close to that of exact blocks, for one large group and for
+many small ones. A *slot* is a place in a stack. A slot without a row is padding.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,22 +14,21 @@ from torch import Tensor
 
 __all__ = ["GroupLayout", "group_layouts"]
 
-# Sizes within one rung share a stack, padded to the largest of them: at most (4/3)^2 of the memory of exact
-# blocks, and about ten stacks for sizes from 1 to 20. Sizes 1 to 5 get a rung each.
+# Sizes within one rung share a stack, padded to the largest of them. This costs at most (4/3)^2 of the memory of
+# exact blocks, and about ten stacks for sizes from 1 to 20. Each size from 1 to 5 has its own rung.
 RUNG = 4 / 3
 
 
 @dataclass(frozen=True, eq=False)
 class GroupLayout:
-    """One side (rows or columns) of a block structure: S slots in stacks of groups of like size.
+    """The rows or the columns of a block structure, as a map to S slots.
 
     Attributes:
-        slot: The slot of each row, (*batch, N) or (N,) where every batch element is grouped alike.
-        source: A row for each slot, (*batch, S) or (S,); a padding slot names some row, so that gathers stay
-            valid.
-        occupied: Which slots a row fills, like `source`; None where there is no padding.
+        slot: The slot of each row, (N,).
+        source: The row of each slot, (S,). A padding slot repeats a row of its group.
+        occupied: True where a slot has a row, (S,). None if there is no padding.
         counts: The number of groups in each stack.
-        widths: The number of slots of a group in each stack.
+        widths: The number of slots of a group, for each stack.
     """
 
     slot: Tensor
@@ -41,90 +40,70 @@ class GroupLayout:
     @property
     def num_rows(self) -> int:
         """The number of rows N."""
-        return self.slot.shape[-1]
-
-    @property
-    def batched(self) -> bool:
-        """Whether batch elements are grouped differently."""
-        return self.slot.dim() > 1
+        return len(self.slot)
 
     @property
     def in_order(self) -> bool:
-        """Whether row i sits in slot i, so that nothing needs moving."""
-        if self.batched or self.occupied is not None:
-            return False
-        return torch.equal(self.slot, torch.arange(self.num_rows, device=self.slot.device))
+        """Whether every row i sits in slot i, so that nothing moves."""
+        return self.occupied is None and torch.equal(self.slot, torch.arange(self.num_rows, device=self.slot.device))
 
     def agrees_with(self, other: "GroupLayout") -> bool:
-        """Whether both put the same rows in the same slots."""
-        if self is other:
-            return True
-        alike = (self.counts, self.widths, self.slot.shape) == (other.counts, other.widths, other.slot.shape)
-        return alike and torch.equal(self.slot, other.slot)
+        """Whether both layouts put the same rows in the same slots."""
+        alike = (self.counts, self.widths) == (other.counts, other.widths)
+        return self is other or (alike and torch.equal(self.slot, other.slot))
 
     def split(self, value: Tensor, dim: int = -2) -> list[Tensor]:
-        """Cut the slot dimension, S, into one (counts[k], widths[k]) pair of dimensions a stack."""
-        sizes = [count * width for count, width in zip(self.counts, self.widths, strict=True)]
-        pieces = torch.split(value, sizes, dim=dim)
-        return [
-            piece.unflatten(dim, (count, width))
-            for piece, count, width in zip(pieces, self.counts, self.widths, strict=True)
-        ]
+        """Split the slot dimension, S, into one (counts[k], widths[k]) pair of dimensions a stack."""
+        shapes = list(zip(self.counts, self.widths, strict=True))
+        pieces = torch.split(value, [math.prod(shape) for shape in shapes], dim=dim)
+        return [piece.unflatten(dim, shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     def gather(self, value: Tensor) -> list[Tensor]:
-        """Give each slot the row it names, stack by stack: (*b, N, C) -> [(*b, G, Q, C)]."""
-        return self.split(value if self.in_order else _take(value, self.source))
+        """Copy each slot's row into it, stack by stack: (*b, N, C) -> [(*b, G, Q, C)]."""
+        return self.split(value if self.in_order else value.index_select(-2, self.source))
 
     def pad(self, value: Tensor) -> list[Tensor]:
         """Like `gather`, with zeros in the padding."""
         if self.occupied is None:
             return self.gather(value)
-        taken = _take(value, self.source)
-        return self.split(torch.where(self.occupied.unsqueeze(-1), taken, taken.new_zeros(())))
+        return self.split(torch.where(self.occupied.unsqueeze(-1), value.index_select(-2, self.source), 0))
 
     def unpad(self, pieces: list[Tensor]) -> Tensor:
         """Undo `pad`: [(*b, G, Q, C)] -> (*b, N, C)."""
         value = torch.cat([piece.flatten(-3, -2) for piece in pieces], dim=-2)
-        return value if self.in_order else _take(value, self.slot)
+        return value if self.in_order else value.index_select(-2, self.slot)
 
     def occupied_pieces(self) -> list[Tensor] | None:
-        """Which slots a row fills, stack by stack: [(*b, G, Q)], or None where there is no padding."""
+        """`occupied`, stack by stack: [(G, Q)]. None if there is no padding."""
         return None if self.occupied is None else self.split(self.occupied, dim=-1)
 
-    def group_of_slot(self) -> Tensor:
-        """The number of each slot's group, (S,); both sides of one structure count groups alike."""
-        return self._arange(sum(self.counts)).repeat_interleave(self._width_of_group())
+    def groups_and_places(self) -> tuple[Tensor, Tensor]:
+        """The number of each slot's group, (S,), and its place within the group, (S,).
 
-    def place_in_group(self) -> Tensor:
-        """The place of each slot within its group, (S,)."""
-        return torch.cat([self._arange(w).repeat(c) for c, w in zip(self.counts, self.widths, strict=True)])
+        The rows and the columns of a structure number groups alike.
+        """
+        return _groups_and_places(self.counts, self.widths, self.slot.device)
 
     def repeat(self, outputs: int) -> "GroupLayout":
-        """The layout of a table in which each row stands `outputs` times in a row (one for each output)."""
+        """The layout of a table that repeats every row `outputs` times, once for each output."""
         if outputs == 1:
             return self
-        each = self._arange(outputs)
+        each = torch.arange(outputs, device=self.slot.device)
         return replace(
             self,
-            slot=(self.slot.unsqueeze(-1) * outputs + each).flatten(-2),
-            source=(self.source.unsqueeze(-1) * outputs + each).flatten(-2),
-            occupied=None if self.occupied is None else self.occupied.repeat_interleave(outputs, -1),
+            slot=(self.slot.unsqueeze(-1) * outputs + each).flatten(),
+            source=(self.source.unsqueeze(-1) * outputs + each).flatten(),
+            occupied=None if self.occupied is None else self.occupied.repeat_interleave(outputs),
             widths=tuple(width * outputs for width in self.widths),
         )
 
-    def unsqueeze_batch(self) -> "GroupLayout":
-        """Add a last batch dimension, along which every element is grouped alike."""
-        return self.map(lambda index: index.unsqueeze(-2)) if self.batched else self
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "GroupLayout":
-        """Apply `change` to every index tensor."""
-        occupied = None if self.occupied is None else change(self.occupied)
-        return replace(self, slot=change(self.slot), source=change(self.source), occupied=occupied)
-
-    # The three moves that LinearOperator.to/.cpu/.cuda ask of an operator's keyword arguments.
+    # LinearOperator.to, .cpu and .cuda call these methods on an operator's keyword arguments.
     def to(self, dtype: Any = None, device: Any = None) -> "GroupLayout":
-        """Move to a device; indices keep their dtype."""
-        return self if device is None else self.map(lambda index: index.to(device))
+        """Move to a device. Indices keep their dtype."""
+        if device is None:
+            return self
+        occupied = None if self.occupied is None else self.occupied.to(device)
+        return replace(self, slot=self.slot.to(device), source=self.source.to(device), occupied=occupied)
 
     def cpu(self) -> "GroupLayout":
         """Move to the CPU."""
@@ -132,162 +111,73 @@ class GroupLayout:
 
     def cuda(self, device: Any = None) -> "GroupLayout":
         """Move to a CUDA device."""
-        return self.map(lambda index: index.cuda(device))
-
-    def _arange(self, length: int) -> Tensor:
-        return torch.arange(length, device=self.slot.device)
-
-    def _width_of_group(self) -> Tensor:
-        widths = torch.tensor(self.widths, device=self.slot.device)
-        return widths.repeat_interleave(torch.tensor(self.counts, device=self.slot.device))
+        return self.to(device="cuda" if device is None else device)
 
 
 def group_layouts(
-    row_labels: Tensor,  # shape: (*batch, N)
-    col_labels: Tensor | None = None,  # shape: (*batch, M)
+    row_labels: Tensor,  # shape: (N,)
+    col_labels: Tensor | None = None,  # shape: (M,)
 ) -> tuple[GroupLayout, GroupLayout]:
     """Lay out rows and columns so that group g of the rows faces group g of the columns.
 
-    Groups are numbered by first appearance and rows keep their order within a group: rows in contiguous runs
-    of equal size need no moving, and a blockwise Cholesky factor is lower triangular in the original order,
-    too.
+    Groups of a stack are in the order of their first appearance, and rows keep their order within a group. Rows in
+    contiguous runs of equal size therefore stay in place. A blockwise Cholesky factor is then lower triangular in the
+    original order, too.
 
     Args:
         row_labels: Integer labels of the rows.
-        col_labels: Integer labels of the columns. The rows' if None: then one layout is returned twice.
+        col_labels: Integer labels of the columns. If they are None or equal the rows', one layout is returned twice.
     """
-    square = col_labels is None or (row_labels.shape == col_labels.shape and torch.equal(row_labels, col_labels))
-    if col_labels is None or square:
-        col_labels = row_labels
-    else:
-        batch = torch.broadcast_shapes(row_labels.shape[:-1], col_labels.shape[:-1])
-        row_labels = row_labels.expand(*batch, -1)
-        col_labels = col_labels.expand(*batch, -1)
-    batch = row_labels.shape[:-1]
-    row_table = row_labels.reshape(math.prod(batch), row_labels.shape[-1])
-    col_table = col_labels.reshape(math.prod(batch), col_labels.shape[-1])
-    if len(row_table) == 0 or ((row_table == row_table[:1]).all() and (col_table == col_table[:1]).all()):
-        batch, row_table, col_table = torch.Size(), row_table[:1], col_table[:1]
-    if len(row_table) == 0:  # an empty batch: no element says how rows are grouped, and none will ask
-        row_table, col_table = (
-            row_labels.new_zeros(1, row_table.shape[1]),
-            col_labels.new_zeros(1, col_table.shape[1]),
-        )
-
-    groupings = [_Grouping.of(rows, cols) for rows, cols in zip(row_table, col_table, strict=True)]
-
-    # A stack holds the groups of one rung of row sizes and one rung of column sizes, over all batch elements.
-    rungs, stacks = torch.unique(torch.cat([each.rung() for each in groupings]), return_inverse=True)
-    stack_of_group = torch.split(stacks, [len(each.row_sizes) for each in groupings])
-    number = max(len(rungs), 1)  # a table without rows has one stack without groups
-    counts = torch.stack([torch.bincount(stack, minlength=number) for stack in stack_of_group]).amax(0)
-    row_widths = _largest(groupings, "row_sizes", stacks, number)
-    col_widths = _largest(groupings, "col_sizes", stacks, number)
-
-    first_group = _starts(counts)
-    places = [first_group[stack] + _rank_within(stack, number) for stack in stack_of_group]
-    rows = _layout(
-        [(g.row_groups, g.row_sizes, place) for g, place in zip(groupings, places, strict=True)],
-        counts,
-        row_widths,
-        batch,
+    square = col_labels is None or torch.equal(row_labels, col_labels)
+    sides = [row_labels] if square else [row_labels, col_labels]
+    labels = torch.cat(sides)
+    found, inverse = torch.unique(labels, return_inverse=True)
+    first_seen = torch.full_like(found, len(labels)).scatter_reduce(
+        0, inverse, torch.arange(len(labels), device=labels.device), "amin"
     )
-    if square:
-        return rows, rows
-    cols = _layout(
-        [(g.col_groups, g.col_sizes, place) for g, place in zip(groupings, places, strict=True)],
-        counts,
-        col_widths,
-        batch,
-    )
-    return rows, cols
+    groups = torch.split(torch.argsort(torch.argsort(first_seen))[inverse], [len(side) for side in sides])
+    sizes = [torch.bincount(side, minlength=len(found)) for side in groups]
+
+    # A stack holds the groups of one rung of row sizes and one rung of column sizes.
+    rung = _rung(sizes[0]) * 1000 + _rung(sizes[-1])
+    rungs, stack = torch.unique(rung, return_inverse=True)
+    counts = torch.bincount(stack, minlength=max(len(rungs), 1)).tolist()  # no rows: one stack without groups
+    by_stack = torch.argsort(stack, stable=True)
+    number = torch.argsort(by_stack)  # the inverse permutation
+    layouts = [_lay_out(number[side], size[by_stack], counts) for side, size in zip(groups, sizes, strict=True)]
+    return layouts[0], layouts[-1]
 
 
-@dataclass(frozen=True)
-class _Grouping:
-    row_groups: Tensor  # shape: (N,)
-    col_groups: Tensor  # shape: (M,)
-    row_sizes: Tensor  # shape: (G,)
-    col_sizes: Tensor  # shape: (G,)
-
-    @staticmethod
-    def of(row_labels: Tensor, col_labels: Tensor) -> "_Grouping":
-        labels = torch.cat([row_labels, col_labels])
-        found, inverse = torch.unique(labels, return_inverse=True)
-        last = torch.full_like(found, len(labels), dtype=torch.long)
-        seen = torch.arange(len(labels), device=labels.device)
-        first_seen = last.scatter_reduce(0, inverse, seen, "amin")
-        groups = torch.argsort(torch.argsort(first_seen))[inverse]
-        row_groups, col_groups = groups[: len(row_labels)], groups[len(row_labels) :]
-        return _Grouping(
-            row_groups,
-            col_groups,
-            torch.bincount(row_groups, minlength=len(found)),
-            torch.bincount(col_groups, minlength=len(found)),
-        )
-
-    def rung(self) -> Tensor:
-        def of(sizes: Tensor) -> Tensor:
-            ladder = (torch.log(sizes.double().clamp_min(1)) / math.log(RUNG) - 1e-9).ceil().long() + 1
-            return torch.where(sizes == 0, 0, ladder)
-
-        return of(self.row_sizes) * 1000 + of(self.col_sizes)
-
-
-def _layout(
-    sides: list[tuple[Tensor, Tensor, Tensor]], counts: Tensor, widths: Tensor, batch: torch.Size
+def _lay_out(
+    group: Tensor,  # shape: (N,)
+    sizes: Tensor,  # shape: (G,)
+    counts: list[int],
 ) -> GroupLayout:
-    width_of_group = widths.repeat_interleave(counts)
-    start_of_group = _starts(width_of_group)
-    size = int(width_of_group.sum())
-    slots, sources, filled = [], [], []
-    for groups, sizes, place in sides:
-        row = torch.arange(len(groups), device=groups.device)
-        order = torch.argsort(groups, stable=True)
-        within = torch.empty_like(row)
-        within[order] = row - _starts(sizes)[groups[order]]
-        slot = start_of_group[place[groups]] + within
-        first_row = torch.zeros_like(width_of_group)
-        leads = within == 0
-        first_row[place[groups[leads]]] = row[leads]
-        source = first_row.repeat_interleave(width_of_group)
-        source[slot] = row
-        slots.append(slot)
-        sources.append(source)
-        filled.append(torch.zeros(size, dtype=torch.bool, device=slot.device).index_fill(0, slot, True))
-
-    def stacked(values: list[Tensor]) -> Tensor:
-        return values[0] if not batch else torch.stack(values).unflatten(0, batch)
-
+    widths = [int(stack.max()) if len(stack) else 0 for stack in torch.split(sizes, counts)]
+    group_of_slot, place = _groups_and_places(counts, widths, group.device)
+    occupied = place < sizes[group_of_slot]
+    order = torch.argsort(group, stable=True)
+    slot = torch.empty_like(order)
+    slot[order] = occupied.nonzero().squeeze(-1)
     return GroupLayout(
-        slot=stacked(slots),
-        source=stacked(sources),
-        occupied=None if size == len(sides[0][0]) else stacked(filled),
-        counts=tuple(counts.tolist()),
-        widths=tuple(widths.tolist()),
+        slot=slot,
+        source=order[_starts(sizes)[group_of_slot] + torch.where(occupied, place, 0)],
+        occupied=None if len(occupied) == len(group) else occupied,
+        counts=tuple(counts),
+        widths=tuple(widths),
     )
 
 
-def _largest(groupings: list[_Grouping], sizes: str, stacks: Tensor, number: int) -> Tensor:
-    values = torch.cat([getattr(each, sizes) for each in groupings])
-    return values.new_zeros(number).scatter_reduce(0, stacks, values, "amax")
+def _groups_and_places(counts: Sequence[int], widths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    width = torch.tensor(widths, device=device).repeat_interleave(torch.tensor(counts, device=device))
+    group = torch.arange(len(width), device=device).repeat_interleave(width)
+    return group, torch.arange(len(group), device=device) - _starts(width)[group]
+
+
+def _rung(sizes: Tensor) -> Tensor:
+    ladder = (torch.log(sizes.double().clamp_min(1)) / math.log(RUNG) - 1e-9).ceil().long() + 1
+    return torch.where(sizes == 0, 0, ladder)
 
 
 def _starts(sizes: Tensor) -> Tensor:
     return sizes.cumsum(0) - sizes
-
-
-def _rank_within(stack: Tensor, number: int) -> Tensor:
-    order = torch.argsort(stack, stable=True)
-    rank = torch.empty_like(stack)
-    starts = _starts(torch.bincount(stack, minlength=number))
-    rank[order] = torch.arange(len(stack), device=stack.device) - starts[stack[order]]
-    return rank
-
-
-def _take(value: Tensor, index: Tensor) -> Tensor:
-    if index.dim() == 1:
-        return value.index_select(-2, index)
-    batch = torch.broadcast_shapes(value.shape[:-2], index.shape[:-1])
-    index = index.expand(*batch, -1).unsqueeze(-1).expand(*batch, -1, value.shape[-1])
-    return value.expand(*batch, *value.shape[-2:]).gather(-2, index)

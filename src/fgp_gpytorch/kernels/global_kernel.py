@@ -11,26 +11,15 @@ class GlobalKernel(GroupDeltaKernel):
     .. math::
         k^2(x_i, x_j) = \delta_{d_i, d_j}
 
-    Source: "Factorized GP-VAE", Section 3, the kernel of the channels J + 1, ..., L; the limit of the local
-    kernel for an infinite length scale. It is the GroupDeltaKernel, named for what it models: a quantity of
-    the group (the style of a digit) that does not change with the features.
+    Source: "Factorized GP-VAE", Section 3, the kernel of the channels J + 1, ..., L. It is the limit of the local
+    kernel for an infinite lengthscale, and equals GroupDeltaKernel. It models a quantity of the group that does not
+    change with the features, such as the style of a digit.
 
-    The paper's variance is 1. For another, `gpytorch.kernels.ScaleKernel(GlobalKernel())` stays in blocks,
-    too. In an ExactGP it trains and predicts exactly; `LocalKernel(gpytorch.kernels.ConstantKernel())` is the
-    same covariance and exact also where a ScaleKernel's own lazy matrix is solved or sampled by hand above
-    800 rows.
+    The paper's variance is 1. `gpytorch.kernels.ScaleKernel(GlobalKernel())` has another one, stays in blocks, and
+    trains and predicts exactly in an ExactGP. `LocalKernel(gpytorch.kernels.ConstantKernel())` is the same covariance.
+    It is exact also above 800 rows where the lazy matrix of a ScaleKernel is solved or sampled by hand.
 
-    Args:
-        batch_shape: As in any GPyTorch kernel. There are no parameters, so the batch elements are equal.
-        active_dims: As in any GPyTorch kernel. The first of the chosen columns is the group.
-
-    Shapes:
-        As GroupDeltaKernel: x1 (*batch, N, 1 + D) and x2 (*batch, M, 1 + D) give (*batch, N, M).
-
-    Raises:
-        ShapeError: If x has no column.
-        DataError: If a label is NaN or infinite.
-        GroupError: If a label is not an integer, or too large for its dtype to tell neighbours apart.
+    Arguments, shapes and errors are those of GroupDeltaKernel.
 
     Example:
         >>> x = torch.tensor([[0.0], [0.0], [1.0]])

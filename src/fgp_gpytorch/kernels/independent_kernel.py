@@ -1,4 +1,4 @@
-"""Every row by itself."""
+"""The covariance of independent rows."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from torch import Tensor
 class IndependentKernel(Kernel):
     r"""k(x_i, x_j) = 1 if i and j are the same row, else 0 (paper, Section 3: K = I, the prior of a plain VAE).
 
-    Rows are observations: two rows with the same entries are still two. So the identity is what the kernel gives of a
-    set of rows with itself, and zero what it gives of two sets. GPyTorch copies rows on their way here, so a set is
-    known by its entries: two with the same rows in the same order are taken for one.
+    Rows are observations, so two rows with the same entries are still two. The result is the identity for a table with
+    itself, and zero for two tables. GPyTorch copies tables, so the kernel compares entries: two tables with the same
+    rows in the same order count as one.
 
     Example:
         >>> IndependentKernel()(rows).to_dense()  # the identity
@@ -26,6 +26,6 @@ class IndependentKernel(Kernel):
         if diag:
             return torch.full(x1.shape[:-1], float(same), dtype=x1.dtype, device=x1.device)
         shape = (*x1.shape[:-1], x2.shape[-2])
-        if same:  # dense: GPyTorch cannot add a noise's diagonal operator to another diagonal operator
+        if same:  # dense: GPyTorch cannot add a diagonal operator of noise to another diagonal operator
             return torch.eye(shape[-1], dtype=x1.dtype, device=x1.device).expand(shape)
         return x1.new_zeros(shape)

@@ -8,7 +8,7 @@ from gpytorch.kernels import Kernel
 from linear_operator import LinearOperator, to_dense
 from torch import Tensor
 
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.kernels._group_layout import group_layouts
 from fgp_gpytorch.kernels._group_operators import GroupBlockLinearOperator
 from fgp_gpytorch.kernels._grouped_kernel import GroupedKernel, group_labels
@@ -22,38 +22,35 @@ class LocalKernel(GroupedKernel):
     .. math::
         k^1((d, w), (d', w')) = \delta_{d, d'} \, k_{base}(w, w')
 
-    d is the group label, the first column of x, and w the features after it. Source: "Factorized GP-VAE",
-    Section 3, the kernel of the channels 1, ..., J. There w is an angle and the base is periodic,
-    `sigma^2 exp(-2 sin^2(|w - w'|) / r^2)`. A label that was never seen is a new group, independent of all
-    others.
+    d is the group label, the first column of x, and w the features after it. Source: "Factorized GP-VAE", Section 3,
+    the kernel of the channels 1, ..., J. There w is an angle and the base is periodic,
+    `sigma^2 exp(-2 sin^2(|w - w'|) / r^2)`. A new label is a new group, independent of all others.
 
-    The base is any GPyTorch kernel: sums, products, ScaleKernel, ARD, priors, constraints, several outputs
-    for each input. It is called only on rows of one group, batched over groups of like size: O(sum Q^2)
-    values for groups of Q rows. Rows come in any order and groups in any sizes. The answer is a
-    LinearOperator of blocks; it never builds N x N, and its solves, determinants, samples and ExactGP
-    predictions are exact at any N.
+    The base is any GPyTorch kernel: sums, products, ScaleKernel, ARD, priors, constraints, several outputs for each
+    input. It is called only on rows of one group, batched over groups of similar size: O(sum Q^2) values for groups of
+    Q rows. Rows may come in any order and groups in any sizes. The result is a LinearOperator of blocks. It never
+    builds N x N, and its solves, determinants, samples and ExactGP predictions are exact at any N.
 
-    Put an amplitude inside, `LocalKernel(ScaleKernel(base))`. Outside, `ScaleKernel(LocalKernel(base))`
-    evaluates to blocks as well, and ExactGP trains and predicts exactly with it; but the lazy matrix it
-    returns is GPyTorch's, which solves and samples by conjugate gradients above 800 rows until
-    `evaluate_kernel()` is called.
+    Put an amplitude inside, `LocalKernel(ScaleKernel(base))`. `ScaleKernel(LocalKernel(base))` evaluates to blocks,
+    too, and an ExactGP trains and predicts exactly with it. But it returns GPyTorch's own lazy matrix, which solves and
+    samples by conjugate gradients above 800 rows until `evaluate_kernel()` is called.
 
     Args:
-        base_kernel: The covariance within a group. Its `active_dims` and `ard_num_dims` count the features
-            *after* the group column; its `batch_shape` becomes this kernel's.
-        active_dims: As in any GPyTorch kernel: columns of x, group column included, to look at. The first of
-            them is the group.
+        base_kernel: The covariance within a group. Its `active_dims` and `ard_num_dims` count the features *after* the
+            group column. Its `batch_shape` becomes this kernel's.
+        active_dims: As in any GPyTorch kernel: the columns of x to use. The first of them is the group.
 
     Shapes:
-        x1 (*batch, N, 1 + D) and x2 (*batch, M, 1 + D) give (*batch, N, M), `*batch` broadcast with the base
-        kernel's batch_shape; (*batch, N) with `diag=True`; with `last_dim_is_batch=True` every feature is a
-        batch element, within the same groups, and they give (*batch, D, N, M). N and M count m times if the
-        base has m outputs for each input.
+        x1 (*batch, N, 1 + D) and x2 (*batch, M, 1 + D) give (*batch, N, M), or (*batch, N) with `diag=True`. `*batch`
+        broadcasts with the base kernel's batch_shape. With `last_dim_is_batch=True` every feature is a batch element,
+        and the result is (*batch, D, N, M). N and M count m times if the base has m outputs for each input. All batch
+        elements share one grouping of the rows.
 
     Raises:
+        ArgumentError: If the base is no kernel.
         ShapeError: If x has no feature after the group column.
-        DataError: If the base is no kernel, or a label is NaN or infinite.
-        GroupError: If a label is not an integer, or too large for its dtype to tell neighbours apart.
+        DataError: If a label is NaN or infinite.
+        GroupError: If a label is not an exact integer, or batch elements are grouped differently.
 
     Example:
         >>> kernel = LocalKernel(gpytorch.kernels.RBFKernel())
@@ -64,16 +61,11 @@ class LocalKernel(GroupedKernel):
 
     def __init__(self, base_kernel: Kernel, active_dims: tuple[int, ...] | None = None):
         super().__init__(active_dims=active_dims)
-        if not isinstance(base_kernel, Kernel):
-            raise DataError(
-                f"base_kernel: expected a gpytorch.kernels.Kernel, got {type(base_kernel).__name__}. "
-                "Try gpytorch.kernels.RBFKernel()."
-            )
-        self.base_kernel = base_kernel
+        self.base_kernel = check.instance(base_kernel, "base_kernel", Kernel, "Try gpytorch.kernels.RBFKernel().")
 
     @property
     def is_stationary(self) -> bool:
-        """Whether k depends on x - x' alone: if the base kernel does."""
+        """Whether k depends on x - x' alone, as the base kernel does or does not."""
         return self.base_kernel.is_stationary
 
     def num_outputs_per_input(self, x1: Tensor, x2: Tensor) -> Any:
@@ -83,32 +75,23 @@ class LocalKernel(GroupedKernel):
     def forward(
         self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False, **params: Any
     ) -> Tensor | LinearOperator:
-        """Evaluate the kernel.
-
-        Raises:
-            ShapeError: If x has no feature after the group column.
-            DataError: If a label is NaN or infinite.
-            GroupError: If a label is not an integer, or too large for its dtype to tell neighbours apart.
-        """
-        self._check_rows(x1)
+        """Evaluate the kernel. The errors are those of the class."""
         equal = x1 is x2 or torch.equal(x1, x2)
-        labels1 = group_labels(x1)
-        labels2 = labels1 if equal else group_labels(x2)
+        labels1, labels2 = group_labels(x1, x1 if equal else x2, need_feature=True)
         features1, features2 = x1[..., 1:], x2[..., 1:]
         outputs = self.num_outputs_per_input(x1, x2)
         outputs1, outputs2 = outputs if isinstance(outputs, tuple) else (outputs, outputs)
+        batch_of_features = ()
         if last_dim_is_batch:
             params["last_dim_is_batch"] = True
-        batch = torch.broadcast_shapes(self.batch_shape, x1.shape[:-2], x2.shape[:-2])
-        if last_dim_is_batch:  # the features' dimension follows the batch's
-            batch = torch.Size((*batch, x1.shape[-1] - 1))
+            batch_of_features = (x1.shape[-1] - 1,)
+        batch = torch.broadcast_shapes(self.batch_shape, x1.shape[:-2], x2.shape[:-2]) + batch_of_features
         if diag:
             values = to_dense(self.base_kernel(features1, features2, diag=True, **params))
-            same = (labels1 == labels2).repeat_interleave(outputs1, -1)
-            values = values * (same.unsqueeze(-2) if last_dim_is_batch else same)
-            return values.expand(*batch, values.shape[-1])
+            values = values * (labels1 == labels2).repeat_interleave(outputs1)
+            return values.expand(*batch, -1)
 
-        rows, cols = group_layouts(labels1, None if equal else labels2)
+        rows, cols = group_layouts(labels1, labels2)
         lefts = rows.gather(features1)
         rights = lefts if equal else cols.gather(features2)
         blocks = []
@@ -116,8 +99,6 @@ class LocalKernel(GroupedKernel):
             shape = (left.shape[-3], left.shape[-2] * outputs1, right.shape[-2] * outputs2)
             block = features1.new_zeros(()) if 0 in shape else self._block(left, right, params)
             blocks.append(block.expand(*batch, *shape))
-        if last_dim_is_batch:
-            rows, cols = rows.unsqueeze_batch(), cols.unsqueeze_batch()
         tall = rows.repeat(outputs1)
         wide = tall if equal and outputs1 == outputs2 else cols.repeat(outputs2)
         return GroupBlockLinearOperator(*blocks, rows=tall, cols=wide)
@@ -134,17 +115,8 @@ class LocalKernel(GroupedKernel):
         right_in_front = None if right is left else right.expand(*batch, *right.shape[-3:]).movedim(-3, 0)
         return to_dense(self.base_kernel(left_in_front, right_in_front, **params)).movedim(0, -3)
 
-    def _check_rows(self, x: Tensor) -> None:
-        group_labels(x)
-        if x.shape[-1] < 2:
-            raise ShapeError(
-                "x: expected shape (*batch, N, 1 + D), the group label and at least one feature, "
-                f"got {tuple(x.shape)}. Try torch.cat([group.unsqueeze(-1), features], dim=-1), "
-                "or GlobalKernel(), which needs no feature."
-            )
-
-    def _num_lazy_batches(self, columns: int) -> int:
-        return columns - 1
+    def _check_rows(self, x1: Tensor, x2: Tensor) -> None:
+        group_labels(x1, x2, need_feature=True)
 
     def __getitem__(self, index: Any) -> "LocalKernel":
         """Choose batch elements of the base kernel."""
