@@ -79,7 +79,7 @@ class RepresentationNetwork(Configurable, nn.Module):
             mask = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
         check.mask(mask, "mask", y.shape[:2], "The first two dimensions of y are G and Q.")
         vectors: Tensor = self.r(y[mask]) if bool(mask.any()) else self._no_vectors(y)
-        width = self.width if self.aggregation == "attention" else "width"
+        width = len(self.query) if self.aggregation == "attention" else "width"
         hint = "Try MLPFeatures(y_shape, width), or a module that maps (*batch, *y_shape) to (*batch, width)."
         check.shape(vectors, "r", (int(mask.sum()), width), hint)
         members = vectors.new_zeros(*mask.shape, vectors.shape[-1]).masked_scatter(mask.unsqueeze(-1), vectors)

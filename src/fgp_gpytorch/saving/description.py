@@ -4,6 +4,7 @@ A description is JSON: numbers, strings, lists, and {"class": name, "arguments":
 imported classes that derive from a known base. Nothing is imported by name.
 """
 
+import contextlib
 import inspect
 import math
 import sys
@@ -53,18 +54,17 @@ def describe(value: Any) -> Any:
         return {"tensor": value.detach().tolist(), **describe(value.dtype)}
     if isinstance(value, list | tuple | torch.nn.ModuleList):
         return [describe(element) for element in value]
-    if not isinstance(value, _BASES):
+    arguments = None
+    with contextlib.suppress(RecursionError):  # GPyTorch's MultivariateNormalPrior looks up its attributes in itself
+        if isinstance(value, Configurable):
+            arguments = value.constructor_arguments
+        elif isinstance(value, _BASES):
+            arguments = _arguments(value)
+    if arguments is None:
         raise CheckpointError(
-            f"cannot describe a {type(value).__name__} as data. Derive it from fgp_gpytorch.Configurable, or pass it "
-            "to load: load(path, encoder=...)."
+            f"cannot describe a {type(value).__name__}: its arguments cannot be read back. Derive a network from "
+            "fgp_gpytorch.Configurable, use another hyperprior, or pass the part to load: load(path, encoder=...)."
         )
-    try:
-        arguments = value.constructor_arguments if isinstance(value, Configurable) else _arguments(value)
-    except RecursionError as error:  # GPyTorch's MultivariateNormalPrior looks up its attributes in itself
-        raise CheckpointError(
-            f"cannot describe a {type(value).__name__}: its arguments cannot be read back. Try another prior (a "
-            "NormalPrior of each), or pass the part to load: load(path, prior=...)."
-        ) from error
     return {"class": _names(type(value))[0], "arguments": {k: describe(v) for k, v in arguments.items()}}
 
 
@@ -139,7 +139,7 @@ def _arguments(value: Any) -> dict[str, Any]:
 
 
 def _parameters(kind: type) -> dict[str, tuple[inspect.Parameter, type]]:
-    """The named parameters of a constructor and of those that receive its keywords, with the class of each."""
+    """Named parameters of a constructor and of those that receive its keywords, with the class of each."""
     collected: dict[str, tuple[inspect.Parameter, type]] = {}
     for base in kind.__mro__:
         if base in (gpytorch.Module, torch.nn.Module, object):
