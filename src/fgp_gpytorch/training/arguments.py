@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fgp_gpytorch.data import GroupedDataset, LazyDataset
-from fgp_gpytorch.data.grouped_dataset import check_dataset
-from fgp_gpytorch.data.held_out import HeldOut
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.likelihoods import DiagonalGaussianLikelihood, GaussianLikelihood
 from fgp_gpytorch.objectives import Objective
@@ -24,7 +23,7 @@ def check_data(model: Any, train: Any, validation: Any) -> None:
         raise DataError(f"model: expected an FGPVAE, got {type(model).__name__}. Try FGPVAE(encoder, decoder, prior).")
     for name, value in (("train", train), ("validation", validation)):
         if name == "train" or not (value is None or isinstance(value, HeldOut)):
-            check_dataset(value, name)
+            check.instance(value, name, GroupedDataset, "Try GroupedDataset(y, x, group).")
 
 
 def check_options(objective: Any, optimizer: Any, lr_schedule: Any, trainer_options: dict[str, Any]) -> None:
@@ -63,7 +62,7 @@ def check_numbers(whole: dict[str, Any], **others: Any) -> None:
 def warn_of_scale(model: nn.Module, train: GroupedDataset) -> None:
     """Warn of raw units, under which latents are left unused: networks start near 0, and variances near 1."""
     gaussian = type(getattr(model, "likelihood", None)) in (GaussianLikelihood, DiagonalGaussianLikelihood)
-    if not gaussian or isinstance(train, LazyDataset):
+    if not gaussian or train.is_lazy:
         return
     batch = train[range(min(len(train), 64))]
     seen = batch.observed.sum((0, 1)).clamp_min(1)

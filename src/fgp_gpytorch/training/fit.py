@@ -17,15 +17,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
-from torch.utils.data import Dataset
 
-from fgp_gpytorch.data import GroupedDataset
-from fgp_gpytorch.data.held_out import HeldOut
+from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.objectives import ELBO, Objective
 from fgp_gpytorch.objectives.objective import HasTerms
 from fgp_gpytorch.training.arguments import check_data, check_numbers, check_options, warn_of_scale
-from fgp_gpytorch.training.held_out import HeldOutDataset
 from fgp_gpytorch.training.lightning_module import OptimizerFactory, ScheduleFactory, TrainingModule
 from fgp_gpytorch.training.resume import PatientStopping, checkpoint_to_resume, checksum, existing, run
 
@@ -84,8 +81,8 @@ def fit(
     Args:
         model: An `FGPVAE`, or another model of this package.
         train: Training groups.
-        validation: Either groups (their negative ELBO is `val_loss`, nats per member), or an object with `context`,
-            `x_new` and `y_new` (the error of generating y_new is `val_mse`): it decides what the best checkpoint is.
+        validation: Either groups (their negative ELBO is `val_loss`, nats per member), or a `HeldOut` (the error
+            of generating its members is `val_mse`): it decides what the best checkpoint is.
         objective: `ELBO()` if None.
         epochs: Passes over the training groups, in all (a resumed run counts those before). A run that was to have
             fewer goes on with the schedule of all.
@@ -137,14 +134,13 @@ def fit(
     given_seed = seed
     if seed is None:
         seed = secrets.randbelow(2**31)
-    held_out = None if validation is None else _as_dataset(validation)
     module = TrainingModule(
         model=model,
         objective=objective or ELBO(),
         optimizer=optimizer or _adam(learning_rate),
         schedule=_cosine if lr_schedule == "cosine" else lr_schedule,
         train=train,
-        validation=held_out,
+        validation=validation,
         batch_size=batch_size,
         num_workers=num_workers,
         seed=seed,
@@ -161,7 +157,7 @@ def fit(
             **({} if path is None and checkpoint is None else {"checksum of the data": checksum(train)}),
         },
     )
-    monitor = "val_mse" if isinstance(held_out, HeldOutDataset) else "val_loss"
+    monitor = "val_mse" if isinstance(validation, HeldOut) else "val_loss"
     last, best, end = None, None, None
     if path is not None:
         last = ModelCheckpoint(
@@ -169,7 +165,7 @@ def fit(
             enable_version_counter=False,
         )  # fmt: skip
         end = _SaveEnd(path / "last.ckpt", checkpoint_every)
-        if held_out is not None:
+        if validation is not None:
             # at the end of the epoch, not of its validation: the best epoch is in its own history
             best = ModelCheckpoint(
                 path, "best", monitor=monitor, save_on_train_epoch_end=True, enable_version_counter=False
@@ -193,7 +189,7 @@ def fit(
                 "enable_model_summary": False,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 10**9,  # metrics are logged by the epoch
-                "limit_val_batches": None if held_out is not None else 0,
+                "limit_val_batches": None if validation is not None else 0,
                 "default_root_dir": path,
                 **trainer_options,
             }
@@ -248,10 +244,6 @@ def _loggers(path: Path | None) -> list[Logger]:
     if importlib.util.find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(path, name="tensorboard", version=loggers[0].version))
     return loggers
-
-
-def _as_dataset(validation: Any) -> Dataset:
-    return validation if isinstance(validation, GroupedDataset) else HeldOutDataset(validation)
 
 
 @contextmanager

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset, HeldOutBatch
 from fgp_gpytorch.errors import DataError, NonFiniteError
 from fgp_gpytorch.models import Terms
 from fgp_gpytorch.models.saving import KEY, model_state, pack_model
 from fgp_gpytorch.objectives import Objective
-from fgp_gpytorch.training.held_out import HeldOutBatch, HeldOutDataset, keep
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 ScheduleFactory = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]
@@ -78,8 +77,7 @@ class TrainingModule(lightning.LightningModule):
         generator = torch.Generator().manual_seed(self._seed)
         return DataLoader(
             data, self._batch_size, sampler=sampler, num_workers=self._num_workers, pin_memory=pin,
-            persistent_workers=self._num_workers > 0, collate_fn=keep if isinstance(data, HeldOutDataset) else None,
-            generator=generator,
+            persistent_workers=self._num_workers > 0, generator=generator,
         )  # fmt: skip
 
     # steps
@@ -138,7 +136,7 @@ class TrainingModule(lightning.LightningModule):
         """Error at held-out members, or the negative ELBO of held-out groups."""
         if isinstance(batch, HeldOutBatch):
             generated = self.model.generate(batch.x_new, batch.context)
-            error = batch.masked((generated - batch.y_new).square())  # of one shape: `HeldOutDataset` looked at it
+            error = batch.masked((generated - batch.y_new).square())
             sums = {"val_mse": (error.sum().item(), batch.num_elements)}
         else:
             terms = self.model.terms(batch)

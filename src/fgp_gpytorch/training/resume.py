@@ -9,7 +9,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
-from fgp_gpytorch.data import GroupedDataset, LazyDataset
+from fgp_gpytorch.data import GroupedDataset
 from fgp_gpytorch.errors import CheckpointError, DataError, MissingFileError
 from fgp_gpytorch.training.lightning_module import TrainingModule
 
@@ -91,8 +91,8 @@ def existing(path: Path | None, name: str) -> Path | None:
 
 
 def checksum(data: GroupedDataset) -> int:
-    """A number of all features and sizes, and of a million values of y at equal distances (a LazyDataset's rows)."""
-    rows = (data.rows if isinstance(data, LazyDataset) else data).flat()
+    """A number of all features and sizes, and of a million values of y at equal distances (a LazyDataset's stored ones)."""
+    rows = data.stored.flat()
     y = rows.y.flatten()
     parts = [rows.x, rows.group, y[:: max(1, y.numel() // 2**20)]]
     content = [part.contiguous().cpu().view(torch.uint8).numpy().tobytes() for part in parts]
