@@ -12,7 +12,7 @@ from gpytorch.kernels import CosineKernel, MaternKernel, PeriodicKernel, RBFKern
 from factories import make_data
 from fgp_gpytorch import GPVAE, GaussianLikelihood, GroupedDataset, fit
 from fgp_gpytorch._description import describe, rebuild
-from fgp_gpytorch.data import HeldOutMembers, align_held_out
+from fgp_gpytorch.data import HeldOut
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
@@ -118,7 +118,7 @@ def test_gp_vae_of_months_predicts_the_last_ones_better_than_the_mean(tmp_path):
     )  # fmt: skip
     model.initialize_objects(train)
     fit(model, train, epochs=400, batch_size=20, learning_rate=2e-2, seed=0, folder=None, progress=False)
-    held_out = align_held_out(HeldOutMembers.of(train, data.select(future)), train)
+    held_out = HeldOut.of(train, data.select(future)).align(train)
     error = held_out_mse(model.given(train), held_out)
     assert error < 0.5 * float((held_out.y_new - train.flat().y.mean(0)).square().mean())
     model.save(tmp_path / "model.pt")

@@ -80,7 +80,7 @@ class GivenAmortizedRows(GivenRows):
             raise GroupError(
                 f"context: expected some of the {len(self.group_index)} groups that were given, of a data set of "
                 f"{self.num_groups}, got groups {batch.group_index.tolist()[:5]} of a data set of "
-                f"{batch.num_dataset_groups}. Try AlignedDataset(context, train) for rows of these groups, and "
+                f"{batch.num_dataset_groups}. Try context.align(train) for rows of these groups, and "
                 "given(train, context='new') for groups never trained on."
             )
         return same.int().argmax(-1)

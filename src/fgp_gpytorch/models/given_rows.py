@@ -115,7 +115,7 @@ def check_labels(batch: GroupedBatch, labels_digest: int | None) -> None:
     if not same_labels(labels_digest, batch.labels_digest):
         raise GroupError(
             "batch: expected groups of the data set that the model was trained on or given, got a batch of "
-            f"{batch.num_dataset_groups} groups with other labels. Try AlignedDataset(rows, train), whose labels must "
+            f"{batch.num_dataset_groups} groups with other labels. Try rows.align(train), whose labels must "
             "be of one kind (1 is not '1'), model.forget_groups() to train it on others, or for new groups FGPVAE."
         )
 
@@ -130,7 +130,7 @@ def check_known_groups(batch: GroupedBatch, num_groups: int) -> None:
         raise GroupError(
             f"batch: expected groups of the data set of {num_groups} groups whose object vectors the model has, got a "
             f"batch of a data set of {batch.num_dataset_groups}. If these are some of them, try "
-            "AlignedDataset(context, train); new groups need another model, such as FGPVAE."
+            "context.align(train); new groups need another model, such as FGPVAE."
         )
     if not 0 <= int(batch.group_index.min()) <= int(batch.group_index.max()) < num_groups:
         raise GroupError(

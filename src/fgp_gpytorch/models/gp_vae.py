@@ -41,7 +41,7 @@ class GPVAE(KnownGroupsVAE):
 
     The prior couples all groups, so a minibatch of groups gives no unbiased gradient, and no plate of Pyro's can scale
     it: train with `fit(model, data, batch_size=len(data))`, or see `summarize`. It knows a group by its object vector:
-    `batch.group_index` must be the position in the training data (`AlignedDataset` sees to that),
+    `batch.group_index` must be the position in the training data (`rows.align(train)` sees to that),
     and a group that was never trained on is refused.
 
     **Amortized objects** (paper, Appendix C). With `representation=` there are no object vectors to learn: a group's
@@ -86,7 +86,7 @@ class GPVAE(KnownGroupsVAE):
         >>> model = GPVAE(PaperEncoder(16), PaperDecoder(16), 16, num_groups=len(data.train))
         >>> model.initialize_objects(data.train)
         >>> fit(model, data.train, batch_size=len(data.train), epochs=1000)
-        >>> images = model.given(data.train).generate(x_new, AlignedDataset(data.test.context, data.train))
+        >>> images = model.given(data.train).generate(x_new, data.test.context.align(data.train))
         >>> network = RepresentationNetwork(PaperFeatures(16), MLPFeatures([16], 8), "mean")
         >>> model = GPVAE(PaperEncoder(16), PaperDecoder(16), 16, representation=network)
         >>> fit(model, data.train, batch_size=len(data.train), epochs=1000)

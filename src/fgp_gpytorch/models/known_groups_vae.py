@@ -36,7 +36,7 @@ class KnownGroupsVAE(FGPVAE):
     """Base of `GPVAE`, `SVGPVAE` and `CorrelatedFGPVAE`: an object vector for each group, a prior that couples them.
 
     `batch.group_index` says which vectors the groups of a batch have, so it must be the position in the training data
-    (`AlignedDataset` sees to that for other rows of the same groups).
+    (`rows.align(train)` sees to that for other rows of the same groups).
 
     Args:
         encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).

@@ -68,7 +68,7 @@ class SVGPVAE(KnownGroupsVAE):
         >>> model = SVGPVAE(PaperEncoder(16), PaperDecoder(16), 16, num_groups=len(data.train))
         >>> model.initialize_objects(data.train)
         >>> fit(model, data.train, epochs=1000)
-        >>> images = model.given(data.train).generate(x_new, AlignedDataset(data.test.context, data.train))
+        >>> images = model.given(data.train).generate(x_new, data.test.context.align(data.train))
         >>> network = RepresentationNetwork(PaperFeatures(16), MLPFeatures([16], 8), "mean")
         >>> model = SVGPVAE(PaperEncoder(16), PaperDecoder(16), 16, representation=network)
         >>> model.initialize_inducing(data.train)
