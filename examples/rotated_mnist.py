@@ -262,7 +262,7 @@ def draw(model: FGPVAE, data: RotatedMNIST, runs: list[dict[str, Any]], preset: 
     for position in test:
         context = data.test.context[[position]].to(device)
         seen = torch.isin(data.angles, context.x[0, :, 0].cpu())
-        truth = data.truth(data.test.instance[[position]])[0]
+        truth = data.truth(data.test.labels[[position]])[0]
         shown = torch.where(
             seen[:, None, None, None] | (torch.arange(16) == data.held_out)[:, None, None, None], truth, torch.nan
         )
@@ -276,7 +276,7 @@ def draw(model: FGPVAE, data: RotatedMNIST, runs: list[dict[str, Any]], preset: 
         context = data.extrapolation.context[[position]].to(device)
         seen = torch.isin(data.angles, context.x[0, :, 0].cpu())
         rows += [
-            ("truth", data.truth(data.extrapolation.instance[[position]])[0]),
+            ("truth", data.truth(data.extrapolation.labels[[position]])[0]),
             ("model", model.generate(every_angle, context)[0].cpu()),
         ]
         marked += [(len(rows) - 1, int(c)) for c in (~seen).nonzero()[:, 0]]

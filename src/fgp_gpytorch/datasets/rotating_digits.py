@@ -53,8 +53,8 @@ def rotating_digits(
         raise DataError(f"images: expected torch.uint8, got {images.dtype}. Try (255 * images).round().byte().")
     if views is None:
         views = torch.ones(len(images), NUM_ANGLES, dtype=torch.bool)
-    views = as_mask(views, "views")
-    check_shape(views, "views", (len(images), NUM_ANGLES), "It has a row for each image, a column for each angle.")
+    hint = "It has a row for each image, a column for each angle."
+    views = as_mask(views, "views", (len(images), NUM_ANGLES), hint)
     if not bool(views.any()):
         raise DataError("views: expected at least one view, got none. Try None for all.")
     image, angle = views.nonzero(as_tuple=True)
