@@ -431,17 +431,4 @@ def test_features_are_those_of_the_flat_members(data):
     rows, (x, group) = data.flat(), data.features()
     assert torch.equal(x, rows.x)
     assert torch.equal(group, rows.group)
-    assert data.stored is data
     assert not data.is_lazy
-
-
-def test_other_observations_of_the_same_members(data):
-    y = torch.arange(data.num_members * 2.0).reshape(-1, 2)
-    other = data.with_observations(y)
-    assert torch.equal(other.flat().y, y)
-    assert torch.equal(other[:].x, data[:].x)
-    assert other.labels.tolist() == data.labels.tolist()
-    with pytest.raises(ShapeError, match=rf"y: expected {len(y)} observations, got {len(y) - 1}"):
-        data.with_observations(y[1:])
-    with pytest.raises(DataError, match="y: expected finite"):
-        data.with_observations(y / 0)

@@ -167,7 +167,11 @@ def test_errors_say_what_to_try():
         "mask of numbers": ({"y_new_mask": torch.ones(4, 5)}, DataError, "y_new_mask: expected torch.bool"),
         "nothing observed": ({"y_new_mask": torch.zeros(4, 5, dtype=torch.bool)}, DataError, "y_new_mask: .*got none"),
         "a batch": ({"context": context[:]}, ArgumentError, "context: expected a GroupedDataset, got GroupedBatch"),
-        "other features": ({"x_new": held_out.x_new.expand(-1, -1, 2)}, ShapeError, r"x_new: expected shape \(4, Q\*, 1\), got .*features are those of the context"),
+        "other features": (
+            {"x_new": held_out.x_new.expand(-1, -1, 2)},
+            ShapeError,
+            r"x_new: expected shape \(4, Q\*, 1\), got .*features are those of the context",
+        ),
         "whole numbers": ({"y_new": torch.ones(4, 5, 3, dtype=torch.int64)}, DataError, "y_new: expected a floating"),
         "one new member": ({"y_new": held_out.y_new[:, 0]}, ShapeError, r"y_new.unsqueeze\(1\)"),
     }
@@ -193,7 +197,6 @@ def test_what_cannot_be_predicted_is_said_before_anything_is():
         HeldOut.of(data, unknown)
 
 
-
 @pytest.fixture
 def visits():
     """Three groups whose members are not sorted by x, with two features."""
@@ -206,7 +209,10 @@ def told(held_out):
     batch, mask = held_out[:], held_out.y_new_mask
     there = torch.ones(batch.x_new.shape[:2]).bool() if mask is None else mask[..., 0]
     return {
-        label: (sorted(batch.context.x[g, batch.context.mask[g], 0].tolist()), sorted(batch.x_new[g, there[g], 0].tolist()))
+        label: (
+            sorted(batch.context.x[g, batch.context.mask[g], 0].tolist()),
+            sorted(batch.x_new[g, there[g], 0].tolist()),
+        )
         for g, label in enumerate(held_out.labels.tolist())
     }
 
@@ -235,7 +241,9 @@ def test_after_leaves_out_groups_on_one_side(visits):
         HeldOut.after(unknown, 0.0)
 
 
-@pytest.mark.parametrize(("amount", "held_out"), [(1, [1, 1, 1]), (0.01, [1, 1, 1]), (0.5, [2, 2, 1]), (0.99, [3, 3, 1])])
+@pytest.mark.parametrize(
+    ("amount", "held_out"), [(1, [1, 1, 1]), (0.01, [1, 1, 1]), (0.5, [2, 2, 1]), (0.99, [3, 3, 1])]
+)
 def test_random_holds_out_a_number_or_a_fraction_of_each_group(visits, amount, held_out):
     found = told(HeldOut.random(visits, amount, seed=2))
     assert [len(targets) for _, targets in found.values()] == held_out
@@ -258,7 +266,10 @@ def test_random_depends_on_its_seed_and_refuses_what_leaves_no_context(visits):
 
 def test_groups_are_held_out_whole_with_some_members_as_context(visits):
     found = told(HeldOut.groups(visits, [1, 0], context=1, seed=3))
-    assert {label: (len(context), len(targets)) for label, (context, targets) in found.items()} == {"b": (1, 3), "a": (1, 3)}
+    assert {label: (len(context), len(targets)) for label, (context, targets) in found.items()} == {
+        "b": (1, 3),
+        "a": (1, 3),
+    }
     assert sorted(sum(found["a"], [])) == [1, 3, 4, 5]
     assert [len(context) for context, _ in told(HeldOut.groups(visits, [0, 2], 0.75)).values()] == [3, 1]
     with pytest.raises(GroupError, match="each group once"):
@@ -272,7 +283,10 @@ def test_groups_are_held_out_whole_with_some_members_as_context(visits):
 def test_the_constructors_take_observations_that_are_made_on_request(visits):
     y, x, group = visits.flat()
     lazy = LazyDataset(GroupedDataset(y[:, 0], x, visits.labels[group.numpy()]), lambda batch: batch.y.unsqueeze(-1))
-    for made, kept in ((HeldOut.last(lazy), HeldOut.last(visits)), (HeldOut.random(lazy, 1), HeldOut.random(visits, 1))):
+    for made, kept in (
+        (HeldOut.last(lazy), HeldOut.last(visits)),
+        (HeldOut.random(lazy, 1), HeldOut.random(visits, 1)),
+    ):
         assert made.context.is_lazy
         assert torch.equal(made.y_new, kept.y_new)
         assert torch.equal(made[[1, 0]].context.y, kept[[1, 0]].context.y)

@@ -57,7 +57,5 @@ def test_context_size_says_what_is_wrong_with_its_arguments():
 def test_one_size_is_a_curve_of_one_point_and_a_data_set_no_held_out_members():
     model, held_out = make_linear_model(), make_held_out()
     assert mse_by_context_size(model, held_out, 2) == mse_by_context_size(model, held_out, (2,))
-    with pytest.raises(
-        ArgumentError, match="held_out: expected a HeldOut, got GroupedDataset"
-    ):
+    with pytest.raises(ArgumentError, match="held_out: expected a HeldOut, got GroupedDataset"):
         mse_by_context_size(model, held_out.context, (1,))

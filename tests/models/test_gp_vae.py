@@ -199,7 +199,9 @@ def test_batch_of_some_groups_is_refused():
 def test_groups_without_an_object_vector_are_refused():
     model, other = make_gp_vae(), make_data(sizes=(2, 3))
     x_new = torch.zeros(2, 1, 1)
-    message = r"expected groups of the data set of 7 groups whose.* of a data set of 2. If these .*context.align\(train\)"
+    message = (
+        r"expected groups of the data set of 7 groups whose.* of a data set of 2. If these .*context.align\(train\)"
+    )
     for call in (model.infer, model.terms, model.reconstruct, lambda b: model.generate(x_new, b)):
         with pytest.raises(GroupError, match=message):
             call(other[:])

@@ -1,6 +1,6 @@
 """A data set of groups, made of flat members in any order."""
 
-import functools
+import copy
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -23,7 +23,7 @@ from fgp_gpytorch.data._inputs import (
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
 
-__all__ = ["Features", "FlatRows", "GroupedDataset"]
+__all__ = ["Features", "FlatRows", "GroupedDataset", "Members", "Reference"]
 
 
 class Features(NamedTuple):
@@ -52,13 +52,33 @@ class FlatRows(NamedTuple):
     group: Tensor
 
 
-class _Reference(NamedTuple):
+class Reference(NamedTuple):
     """Another data set, by whose groups a data set is counted. `index` is the position of each group there, (G,)."""
 
     index: Tensor
     num_groups: int
     num_members: int
     labels_digest: int | None
+
+
+class Members(NamedTuple):
+    """Checked members as they are stored, sorted by group: N of G groups.
+
+    Attributes:
+        y: Observations, shape (N, *shape), or what a `LazyDataset` makes them from.
+        x: Auxiliary features, shape (N, D).
+        y_mask: True where that element of `y` was observed; None = all.
+        sizes: The members of each group, shape (G,), int64.
+        labels: The label of each group, NumPy, shape (G,).
+        reference: The data set that the groups are counted in; None = this one.
+    """
+
+    y: Tensor
+    x: Tensor
+    y_mask: Tensor | None
+    sizes: Tensor
+    labels: np.ndarray
+    reference: Reference | None = None
 
 
 class _GroupIndexError(GroupError, IndexError):
@@ -88,6 +108,7 @@ class GroupedDataset(Dataset):
     Attributes:
         labels: The label of each group, NumPy, shape (G,).
         group_sizes: The members of each group, shape (G,), int64.
+        members: All members as they are stored.
         is_lazy: True if observations are made on request (`LazyDataset`), False if they are in memory.
 
     Raises:
@@ -130,24 +151,18 @@ class GroupedDataset(Dataset):
         if not bool((codes[1:] >= codes[:-1]).all()):  # sorted images are not copied
             order = torch.argsort(codes, stable=True).to(y.device)
             y, x, y_mask = y[order], x[order], None if y_mask is None else y_mask[order]
-        self._store(y, x, y_mask, sizes, labels)
+        self._store(Members(y, x, y_mask, sizes.to(y.device), labels))
 
-    def _store(
-        self,
-        y: Tensor,
-        x: Tensor,
-        y_mask: Tensor | None,
-        sizes: Tensor,
-        labels: np.ndarray,
-        reference: _Reference | None = None,
-    ) -> Self:
-        """Keep checked members, sorted by group."""
-        self._y, self._x, self._y_mask = y, x, y_mask
-        self.group_sizes = sizes.to(y.device)
-        self.labels = labels
-        self._offsets = self.group_sizes.cumsum(0) - self.group_sizes
-        self._reference = reference
+    def _store(self, members: Members) -> Self:
+        self.members, self.group_sizes, self.labels = members, members.sizes, members.labels
+        self._offsets = members.sizes.cumsum(0) - members.sizes
+        self._digest: int | None = -1  # not computed yet
         return self
+
+    @classmethod
+    def from_members(cls, members: Members) -> "GroupedDataset":
+        """Make a data set from members that are checked and sorted."""
+        return cls.__new__(cls)._store(members)
 
     @classmethod
     def from_dataframe(
@@ -217,32 +232,31 @@ class GroupedDataset(Dataset):
     @property
     def num_members(self) -> int:
         """N, the members of all groups together."""
-        return int(self.group_sizes.sum())
+        return len(self.members.x)
 
     @property
     def num_features(self) -> int:
         """D, the number of auxiliary features."""
-        return self.features().x.shape[-1]
+        return self.members.x.shape[-1]
 
     @property
     def y_shape(self) -> torch.Size:
         """The shape of one observation."""
-        return self._y.shape[1:]
+        return self.members.y.shape[1:]
 
     @property
     def num_elements(self) -> int:
         """Number of observed elements of `y`, over all members (what a mean squared error divides by)."""
-        return self._y.numel() if self._y_mask is None else int(self._y_mask.sum())
+        y, mask = self.members.y, self.members.y_mask
+        return y.numel() if mask is None else int(mask.sum())
 
     @property
-    def stored(self) -> "GroupedDataset":
-        """The data that are in memory: this data set, or the one that a `LazyDataset` makes observations from."""
-        return self
-
-    @functools.cached_property
     def labels_digest(self) -> int | None:
         """A checksum of the labels of the data set that the groups are counted in; None if there is none."""
-        return digest_of(self.labels) if self._reference is None else self._reference.labels_digest
+        if self._digest == -1:
+            reference = self.members.reference
+            self._digest = digest_of(self.labels) if reference is None else reference.labels_digest
+        return self._digest
 
     def __len__(self) -> int:
         return self.num_groups
@@ -263,16 +277,15 @@ class GroupedDataset(Dataset):
         member = torch.arange(int(sizes.max()), device=positions.device)
         mask = member < sizes.unsqueeze(-1)
         rows = torch.where(mask, self._offsets[positions].unsqueeze(-1) + member, 0)
-        y, x = self._y[rows], self._x[rows]
-        y_mask = None if self._y_mask is None else self._y_mask[rows]
+        y, x, y_mask = (None if part is None else part[rows] for part in self.members[:3])
         if not bool(mask.all()):
             y.masked_fill_(~expand_mask(mask, y), 0)
             x.masked_fill_(~expand_mask(mask, x), 0)
             if y_mask is not None:
                 y_mask.masked_fill_(~expand_mask(mask, y_mask), False)
-        if self._reference is None:
-            return GroupedBatch(y, x, mask, positions, y_mask, self.num_groups, len(self._y), self.labels_digest)
-        index, *counts = self._reference
+        if self.members.reference is None:
+            return GroupedBatch(y, x, mask, positions, y_mask, self.num_groups, self.num_members, self.labels_digest)
+        index, *counts = self.members.reference
         return GroupedBatch(y, x, mask, index[positions], y_mask, *counts)
 
     def __getitems__(self, indices: Sequence[int]) -> list[GroupedBatch]:
@@ -313,7 +326,7 @@ class GroupedDataset(Dataset):
             )
         return positions % self.num_groups
 
-    def subset(self, groups: Any) -> "GroupedDataset":
+    def subset(self, groups: Any) -> Self:
         """Return a data set of some whole groups, in the order of `groups`. It copies their members.
 
         Groups keep their labels. They are counted anew, or as in the reference of `.align`.
@@ -333,7 +346,7 @@ class GroupedDataset(Dataset):
         shift = torch.repeat_interleave(self._offsets[positions] - first, sizes)
         return self._part(torch.arange(len(shift), device=shift.device) + shift, positions, sizes)
 
-    def select(self, members: Any) -> "GroupedDataset":
+    def select(self, members: Any) -> Self:
         """Return a data set of some members, which it copies. Groups without any of them are left out.
 
         Groups keep their labels. They are counted anew, or as in the reference of `.align`.
@@ -354,14 +367,14 @@ class GroupedDataset(Dataset):
                 "members.to_numpy() if it was made of data.flat()."
             )
         hint = "It masks the members as data.features() sorts them, by group."
-        mask = as_mask(members, "members", (self.num_members,), hint).to(self._y.device)
+        mask = as_mask(members, "members", (self.num_members,), hint).to(self.group_sizes.device)
         if not bool(mask.any()):
             raise DataError("members: expected at least one member, got none. Try ~members if True was to drop them.")
         sizes = torch.bincount(self.features().group[mask], minlength=self.num_groups)
         groups = sizes.nonzero()[:, 0]
         return self._part(mask.nonzero()[:, 0], groups, sizes[groups])
 
-    def align(self, reference: "GroupedDataset") -> "GroupedDataset":
+    def align(self, reference: "GroupedDataset") -> Self:
         """Return this data set with its groups counted as in another one, which has the same labels and more.
 
         A model with a parameter for each group (the group vectors of `GPVAE`) reads `batch.group_index`. In a data
@@ -375,34 +388,15 @@ class GroupedDataset(Dataset):
             ArgumentError: If the reference is no data set.
             GroupError: If a label does not occur in the reference.
         """
-        return GroupedDataset.__new__(GroupedDataset)._store(
-            self._y, self._x, self._y_mask, self.group_sizes, self.labels, self._find_in(reference)
-        )
-
-    def with_observations(self, y: Tensor) -> "GroupedDataset":
-        """Return a data set of the same members and features, with other observations.
-
-        Args:
-            y: One for each member, sorted by group, shape (N, *shape), floating.
-
-        Raises:
-            ShapeError: If there is not one for each member.
-            DataError: If they are not floating or not finite.
-        """
-        check.finite(check.floating(y, "y"), "y")
-        if len(y) != self.num_members:
-            raise ShapeError(f"y: expected {self.num_members} observations, got {len(y)}. Try one for each member.")
-        return GroupedDataset.__new__(GroupedDataset)._store(
-            y, self._x, None, self.group_sizes, self.labels, self._reference
-        )
+        return copy.copy(self)._store(self.members._replace(reference=self._find_in(reference)))
 
     def features(self) -> Features:
         """Return features and groups of all members, sorted by group. Observations are not made for it."""
-        return Features(self._x, torch.repeat_interleave(self.group_sizes))
+        return Features(self.members.x, torch.repeat_interleave(self.group_sizes))
 
     def flat(self) -> FlatRows:
         """Return all members, sorted by group. They are not copied, so do not write to them."""
-        return FlatRows(self._y, *self.features())
+        return FlatRows(self.members.y, *self.features())
 
     def random_places(self, generator: torch.Generator) -> Tensor:  # shape: (N,)
         """Return the place of each member in a random order of its group, 0 to its size - 1, sorted by group."""
@@ -411,16 +405,16 @@ class GroupedDataset(Dataset):
 
     def __repr__(self) -> str:
         smallest, largest = int(self.group_sizes.min()), int(self.group_sizes.max())
-        x = self.features().x
+        x = self.members.x
         return (
             f"{type(self).__name__}({self.num_groups} groups of {smallest} to {largest} members, "
             f"{self.num_members} in all, y {self._describe_y()}, x ({x.shape[-1]},) {x.dtype})"
         )
 
     def _describe_y(self) -> str:
-        return f"{tuple(self.y_shape)} {self._y.dtype}"
+        return f"{tuple(self.y_shape)} {self.members.y.dtype}"
 
-    def _find_in(self, reference: "GroupedDataset") -> _Reference:
+    def _find_in(self, reference: "GroupedDataset") -> Reference:
         """Find the groups of this data set in another one by their labels."""
         check.instance(reference, "reference", GroupedDataset, "Try data.subset(groups) in place of a batch.")
         positions = {label: index for index, label in enumerate(reference.labels.tolist())}
@@ -433,18 +427,16 @@ class GroupedDataset(Dataset):
                 "group vector."
             )
         index = torch.tensor([positions[label] for label in labels], device=self.group_sizes.device)
-        return _Reference(index, reference.num_groups, reference.num_members, reference.labels_digest)
+        return Reference(index, reference.num_groups, reference.num_members, reference.labels_digest)
 
-    def _part(self, rows: Tensor, groups: Tensor, sizes: Tensor) -> "GroupedDataset":
+    def _part(self, rows: Tensor, groups: Tensor, sizes: Tensor) -> Self:
         """Return a data set of members at `rows`, which belong to `groups` and are sorted by them."""
-        reference = self._reference
+        y, x, y_mask, _, labels, reference = self.members
         if reference is not None:
             reference = reference._replace(index=reference.index[groups])
-        y_mask = None if self._y_mask is None else self._y_mask[rows]
-        labels = self.labels[groups.cpu().numpy()]
-        return GroupedDataset.__new__(GroupedDataset)._store(
-            self._y[rows], self._x[rows], y_mask, sizes, labels, reference
-        )
+        y_mask = None if y_mask is None else y_mask[rows]
+        labels = labels[groups.cpu().numpy()]
+        return copy.copy(self)._store(Members(y[rows], x[rows], y_mask, sizes, labels, reference))
 
 
 def _listed(index: Any) -> Any:

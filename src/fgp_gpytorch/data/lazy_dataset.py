@@ -10,14 +10,14 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data._inputs import expand_mask
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
-from fgp_gpytorch.data.grouped_dataset import Features, FlatRows, GroupedDataset
+from fgp_gpytorch.data.grouped_dataset import FlatRows, GroupedDataset
 from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 
 __all__ = ["LazyDataset"]
 
 
 class LazyDataset(GroupedDataset):
-    """A data set too large for memory: a small stored one, and a function that makes observations from it.
+    """A data set too large for memory: small stored members, and a function that makes observations from them.
 
     It is indexed, loaded, split and trained on as any `GroupedDataset`. The stored `y` says which observation each
     member is (a number of an image and of an angle, a line of a file). The function makes the observations of a whole
@@ -31,6 +31,7 @@ class LazyDataset(GroupedDataset):
     Attributes:
         labels: The label of each group, NumPy, shape (G,).
         group_sizes: The members of each group, shape (G,), int64.
+        members: All members as they are stored.
 
     Raises:
         ArgumentError: If `stored` is no data set, `make` no function, or its result no tensor.
@@ -52,18 +53,12 @@ class LazyDataset(GroupedDataset):
             raise ArgumentError(
                 f"make: expected a function of a batch, got {type(make).__name__}. Try lambda batch: batch.y."
             )
-        first = stored[[0]]
-        if first.y_mask is not None:
+        if stored.members.y_mask is not None:
             raise DataError("stored: expected no y_mask, got one. Try stored.select(members) without what is missing.")
-        self._stored, self._make = stored, make
-        self.labels, self.group_sizes = stored.labels, stored.group_sizes
-        made = self._made(first)
-        self._y_shape, self._y_dtype = made.shape[2:], made.dtype
-
-    @property
-    def stored(self) -> GroupedDataset:
-        """The data that observations are made from."""
-        return self._stored
+        self._store(stored.members)
+        self._make = make
+        first = self._made(stored[[0]])
+        self._y_shape, self._y_dtype = first.shape[2:], first.dtype
 
     @property
     def y_shape(self) -> torch.Size:
@@ -74,11 +69,6 @@ class LazyDataset(GroupedDataset):
     def num_elements(self) -> int:
         """Number of elements of `y`, over all members (what a mean squared error divides by)."""
         return self.num_members * self._y_shape.numel()
-
-    @property
-    def labels_digest(self) -> int | None:
-        """A checksum of the labels of the data set that the groups are counted in; None if there is none."""
-        return self._stored.labels_digest
 
     def __getitem__(self, index: Any) -> GroupedBatch:
         """Return one or several whole groups as a padded batch, and make their observations.
@@ -92,7 +82,7 @@ class LazyDataset(GroupedDataset):
             ShapeError: If it does not return one observation for each member, or one of another shape than before.
             DataError: If its observations are not floating.
         """
-        batch = self._stored[index]
+        batch = super().__getitem__(index)
         y = self._made(batch)
         if (y.shape[2:], y.dtype) != (self._y_shape, self._y_dtype):
             raise ShapeError(
@@ -100,46 +90,6 @@ class LazyDataset(GroupedDataset):
                 f"first group, got {tuple(y.shape[2:])} and {y.dtype}. Try padding, or groups of one shape each."
             )
         return replace(batch, y=y if bool(batch.mask.all()) else y.masked_fill(~expand_mask(batch.mask, y), 0))
-
-    def subset(self, groups: Any) -> "LazyDataset":
-        """Return a data set of some whole groups, as `GroupedDataset.subset` does. No observation is made.
-
-        Raises:
-            GroupError: If a position is wrong or repeated, or there is none.
-        """
-        return LazyDataset(self._stored.subset(groups), self._make)
-
-    def select(self, members: Any) -> "LazyDataset":
-        """Return a data set of some members, as `GroupedDataset.select` does. Only the first group's are made.
-
-        Raises:
-            ArgumentError: If the mask is a pandas Series.
-            ShapeError: If the mask has not N entries.
-            DataError: If it is not boolean, or no member is left.
-        """
-        return LazyDataset(self._stored.select(members), self._make)
-
-    def align(self, reference: GroupedDataset) -> "LazyDataset":
-        """Return this data set with its groups counted as in another one, as `GroupedDataset.align` does.
-
-        Raises:
-            ArgumentError: If the reference is no data set.
-            GroupError: If a label does not occur in the reference.
-        """
-        return LazyDataset(self._stored.align(reference), self._make)
-
-    def with_observations(self, y: Tensor) -> GroupedDataset:
-        """Return a data set of the same members and features in memory, with other observations.
-
-        Raises:
-            ShapeError: If there is not one for each member.
-            DataError: If they are not floating or not finite.
-        """
-        return self._stored.with_observations(y)
-
-    def features(self) -> Features:
-        """Return features and groups of all members, sorted by group. Observations are not made for it."""
-        return self._stored.features()
 
     def flat(self) -> FlatRows:
         """Raise, because the observations need not fit in memory.
@@ -153,31 +103,27 @@ class LazyDataset(GroupedDataset):
         )
 
     def in_memory(self, batch_size: int = 256) -> GroupedDataset:
-        """Make all observations and return a data set of the same groups that contains them.
-
-        Args:
-            batch_size: Groups that are made at a time.
+        """Make all observations, `batch_size` groups at a time, and return a data set that contains them.
 
         Raises:
             ArgumentError: If the batch size is below 1.
             DataError: If an observation is not finite.
         """
         check.count(batch_size, "batch_size", hint="Try 256.")
-        y = torch.empty(self.num_members, *self._y_shape, dtype=self._y_dtype, device=self.group_sizes.device)
+        y = torch.empty(self.num_members, *self._y_shape, dtype=self._y_dtype, device=self.members.y.device)
         end = 0
         for start in range(0, len(self), batch_size):
             batch = self[start : start + batch_size]
             made = check.finite(batch.y[batch.mask], "make")  # sorted by group
             y[end : end + len(made)] = made
             end += len(made)
-        return self.with_observations(y)
+        return GroupedDataset.from_members(self.members._replace(y=y))
 
     def _describe_y(self) -> str:
         return f"{tuple(self._y_shape)} {self._y_dtype} made on request"
 
     def _made(self, batch: GroupedBatch) -> Tensor:  # shape: (G, Q, *y_shape)
-        hint = "Try torch.as_tensor(y) at its end."
-        y: Tensor = check.instance(self._make(batch), "make", Tensor, hint)
+        y: Tensor = check.instance(self._make(batch), "make", Tensor, "Try torch.as_tensor(y) at its end.")
         if y.shape[:2] != batch.mask.shape:
             raise ShapeError(
                 f"make: expected observations (G, Q, *shape) = {(*batch.mask.shape, '*shape')}, got {tuple(y.shape)}. "

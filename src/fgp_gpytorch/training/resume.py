@@ -92,8 +92,7 @@ def existing(path: Path | None, name: str) -> Path | None:
 
 def checksum(data: GroupedDataset) -> int:
     """A number of all features and sizes, and of a million values of y at equal distances (a LazyDataset's stored ones)."""
-    rows = data.stored.flat()
-    y = rows.y.flatten()
-    parts = [rows.x, rows.group, y[:: max(1, y.numel() // 2**20)]]
+    y = data.members.y.flatten()
+    parts = [*data.features(), y[:: max(1, y.numel() // 2**20)]]
     content = [part.contiguous().cpu().view(torch.uint8).numpy().tobytes() for part in parts]
     return zlib.crc32(b"".join(content), data.labels_digest or 0)
