@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -166,7 +167,7 @@ def training_curves(histories: Sequence[pd.DataFrame] | pd.DataFrame, kappa: flo
 @torch.no_grad()
 def _prior_marginals(model: FGPVAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """Prior mean and standard deviation of each channel at the group's first member, (L,)."""
-    marginal = model.prior(x[:1, :1])
+    marginal: Any = model.prior(x[:1, :1])
     return marginal.mean[0, 0], marginal.variance[0, 0].sqrt()
 
 

@@ -376,7 +376,7 @@ def test_selecting_by_a_column_of_a_table_is_refused():
 def test_selecting_wants_a_mask_over_members(data):
     with pytest.raises(ShapeError, match=r"members: expected shape \(6,?\), got \(3,\)"):
         data.select(torch.ones(3, dtype=torch.bool))
-    with pytest.raises(DataError, match="members: expected torch.bool"):
+    with pytest.raises(DataError, match=r"members: expected torch\.bool"):
         data.select(torch.ones(6))
     with pytest.raises(DataError, match="at least one member, got none"):
         data.select(torch.zeros(6, dtype=torch.bool))

@@ -88,7 +88,7 @@ def test_calibration_repeats_itself_and_touches_neither_mode_nor_random_numbers(
 
 def test_calibration_says_what_is_wrong_with_its_arguments():
     model, held_out = make_linear_model(), make_held_out()
-    with pytest.raises(ArgumentError, match="num_samples: expected an integer >= 19, got 10. An interval of 90 %"):
+    with pytest.raises(ArgumentError, match=r"num_samples: expected an integer >= 19, got 10\. An interval of 90 %"):
         held_out_calibration(model, held_out, num_samples=10)
     with pytest.raises(ShapeError, match=r"y_new: expected shape \(4, 2, 3\), got \(4, 1, 3\)"):
         replace(held_out, y_new=held_out.y_new[:, :1])

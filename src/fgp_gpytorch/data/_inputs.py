@@ -1,7 +1,6 @@
 """Converts what callers pass (tensors, arrays, pandas columns, lists) to tensors and numbers of groups."""
 
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 
-__all__ = ["as_features", "as_mask", "as_numbers", "digest_of", "encode_groups", "expand_mask", "hide_unknown"]
+__all__ = ["as_features", "as_numbers", "digest_of", "encode_groups", "expand_mask", "hide_unknown"]
 
 
 def as_numbers(value: Any, name: str) -> Tensor:
@@ -30,11 +29,9 @@ def as_numbers(value: Any, name: str) -> Tensor:
 
 
 def as_features(x: Any, feature_dim: int) -> Tensor:
-    """Return auxiliary features as a floating tensor. A missing last dimension D = 1 is added.
+    """Return real features as a floating tensor. D = 1 is added if there are only `feature_dim` dimensions.
 
-    Args:
-        x: Features of any real dtype. Integers, booleans and lists become float64, which keeps dates in seconds apart.
-        feature_dim: Number of dimensions before D.
+    Integers, booleans and lists become float64, which keeps dates in seconds apart.
 
     Raises:
         ArgumentError: If `x` is not numeric.
@@ -50,24 +47,10 @@ def as_features(x: Any, feature_dim: int) -> Tensor:
     return x.unsqueeze(-1) if x.ndim == feature_dim else x
 
 
-def as_mask(mask: Any, name: str, shape: Sequence[int], hint: str = "") -> Tensor:
-    """Return `mask` as a boolean tensor of a shape.
-
-    Raises:
-        ArgumentError: If it is not numeric.
-        ShapeError: If the shape is another one.
-        DataError: If the dtype is not boolean.
-    """
-    return check.mask(as_numbers(mask, name), name, shape, hint)
-
-
 def hide_unknown(x: Tensor, x_mask: Any, where: Tensor | None = None) -> Tensor:
-    """Return features with NaN where they are unknown.
+    """Return features (..., D) with NaN where `x_mask` is False: its shape is that of `x`, or lacks D = 1.
 
-    Args:
-        x: Features, (..., D).
-        x_mask: True where a feature is known, the shape of `x`, or without D if it is 1. None = everywhere.
-        where: True where there is a member, broadcastable to `x`. None = everywhere.
+    `where` is True for members, broadcastable to `x`. None = everywhere, for both.
 
     Raises:
         ShapeError: If the mask has another shape.
@@ -91,9 +74,8 @@ def expand_mask(mask: Tensor, y: Tensor) -> Tensor:  # shape: (G, Q), (G, Q, *sh
 def encode_groups(group: Any) -> tuple[Tensor, np.ndarray]:  # shape: (N,), (G,)
     """Number the groups 0 to G - 1 in the order of their sorted labels.
 
-    Args:
-        group: One label for each member: integers, floats that hold exact integers, strings, a pandas categorical
-            (sorted by its categories), dates, or any other labels that can be hashed and sorted.
+    Labels are integers, floats that hold exact integers, strings, a pandas categorical (sorted by its categories),
+    dates, or anything else that can be hashed and sorted.
 
     Returns:
         The number of each member's group, int64, and the G labels that occur.
@@ -126,10 +108,9 @@ def encode_groups(group: Any) -> tuple[Tensor, np.ndarray]:  # shape: (N,), (G,)
 
 
 def digest_of(labels: np.ndarray) -> int | None:
-    """Return a checksum of sorted labels (G,), the same in every process. The integer 1 differs from the string "1".
+    """Return a checksum of labels, the same in every process. The integer 1 differs from the string "1".
 
-    Returns:
-        None if labels are objects whose `repr` is an address.
+    It is None if labels are objects whose `repr` is an address.
     """
     plain = [_plain(label) for label in labels.tolist()]
     if any(type(label).__repr__ is object.__repr__ for label in plain):

@@ -88,13 +88,12 @@ class GroupedBatch:
         Args:
             y: Observations, floating. Values in the padding are replaced by 0.
             x: Auxiliary features, any real dtype. Integers and lists become float64.
-            mask: Boolean, True for members (anywhere, not only in front). None = everywhere.
-            y_mask: Boolean, True = that element of `y` was observed. None = all of them.
-            x_mask: Boolean, True = that feature is known. None = all of them. The others become NaN.
+            mask: True for members (anywhere, not only in front). None = everywhere.
+            y_mask: True where that element of `y` was observed. None = everywhere.
+            x_mask: True where that feature is known. None = everywhere. The others become NaN.
             group_index: Position of each group in the data set. None = 0 to G - 1.
-            num_dataset_groups: Groups of the whole data set. None = the G groups of this batch.
-            num_dataset_members: Members of the whole data set. None = those of this batch, times the groups of the
-                data set over those of the batch, rounded.
+            num_dataset_groups: Groups of the whole data set. None = G.
+            num_dataset_members: Members of the whole data set. None = those of this batch, scaled by the groups.
 
         Raises:
             ArgumentError: If a value is not numeric, or a count is no integer of at least 1.
@@ -151,18 +150,14 @@ class GroupedBatch:
         for other in batches[1:]:
             _check_mergeable(first, other)
         members = max(batch.num_members for batch in batches)
-        y_mask = None
-        if any(batch.y_mask is not None for batch in batches):
-            y_mask = torch.cat([_pad(batch.observed, members) for batch in batches])
-        return cls(
-            torch.cat([_pad(batch.y, members) for batch in batches]),
-            torch.cat([_pad(batch.x, members) for batch in batches]),
-            torch.cat([_pad(batch.mask, members) for batch in batches]),
-            torch.cat([batch.group_index for batch in batches]),
-            y_mask,
-            first.num_dataset_groups,
-            first.num_dataset_members,
-            first.labels_digest,
+        masked = any(batch.y_mask is not None for batch in batches)
+        return replace(
+            first,
+            y=torch.cat([_pad(batch.y, members) for batch in batches]),
+            x=torch.cat([_pad(batch.x, members) for batch in batches]),
+            mask=torch.cat([_pad(batch.mask, members) for batch in batches]),
+            group_index=torch.cat([batch.group_index for batch in batches]),
+            y_mask=torch.cat([_pad(batch.observed, members) for batch in batches]) if masked else None,
         )
 
     @property
@@ -191,25 +186,24 @@ class GroupedBatch:
         return ~torch.isnan(self.x)
 
     def to(self, *args: Any, **kwargs: Any) -> "GroupedBatch":
-        """Return the batch on a device, or with its floating tensors cast.
-
-        Args:
-            *args: The arguments of `torch.Tensor.to`: a device, a floating dtype, both, or another tensor. A dtype
-                casts `y` and `x` only.
-            **kwargs: The same by name, and `non_blocking`, `copy`.
+        """Return the batch on a device, with the arguments of `torch.Tensor.to`. A dtype casts `y` and `x` only.
 
         Raises:
             DataError: If the dtype is not a floating one.
         """
         y = check.floating(self.y.to(*args, **kwargs), "y")
-        options = {name: bool(kwargs.get(name, False)) for name in ("non_blocking", "copy")}
+
+        def move(tensor: Tensor) -> Tensor:
+            options: Any = {name: kwargs[name] for name in ("non_blocking", "copy") if name in kwargs}
+            return tensor.to(y.device, **options)
+
         return replace(
             self,
             y=y,
             x=self.x.to(*args, **kwargs),
-            mask=self.mask.to(y.device, **options),
-            group_index=self.group_index.to(y.device, **options),
-            y_mask=None if self.y_mask is None else self.y_mask.to(y.device, **options),
+            mask=move(self.mask),
+            group_index=move(self.group_index),
+            y_mask=None if self.y_mask is None else move(self.y_mask),
         )
 
     def pin_memory(self) -> "GroupedBatch":
@@ -261,29 +255,26 @@ def _check_mergeable(first: GroupedBatch, other: GroupedBatch) -> None:
     """Require two batches of one data set."""
     if not same_labels(first.labels_digest, other.labels_digest):
         raise DataError(
-            "batches: expected batches of one data set, got groups of two with other labels. Try one GroupedDataset of "
-            "all rows."
+            "batches: expected one data set, got two with other labels. Try one GroupedDataset of all rows."
         )
-    pair = first, other
-    for expected, name, values, error, hint in (
+    source, shape, dtype = "batches of one data set", "equal observations and features", "equal dtypes"
+    for expected, name, of, error, hint in (
         (
-            "batches of one data set",
+            source,
             "(groups, members)",
-            [(b.num_dataset_groups, b.num_dataset_members) for b in pair],
+            _counts,
             DataError,
-            "one GroupedDataset of all rows, or the same num_dataset_groups and num_dataset_members in from_tensors",
+            "one GroupedDataset of all rows, or the counts of from_tensors",
         ),
-        (
-            "equal observations and features",
-            "(shape of y, D)",
-            [(tuple(b.y.shape[2:]), b.x.shape[-1]) for b in pair],
-            ShapeError,
-            "to reshape them to a common shape first",
-        ),
-        ("equal dtypes", "(y, x)", [(b.y.dtype, b.x.dtype) for b in pair], DataError, "batch.to(dtype) first"),
+        (shape, "(shape of y, D)", lambda b: (tuple(b.y.shape[2:]), b.x.shape[-1]), ShapeError, "y.reshape(...) first"),
+        (dtype, "(y, x)", lambda b: (b.y.dtype, b.x.dtype), DataError, "batch.to(dtype) first"),
     ):
-        if values[0] != values[1]:
-            raise error(f"batches: expected {expected}, got {name} = {values[0]} and {values[1]}. Try {hint}.")
+        if of(first) != of(other):
+            raise error(f"batches: expected {expected}, got {name} = {of(first)} and {of(other)}. Try {hint}.")
+
+
+def _counts(batch: GroupedBatch) -> tuple[int, int]:
+    return batch.num_dataset_groups, batch.num_dataset_members
 
 
 def _dtype_name(tensor: Tensor) -> str:

@@ -11,15 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data._inputs import (
-    as_features,
-    as_mask,
-    as_numbers,
-    digest_of,
-    encode_groups,
-    expand_mask,
-    hide_unknown,
-)
+from fgp_gpytorch.data._inputs import as_features, as_numbers, digest_of, encode_groups, expand_mask, hide_unknown
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
 
@@ -27,58 +19,38 @@ __all__ = ["Features", "FlatRows", "GroupedDataset", "Members", "Reference"]
 
 
 class Features(NamedTuple):
-    """The auxiliary features of all members, sorted by group.
+    """Auxiliary features of all members, sorted by group, and the position of each member's group, 0 to G - 1."""
 
-    Attributes:
-        x: Auxiliary features, shape (N, D).
-        group: Position of each member's group in the data set, 0 to G - 1, shape (N,), int64.
-    """
-
-    x: Tensor
-    group: Tensor
+    x: Tensor  # shape: (N, D)
+    group: Tensor  # shape: (N,)
 
 
 class FlatRows(NamedTuple):
-    """All members, sorted by group: one row each.
+    """Observations and `Features` of all members, sorted by group: one row each."""
 
-    Attributes:
-        y: Observations, shape (N, *shape).
-        x: Auxiliary features, shape (N, D).
-        group: Position of each member's group in the data set, 0 to G - 1, shape (N,), int64.
-    """
-
-    y: Tensor
-    x: Tensor
-    group: Tensor
+    y: Tensor  # shape: (N, *shape)
+    x: Tensor  # shape: (N, D)
+    group: Tensor  # shape: (N,)
 
 
 class Reference(NamedTuple):
-    """Another data set, by whose groups a data set is counted. `index` is the position of each group there, (G,)."""
+    """Another data set that the groups are counted in, and the position of each group there."""
 
-    index: Tensor
+    group_index: Tensor  # shape: (G,)
     num_groups: int
     num_members: int
     labels_digest: int | None
 
 
 class Members(NamedTuple):
-    """Checked members as they are stored, sorted by group: N of G groups.
+    """Checked members as they are stored, sorted by group. `LazyDataset` makes observations from `y`."""
 
-    Attributes:
-        y: Observations, shape (N, *shape), or what a `LazyDataset` makes them from.
-        x: Auxiliary features, shape (N, D).
-        y_mask: True where that element of `y` was observed; None = all.
-        sizes: The members of each group, shape (G,), int64.
-        labels: The label of each group, NumPy, shape (G,).
-        reference: The data set that the groups are counted in; None = this one.
-    """
-
-    y: Tensor
-    x: Tensor
-    y_mask: Tensor | None
-    sizes: Tensor
-    labels: np.ndarray
-    reference: Reference | None = None
+    y: Tensor  # shape: (N, *shape)
+    x: Tensor  # shape: (N, D)
+    y_mask: Tensor | None  # shape: (N, *shape)
+    sizes: Tensor  # shape: (G,)
+    labels: np.ndarray  # shape: (G,)
+    reference: Reference | None = None  # None: groups are counted in this data set
 
 
 class _GroupIndexError(GroupError, IndexError):
@@ -141,7 +113,7 @@ class GroupedDataset(Dataset):
         codes, labels = encode_groups(group)
         _check_lengths(y, x, codes)
         if y_mask is not None:
-            y_mask = as_mask(y_mask, "y_mask", y.shape, "It has one entry for each element of y.")
+            y_mask = check.mask(as_numbers(y_mask, "y_mask"), "y_mask", y.shape, "It has the shape of y.")
         check.device(y=y, x=x, **({} if y_mask is None else {"y_mask": y_mask}))
         check.finite(y, "y", y_mask)
         x = hide_unknown(x, x_mask)
@@ -178,15 +150,11 @@ class GroupedDataset(Dataset):
 
         Args:
             df: The table. Its index is ignored.
-            y: The column or columns to model. Missing values (NaN, NA) are marked as not observed.
-            x: The column or columns of auxiliary features.
+            y: The columns to model, or one. Missing values (NaN, NA) are marked as not observed.
+            x: The columns of auxiliary features, or one.
             group: The column of labels.
             dtype: Floating dtype of `y`. None = the default dtype. `x` is float64, which keeps dates in seconds apart.
             missing_x: True marks missing values of `x` as unknown (`x_mask`), False refuses them.
-
-        Returns:
-            The data set, with observations of shape (number of columns,). It has a `y_mask` only if a value of `y`
-            is missing.
 
         Raises:
             ArgumentError: If a name is no name of a column.
@@ -201,11 +169,8 @@ class GroupedDataset(Dataset):
                 "df.groupby(columns).ngroup()."
             )
         names = [*y_columns, *x_columns, group]
-        repeated = [name for name in df.columns[df.columns.duplicated()] if name in names]
-        if repeated:
-            raise DataError(
-                f"df: expected one column {repeated[0]!r}, got several. Try df.loc[:, ~df.columns.duplicated()]."
-            )
+        for name in df.columns[df.columns.duplicated()].intersection(names):
+            raise DataError(f"df: expected one column {name!r}, got several. Try df.loc[:, ~df.columns.duplicated()].")
         absent = [name for name in names if name not in df.columns]
         if absent or not y_columns or not x_columns:
             got = f"no column {absent[0]!r}" if absent else "an empty list of columns"
@@ -262,11 +227,7 @@ class GroupedDataset(Dataset):
         return self.num_groups
 
     def __getitem__(self, index: Any) -> GroupedBatch:
-        """Return one or several whole groups as a padded batch, in the order of `index`.
-
-        Args:
-            index: A position (negative ones count from the end), a list, range, array or tensor of positions,
-                a slice, or a boolean mask over groups. A position may occur several times.
+        """Return one or several whole groups as a padded batch, in the order of `index` (see `positions`).
 
         Raises:
             GroupError: If a position is no integer or beyond the last group, or there is none.
@@ -277,7 +238,8 @@ class GroupedDataset(Dataset):
         member = torch.arange(int(sizes.max()), device=positions.device)
         mask = member < sizes.unsqueeze(-1)
         rows = torch.where(mask, self._offsets[positions].unsqueeze(-1) + member, 0)
-        y, x, y_mask = (None if part is None else part[rows] for part in self.members[:3])
+        y, x, y_mask = self.members.y[rows], self.members.x[rows], self.members.y_mask
+        y_mask = None if y_mask is None else y_mask[rows]
         if not bool(mask.all()):
             y.masked_fill_(~expand_mask(mask, y), 0)
             x.masked_fill_(~expand_mask(mask, x), 0)
@@ -285,26 +247,34 @@ class GroupedDataset(Dataset):
                 y_mask.masked_fill_(~expand_mask(mask, y_mask), False)
         if self.members.reference is None:
             return GroupedBatch(y, x, mask, positions, y_mask, self.num_groups, self.num_members, self.labels_digest)
-        index, *counts = self.members.reference
-        return GroupedBatch(y, x, mask, index[positions], y_mask, *counts)
+        group_index, groups, members, digest = self.members.reference
+        return GroupedBatch(y, x, mask, group_index[positions], y_mask, groups, members, digest)
 
     def __getitems__(self, indices: Sequence[int]) -> list[GroupedBatch]:
-        """Return the groups of a minibatch as one padded batch, alone in a list for PyTorch's collation.
-
-        Raises:
-            GroupError: As for `data[indices]`.
-        """
+        """Return `data[indices]` alone in a list, for PyTorch's collation."""
         return [self[indices]]
 
     def positions(self, index: Any) -> Tensor:  # shape: (G,)
-        """Convert an index, as in `data[index]`, to positions from 0 to G - 1.
+        """Return the positions of an index, 0 to G - 1.
+
+        Args:
+            index: A position (negative ones count from the end), a list, range, array or tensor of positions,
+                a slice, or a boolean mask over groups. A position may occur several times.
 
         Raises:
             GroupError: If a position is no integer or beyond the last group, or there is none.
         """
         if isinstance(index, slice):
             index = range(*index.indices(self.num_groups))
-        positions = torch.as_tensor(_listed(index), device=self.group_sizes.device)
+        if isinstance(index, Iterable) and not isinstance(index, Tensor | np.ndarray | str):
+            index = list(index)
+        try:
+            positions = torch.as_tensor(index, device=self.group_sizes.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise GroupError(
+                f"index: expected positions of groups, got {type(index).__name__} ({error}). "
+                "Labels are not positions: try (data.labels == label).nonzero()[0]."
+            ) from error
         if positions.dtype == torch.bool and positions.shape == (self.num_groups,):
             positions = positions.nonzero()[:, 0]
         if positions.numel() == 0:
@@ -327,7 +297,7 @@ class GroupedDataset(Dataset):
         return positions % self.num_groups
 
     def subset(self, groups: Any) -> Self:
-        """Return a data set of some whole groups, in the order of `groups`. It copies their members.
+        """Return a data set of some whole groups, in the order of `groups`, and copy their members.
 
         Groups keep their labels. They are counted anew, or as in the reference of `.align`.
 
@@ -367,7 +337,9 @@ class GroupedDataset(Dataset):
                 "members.to_numpy() if it was made of data.flat()."
             )
         hint = "It masks the members as data.features() sorts them, by group."
-        mask = as_mask(members, "members", (self.num_members,), hint).to(self.group_sizes.device)
+        mask = check.mask(as_numbers(members, "members"), "members", (self.num_members,), hint).to(
+            self.group_sizes.device
+        )
         if not bool(mask.any()):
             raise DataError("members: expected at least one member, got none. Try ~members if True was to drop them.")
         sizes = torch.bincount(self.features().group[mask], minlength=self.num_groups)
@@ -433,27 +405,10 @@ class GroupedDataset(Dataset):
         """Return a data set of members at `rows`, which belong to `groups` and are sorted by them."""
         y, x, y_mask, _, labels, reference = self.members
         if reference is not None:
-            reference = reference._replace(index=reference.index[groups])
+            reference = reference._replace(group_index=reference.group_index[groups])
         y_mask = None if y_mask is None else y_mask[rows]
         labels = labels[groups.cpu().numpy()]
         return copy.copy(self)._store(Members(y[rows], x[rows], y_mask, sizes, labels, reference))
-
-
-def _listed(index: Any) -> Any:
-    """Convert an index to a form that torch.as_tensor takes.
-
-    Raises:
-        GroupError: If it contains anything but numbers.
-    """
-    if isinstance(index, Iterable) and not isinstance(index, Tensor | np.ndarray | str):
-        index = list(index)
-    try:
-        return torch.as_tensor(index)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise GroupError(
-            f"index: expected positions of groups, got {type(index).__name__} ({error}). "
-            "Labels are not positions: try (data.labels == label).nonzero()[0]."
-        ) from error
 
 
 def _check_lengths(y: Tensor, x: Tensor, codes: Tensor) -> None:

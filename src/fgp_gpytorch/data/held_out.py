@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data._inputs import as_features, as_mask, as_numbers, expand_mask
+from fgp_gpytorch.data._inputs import as_features, as_numbers, expand_mask
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.data.grouped_dataset import GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError
@@ -36,7 +36,8 @@ class HeldOutBatch(NamedTuple):
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "HeldOutBatch":
         """Return the batch on a device."""
-        return HeldOutBatch(*(part if part is None else part.to(device, non_blocking=non_blocking) for part in self))
+        parts: Any = (part if part is None else part.to(device, non_blocking=non_blocking) for part in self)
+        return HeldOutBatch(*parts)
 
     def masked(self, values: Tensor) -> Tensor:  # shape: (*s, G, Q*, *y_shape)
         """Return values with 0 where `y_new` was not observed."""
@@ -94,11 +95,9 @@ class HeldOut(Dataset):
         if mask is not None:
             mask = as_numbers(mask, "y_new_mask")
             shape = y_new.shape[:2] if mask.ndim == 2 else y_new.shape
-            mask = expand_mask(as_mask(mask, "y_new_mask", shape, "It has the shape of y_new, or (G, Q*)."), y_new)
+            mask = expand_mask(check.mask(mask, "y_new_mask", shape, "It has the shape of y_new, or (G, Q*)."), y_new)
             if not bool(mask.any()):
-                raise DataError(
-                    "y_new_mask: expected an observed element, got none. Try ~y_new_mask if True was to hide it."
-                )
+                raise DataError("y_new_mask: expected an observed element, got none. Try ~y_new_mask.")
         check.device(x_new=x_new, y_new=y_new, **({} if mask is None else {"y_new_mask": mask}))
         check.finite(y_new, "y_new", mask)
         there = None if mask is None else mask.reshape(*mask.shape[:2], -1).any(-1, keepdim=True)
@@ -240,10 +239,7 @@ class HeldOut(Dataset):
         return len(self.context)
 
     def __getitem__(self, positions: Any) -> HeldOutBatch:
-        """Return some groups as one batch.
-
-        Args:
-            positions: As in `context[positions]`.
+        """Return some groups as one batch. Positions are those of `context[positions]`.
 
         Raises:
             GroupError: If a position is no integer or beyond the last group, or there is none.
@@ -254,21 +250,12 @@ class HeldOut(Dataset):
         return HeldOutBatch(context, self.x_new[index], self.y_new[index], None if mask is None else mask[index])
 
     def __getitems__(self, positions: Sequence[int]) -> list[HeldOutBatch]:
-        """Return the groups of a minibatch as one batch, alone in a list for PyTorch's collation.
-
-        Raises:
-            GroupError: As for `held_out[positions]`.
-        """
+        """Return `held_out[positions]` alone in a list, for PyTorch's collation."""
         return [self[positions]]
 
 
 def _amount(value: int | float, name: str, data: GroupedDataset) -> Tensor:  # shape: (G,)
-    """Return how many members of each group a number (int) or a fraction (float) is.
-
-    Raises:
-        ArgumentError: If it is neither.
-        GroupError: If it is all members of a group, or more.
-    """
+    """Return how many members of each group a number (int) or a fraction (float) is, less than all of them."""
     sizes = data.group_sizes
     if isinstance(value, float):
         amount = (check.positive(value, name, below=1) * sizes.double()).round().long()
@@ -277,10 +264,10 @@ def _amount(value: int | float, name: str, data: GroupedDataset) -> Tensor:  # s
         amount = torch.full_like(sizes, check.count(value, name))
     small = sizes <= amount
     if bool(small.any()):
+        least = int(amount[small][0])
         raise GroupError(
-            f"data: expected groups of more than {int(amount[small][0])} members, to split each in two parts, got "
-            f"{int(small.sum())} smaller ones of {len(data)}. Try "
-            f"data.subset(data.group_sizes > {int(amount[small][0])})."
+            f"data: expected groups of more than {least} members, to split each in two parts, got "
+            f"{int(small.sum())} smaller ones of {len(data)}. Try data.subset(data.group_sizes > {least})."
         )
     return amount
 
@@ -296,8 +283,8 @@ def _collate(batch: Sequence[HeldOutBatch], *, collate_fn_map: Any = None) -> He
     if len(batch) == 1:
         return batch[0]
     contexts, *parts = zip(*batch, strict=True)
-    x_new, y_new, observed = (None if part[0] is None else torch.cat(part) for part in parts)
-    return HeldOutBatch(GroupedBatch.cat(contexts), x_new, y_new, observed)
+    joined: Any = (None if part[0] is None else torch.cat(part) for part in parts)
+    return HeldOutBatch(GroupedBatch.cat(contexts), *joined)
 
 
 # As for `GroupedBatch`: a plain DataLoader then needs no collate_fn.

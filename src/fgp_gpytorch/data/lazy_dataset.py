@@ -28,11 +28,6 @@ class LazyDataset(GroupedDataset):
         make: Takes a padded batch of `stored`, and returns observations, shape (G, Q, *y_shape), floating. Those of
             padding are replaced by 0. Workers (`num_workers`) need a function that can be pickled.
 
-    Attributes:
-        labels: The label of each group, NumPy, shape (G,).
-        group_sizes: The members of each group, shape (G,), int64.
-        members: All members as they are stored.
-
     Raises:
         ArgumentError: If `stored` is no data set, `make` no function, or its result no tensor.
         ShapeError: If `make` does not return one observation for each member.
@@ -71,10 +66,7 @@ class LazyDataset(GroupedDataset):
         return self.num_members * self._y_shape.numel()
 
     def __getitem__(self, index: Any) -> GroupedBatch:
-        """Return one or several whole groups as a padded batch, and make their observations.
-
-        Args:
-            index: As in `GroupedDataset`.
+        """Return one or several whole groups as a padded batch, as `GroupedDataset` does. Their observations are made.
 
         Raises:
             GroupError: If a position is no integer or beyond the last group, or there is none.

@@ -91,7 +91,7 @@ def existing(path: Path | None, name: str) -> Path | None:
 
 
 def checksum(data: GroupedDataset) -> int:
-    """A number of all features and sizes, and of a million values of y at equal distances (a LazyDataset's stored ones)."""
+    """A number of all features and sizes, and of a million values of y as stored, at equal distances."""
     y = data.members.y.flatten()
     parts = [*data.features(), y[:: max(1, y.numel() // 2**20)]]
     content = [part.contiguous().cpu().view(torch.uint8).numpy().tobytes() for part in parts]
