@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
 
 import harness
 from fgp_gpytorch import CVAE, FGPVAE
@@ -27,7 +28,6 @@ from fgp_gpytorch.metrics import (
     mse_by_context_size,
     swap_errors,
 )
-from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
 from fgp_gpytorch.prior import FactorizedGPPrior, GlobalChannels, IndependentChannels, LocalChannels
 from systems import ask
 

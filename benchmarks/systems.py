@@ -16,6 +16,8 @@ import lightning
 import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
+from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
+
 import fgp_gpytorch
 from fgp_gpytorch import (
     CVAE,
@@ -38,7 +40,6 @@ from fgp_gpytorch import (
 from fgp_gpytorch.data import align_held_out
 from fgp_gpytorch.means import FourierMean
 from fgp_gpytorch.metrics import held_out_mse
-from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
 from fgp_gpytorch.nets import (
     FourierFeatures,
     MLPFeatures,

@@ -36,12 +36,12 @@ from fgp_gpytorch import (
     fit,
 )
 from fgp_gpytorch.datasets import RotatedMNIST, rotated_mnist
+from fgp_gpytorch.feature_maps import PeriodicFeatures
 from fgp_gpytorch.means import FourierMean
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.nets import ConvDecoder, ConvEncoder
 from fgp_gpytorch.objectives import Objective
 from fgp_gpytorch.plots import image_rows, latent_paths, training_curves
-from fgp_gpytorch.feature_maps import PeriodicFeatures
 
 CHANNELS = 16  # L of Table A.1
 PAPER = {"test_mse": (0.0284, 0.0004), "extrapolation_mse": (0.0316, 0.0005), "seconds_per_epoch": (1.41, 0.08)}
@@ -262,7 +262,7 @@ def draw(model: FGPVAE, data: RotatedMNIST, runs: list[dict[str, Any]], preset: 
     for position in test:
         context = data.test.context[[position]].to(device)
         seen = torch.isin(data.angles, context.x[0, :, 0].cpu())
-        truth = data.truth(data.test.instance[[position]])[0]
+        truth = data.truth(data.test.labels[[position]])[0]
         shown = torch.where(
             seen[:, None, None, None] | (torch.arange(16) == data.held_out)[:, None, None, None], truth, torch.nan
         )
@@ -276,7 +276,7 @@ def draw(model: FGPVAE, data: RotatedMNIST, runs: list[dict[str, Any]], preset: 
         context = data.extrapolation.context[[position]].to(device)
         seen = torch.isin(data.angles, context.x[0, :, 0].cpu())
         rows += [
-            ("truth", data.truth(data.extrapolation.instance[[position]])[0]),
+            ("truth", data.truth(data.extrapolation.labels[[position]])[0]),
             ("model", model.generate(every_angle, context)[0].cpu()),
         ]
         marked += [(len(rows) - 1, int(c)) for c in (~seen).nonzero()[:, 0]]

@@ -2,8 +2,7 @@
 
 from importlib.metadata import version
 
-from fgp_gpytorch import means, nets
-from fgp_gpytorch.data import AlignedDataset, GroupedBatch, GroupedDataset, HeldOutMembers
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset, HeldOut
 from fgp_gpytorch.likelihoods import BernoulliLikelihood, DiagonalGaussianLikelihood, GaussianLikelihood
 from fgp_gpytorch.models import CVAE, FGPVAE, GPVAE, SVGPVAE, VAE, CorrelatedFGPVAE, LatentAngleFGPVAE
 from fgp_gpytorch.objectives import ELBO, GECO
@@ -27,7 +26,6 @@ __all__ = [
     "GPVAE",
     "SVGPVAE",
     "VAE",
-    "AlignedDataset",
     "BernoulliLikelihood",
     "Configurable",
     "CoregionalizedChannels",
@@ -38,11 +36,9 @@ __all__ = [
     "GlobalChannels",
     "GroupedBatch",
     "GroupedDataset",
-    "HeldOutMembers",
+    "HeldOut",
     "IndependentChannels",
     "LatentAngleFGPVAE",
     "LocalChannels",
     "fit",
-    "means",
-    "nets",
 ]

@@ -1,17 +1,18 @@
-"""Figures of a trained model: those of the paper, and of a run. All return a Matplotlib figure and show nothing."""
+"""Figures of a trained model and of a training run. Each function returns a Matplotlib figure and shows nothing."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
-from torch.distributions import Distribution
 
-from fgp_gpytorch._shapes import as_tensor
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.metrics._evaluation import evaluation
@@ -29,26 +30,20 @@ def image_rows(
     """Rows of images, each with a label.
 
     Args:
-        rows: Labels and images in [0, 1], each (n, H, W) or (n, 1, H, W), grey (1 is ink), or (n, 3, H, W), RGB; NaN
-            images are left blank.
+        rows: Labels and images in [0, 1], each (n, H, W) or (n, 1, H, W), grey (1 is ink), or (n, 3, H, W), RGB. Images
+            of NaN are left blank.
         columns: Headings.
         title: Of the figure.
         marked: (row, column) of images to frame.
 
-    Returns:
-        The figure.
-
     Raises:
+        ArgumentError: If images are no tensor.
         ShapeError: If there are no rows, or images have another shape.
     """
     if not rows or not any(len(images) for _, images in rows):
         raise ShapeError('rows: expected at least one row of images, got none. Try [("truth", images)].')
     for label, images in rows:
-        if not isinstance(images, Tensor):
-            raise ShapeError(
-                f"rows: expected tensors of images, got {type(images).__name__} for {label!r}. "
-                "Try torch.as_tensor(images)."
-            )
+        check.instance(images, f"rows, images for {label!r}", Tensor, "Try torch.as_tensor(images).")
         if images.dim() != 3 and not (images.dim() == 4 and images.shape[1] in (1, 3)):
             raise ShapeError(
                 f"rows: expected images (n, H, W), (n, 1, H, W) or (n, 3, H, W), got {tuple(images.shape)} for "
@@ -57,16 +52,15 @@ def image_rows(
     count = max(len(images) for _, images in rows)
     if columns is not None and len(columns) != count:
         raise ShapeError(f"columns: expected {count} headings, one for each image of a row, got {len(columns)}.")
-    figure = Figure(figsize=(0.62 * count + 1.5, 0.66 * len(rows) + 0.7), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)  # pyright: ignore
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+    figure = Figure(figsize=(0.62 * count + 1.5, 0.66 * len(rows) + 0.7), layout=layout)
     grid = np.asarray(figure.subplots(len(rows), count, squeeze=False))
     for r, (label, images) in enumerate(rows):
         for c in range(count):
             axes: Axes = grid[r, c]
             axes.set_xticks([])
             axes.set_yticks([])
-            blank = c >= len(images) or bool(torch.isnan(images[c]).all())
-            if blank:
+            if c >= len(images) or bool(torch.isnan(images[c]).all()):
                 axes.axis("off")
             else:
                 image = images[c].movedim(0, -1).clamp(0, 1) if images[c].shape[:-2] == (3,) else images[c].squeeze(0)
@@ -86,24 +80,25 @@ def image_rows(
 def latent_paths(model: GroupedVAE, context: GroupedBatch | GroupedDataset, x: Tensor, x_label: str = "x") -> Figure:
     """Latent channels of one group against its auxiliary feature: posterior mean and two standard deviations.
 
-    The dots are the encoder's pseudo-observations at the context's members, as far as they are within the picture.
+    The figure has a panel for each local channel, and one for the values of all global channels. The dots are the
+    encoder's pseudo-observations at the context's members, where they are inside the panel.
 
     Args:
         model: A trained model with one auxiliary feature.
         context: One group.
-        x: Where to look, (Q*,).
+        x: Values of the feature, (Q*,).
         x_label: Name and unit of the feature.
 
-    Returns:
-        The figure: a panel for each local channel, and one for the values of all global channels.
+    Raises:
+        ArgumentError: If `x` is not numeric.
     """
     context = whole_batch(context, "context")
-    x = as_tensor(x, "x").flatten()
+    x = check.as_tensor(x, "x").flatten()
     with evaluation(model):
         posterior = model.infer(context)
         prediction = posterior.predict(x.to(posterior.x.device).reshape(1, -1, 1))
         mean, deviation = prediction.mean[0].cpu(), prediction.variance[0].sqrt().cpu()
-        there = observed_members(context)[0]  # of the others q is not conditioned on what the encoder says
+        there = observed_members(context)[0]  # q is not conditioned on the others
         observed = there.cpu()
         pseudo = model.encode(context)
         encoded, variance = pseudo.mean[0][there].cpu(), pseudo.variance[0][there].cpu()
@@ -127,7 +122,7 @@ def latent_paths(model: GroupedVAE, context: GroupedBatch | GroupedDataset, x: T
         axes = grid[len(local)]
         value, error = mean[0, shared].numpy(), 2 * deviation[0, shared].numpy()
         axes.errorbar(range(len(shared)), value, yerr=error, fmt="o", ms=4, capsize=3)
-        drawn = isinstance(model.prior, FactorizedGPPrior)  # of others it depends on the other groups
+        drawn = isinstance(model.prior, FactorizedGPPrior)  # coupled priors depend on the other groups
         if drawn:
             prior_mean, prior_deviation = (part.cpu() for part in _prior_marginals(model, posterior.x))
             for position, c in enumerate(shared):
@@ -147,9 +142,6 @@ def training_curves(histories: Sequence[pd.DataFrame] | pd.DataFrame, kappa: flo
     Args:
         histories: The `history` of each run's `FitResult`, or of one.
         kappa: GECO's target, drawn into the first panel.
-
-    Returns:
-        The figure.
     """
     histories = [histories] if isinstance(histories, pd.DataFrame) else histories
     figure = Figure(figsize=(10, 2.8), layout="constrained")
@@ -173,7 +165,7 @@ def training_curves(histories: Sequence[pd.DataFrame] | pd.DataFrame, kappa: flo
 @torch.no_grad()
 def _prior_marginals(model: GroupedVAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """Prior mean and standard deviation of each channel at the group's first member, (L,)."""
-    marginal: Distribution = model.prior(x[:1, :1])  # pyright: ignore[reportAssignmentType]
+    marginal: Any = model.prior(x[:1, :1])
     return marginal.mean[0, 0], marginal.variance[0, 0].sqrt()
 
 

@@ -139,10 +139,10 @@ Y, X = torch.ones(2, 3, 4), torch.ones(2, 3, 1)
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"y": torch.ones(6), "x": X}, ShapeError, "If the rows are ungrouped, try GroupedDataset"),
+        ({"y": torch.ones(6), "x": X}, ShapeError, "The rows look ungrouped: GroupedDataset"),
         ({"y": Y, "x": torch.ones(2, 2)}, ShapeError, r"x: expected shape \(2, 3, D\), got \(2, 2, 1\)"),
         ({"y": Y.int(), "x": X}, DataError, "y: expected a floating-point dtype"),
-        ({"y": Y, "x": X, "mask": torch.ones(2, 3)}, DataError, "mask: expected a boolean"),
+        ({"y": Y, "x": X, "mask": torch.ones(2, 3)}, DataError, "mask: expected torch.bool"),
         ({"y": Y, "x": X, "mask": torch.ones(3, 2) > 0}, ShapeError, r"mask: expected shape \(2, 3\)"),
         ({"y": Y, "x": X, "y_mask": X > 0}, ShapeError, r"y_mask: expected shape \(2, 3, 4\)"),
         ({"y": Y, "x": X, "group_index": [0]}, ShapeError, r"group_index: expected shape \(2,?\)"),

@@ -4,8 +4,8 @@ from torch.utils.data import DataLoader
 
 from factories import make_data, make_model, same_state, state_of
 from fgp_gpytorch import GaussianLikelihood, fit
-from fgp_gpytorch.data import AlignedDataset, GroupedDataset, LazyDataset
-from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.data import GroupedDataset, LazyDataset
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
 
 
 def squares(batch):  # shape: (G, Q, 2)
@@ -52,7 +52,7 @@ def test_it_is_indexed_as_the_data_set_in_memory(both) -> None:
 def test_parts_of_it_are_those_of_the_data_set_in_memory(both) -> None:
     lazy, kept = both
     assert_same(lazy.subset([2, 0]), kept.subset([2, 0]))
-    members = lazy.rows.flat().x[:, 0] < 15
+    members = lazy.features().x[:, 0] < 15
     assert_same(lazy.select(members), kept.select(members))
 
 
@@ -73,40 +73,40 @@ def test_a_loader_asks_for_whole_batches(both) -> None:
 
 def test_it_can_be_the_reference_of_an_aligned_data_set(both) -> None:
     lazy, kept = both
-    assert AlignedDataset(kept.subset([2]), lazy)[:].group_index.tolist() == [2]
+    assert kept.subset([2]).align(lazy)[:].group_index.tolist() == [2]
 
 
-def test_its_rows_can_be_aligned(rows, both) -> None:
+def test_it_can_be_aligned_and_so_can_what_it_stores(rows, both) -> None:
     lazy, kept = both
-    aligned = LazyDataset(AlignedDataset(rows.subset([2, 1]), kept), lazy._make)
-    assert aligned[:].group_index.tolist() == [2, 1]
-    assert aligned[:].num_dataset_groups == len(kept)
-    assert aligned.subset([1])[:].group_index.tolist() == [1]
-    assert torch.equal(aligned[[0]].y, kept[[2]].y)
+    for aligned in (LazyDataset(rows.subset([2, 1]).align(kept), squares), lazy.subset([2, 1]).align(kept)):
+        assert aligned[:].group_index.tolist() == [2, 1]
+        assert aligned[:].num_dataset_groups == len(kept)
+        assert aligned.subset([1])[:].group_index.tolist() == [1]
+        assert torch.equal(aligned[[0]].y, kept[[2]].y)
+        assert aligned.in_memory()[:].group_index.tolist() == [2, 1]
 
 
 def test_what_needs_all_observations_says_what_to_try(both) -> None:
     lazy, kept = both
     with pytest.raises(DataError, match=r"flat\(\): expected a data set in memory.*Try data.in_memory\(\)"):
         lazy.flat()
-    with pytest.raises(DataError, match=r"expected a data set in memory.*Try data.in_memory\(\)"):
-        AlignedDataset(lazy, kept)
+    assert all(torch.equal(a, b) for a, b in zip(lazy.features(), kept.features(), strict=True))
 
 
 def test_errors_say_what_to_try(rows, both) -> None:
     lazy, _ = both
     with pytest.raises(ShapeError, match=r"make: expected observations .*got \(2, 1\)"):
         LazyDataset(rows, lambda batch: batch.y.T)
-    with pytest.raises(DataError, match=r"expected floating observations, got torch.int64"):
+    with pytest.raises(DataError, match=r"make: expected a floating-point dtype, got torch.int64"):
         LazyDataset(rows, lambda batch: batch.y.long())
-    with pytest.raises(DataError, match="make: expected a tensor, got list"):
+    with pytest.raises(ArgumentError, match="make: expected a Tensor, got list"):
         LazyDataset(rows, lambda batch: batch.y.tolist())
-    with pytest.raises(DataError, match="rows: expected a GroupedDataset, got int"):
+    with pytest.raises(ArgumentError, match="stored: expected a GroupedDataset, got int"):
         LazyDataset(3, squares)
     y, x, group = rows.flat()
-    with pytest.raises(DataError, match="rows: expected no y_mask"):
+    with pytest.raises(DataError, match="stored: expected no y_mask"):
         LazyDataset(GroupedDataset(y, x, group, torch.ones_like(y).bool()), squares)
-    with pytest.raises(DataError, match="batch_size: expected at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="batch_size: expected an integer >= 1, got 0"):
         lazy.in_memory(0)
     with pytest.raises(GroupError, match="expected positions from -4 to 3, got 4"):
         lazy[4]
@@ -117,7 +117,7 @@ def test_errors_say_what_to_try(rows, both) -> None:
 def test_iteration_ends_and_repr_tells_the_sizes(both) -> None:
     lazy, _ = both
     assert [batch.group_index.item() for batch in lazy] == [0, 1, 2, 3]
-    assert "4 groups of 1 to 4 members, 9 in all, y (2,) torch.float64 made when asked for" in repr(lazy)
+    assert "4 groups of 1 to 4 members, 9 in all, y (2,) torch.float64 made on request" in repr(lazy)
 
 
 def test_training_on_it_ends_bit_for_bit_as_in_memory() -> None:
@@ -145,5 +145,5 @@ def test_observations_of_another_shape_than_the_first_groups_are_refused(rows) -
         lazy.in_memory()
     with pytest.raises(DataError, match="make: expected finite values"):
         LazyDataset(rows, lambda batch: (batch.y - 3).log()).in_memory()
-    with pytest.raises(DataError, match="make: expected a function of a batch of rows, got int"):
+    with pytest.raises(ArgumentError, match="make: expected a function of a batch, got int"):
         LazyDataset(rows, 3)

@@ -74,7 +74,7 @@ def test_errors_say_what_to_try(shuffled, tmp_path) -> None:
         rotating_digits(images.float())
     with pytest.raises(ShapeError, match=r"views: expected shape \(3, 16\)"):
         rotating_digits(images, torch.ones(3, 15, dtype=torch.bool))
-    with pytest.raises(DataError, match="views: expected a boolean tensor"):
+    with pytest.raises(DataError, match=r"views: expected torch\.bool"):
         rotating_digits(images, torch.ones(3, 16))
     with pytest.raises(DataError, match=r"at least one view, got none. Try None for all"):
         rotating_digits(images, torch.zeros(3, 16, dtype=torch.bool))

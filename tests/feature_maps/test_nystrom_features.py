@@ -11,11 +11,11 @@ from gpytorch.kernels import CosineKernel, MaternKernel, PeriodicKernel, RBFKern
 
 from factories import make_data
 from fgp_gpytorch import GPVAE, GaussianLikelihood, GroupedDataset, fit
-from fgp_gpytorch.data import HeldOutMembers, align_held_out
+from fgp_gpytorch.data import HeldOut
 from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.feature_maps import NystromFeatures
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
-from fgp_gpytorch.feature_maps import NystromFeatures
 from fgp_gpytorch.saving import describe, rebuild
 
 F64 = torch.float64
@@ -118,11 +118,13 @@ def test_gp_vae_of_months_predicts_the_last_ones_better_than_the_mean(tmp_path):
     )  # fmt: skip
     model.initialize_vectors(train)
     fit(model, train, epochs=400, batch_size=20, learning_rate=2e-2, seed=0, folder=None, progress=False)
-    held_out = align_held_out(HeldOutMembers.of(train, data.select(future)), train)
+    held_out = HeldOut.of(train, data.select(future)).align(train)
     error = held_out_mse(model.condition_on(train), held_out)
     assert error < 0.5 * float((held_out.y_new - train.flat().y.mean(0)).square().mean())
     model.save(tmp_path / "model.pt")
-    assert held_out_mse(GPVAE.load(tmp_path / "model.pt").condition_on(train), held_out) == pytest.approx(error, rel=1e-9)
+    assert held_out_mse(GPVAE.load(tmp_path / "model.pt").condition_on(train), held_out) == pytest.approx(
+        error, rel=1e-9
+    )
 
 
 def test_errors_say_what_to_try():
@@ -136,7 +138,9 @@ def test_errors_say_what_to_try():
     with pytest.raises(DataError, match="points: expected finite"):
         NystromFeatures(RBFKernel(), [1.0, float("nan")])
     with pytest.raises(DataError, match="kernel: expected a positive definite matrix at the 9 points"):
-        NystromFeatures(CosineKernel(), torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0)) / 3)(torch.rand(4, 2))
+        NystromFeatures(CosineKernel(), torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0)) / 3)(
+            torch.rand(4, 2)
+        )
     with pytest.raises(ShapeError, match=r"points: expected shape \(M, D\)"):
         NystromFeatures(RBFKernel(), torch.rand(2, 3, 1))
     with pytest.raises(ShapeError, match="As the points have"):

@@ -1,14 +1,21 @@
 """Models and held-out members about which everything is known."""
 
 import math
-from types import SimpleNamespace
 
 import gpytorch
 import torch
 from torch import nn
 
 from factories import make_data, make_prior
-from fgp_gpytorch import FGPVAE, FactorizedGPPrior, GaussianLikelihood, GlobalChannels, GroupedDataset, LocalChannels
+from fgp_gpytorch import (
+    FGPVAE,
+    FactorizedGPPrior,
+    GaussianLikelihood,
+    GlobalChannels,
+    GroupedDataset,
+    HeldOut,
+    LocalChannels,
+)
 from fgp_gpytorch.nets import MLPEncoder
 
 
@@ -27,7 +34,7 @@ def make_held_out(sizes=(3, 5, 2, 4), members=2, seed=5):
     generator = torch.Generator().manual_seed(seed)
     x_new = 3 * torch.rand(len(sizes), members, 1, generator=generator, dtype=torch.float64)
     y_new = torch.randn(len(sizes), members, 3, generator=generator, dtype=torch.float64)
-    return SimpleNamespace(context=context, x_new=x_new, y_new=y_new)
+    return HeldOut(context, x_new, y_new)
 
 
 class Reading(nn.Module):
@@ -62,4 +69,4 @@ def make_circle_held_out(groups=6):
     x_new = 1.0 + 0.7 * torch.arange(groups, dtype=torch.float64)[:, None] + torch.tensor([0.0, 0.2])
     x_new = x_new.remainder(2 * math.pi - 0.6)  # the kernel does not know that 2 pi is 0
     number = torch.linspace(-1, 1, groups, dtype=torch.float64)[:, None]
-    return SimpleNamespace(context=context, x_new=x_new.unsqueeze(-1), y_new=circle_rows(x_new, number))
+    return HeldOut(context, x_new.unsqueeze(-1), circle_rows(x_new, number))

@@ -1,22 +1,21 @@
 """Error against the size of the context, with every choice of members written out."""
 
 import itertools
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
 from metric_cases import make_held_out, make_linear_model
 
-from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.errors import ArgumentError, GroupError
 from fgp_gpytorch.metrics import held_out_mse, mse_by_context_size
-from fgp_gpytorch.metrics.context_size import _random_places
 
 
 def error_with(model, held_out, members):
     """MSE with these members as the only context of a single group."""
     row = torch.zeros(held_out.context.num_members, dtype=torch.bool)
     row[list(members)] = True
-    part = SimpleNamespace(context=held_out.context.select(row), x_new=held_out.x_new, y_new=held_out.y_new)
+    part = replace(held_out, context=held_out.context.select(row))
     return held_out_mse(model, part)
 
 
@@ -34,13 +33,6 @@ def test_all_members_give_the_ordinary_error():
     assert mse_by_context_size(model, held_out, (4,))[4] == pytest.approx(held_out_mse(model, held_out), rel=1e-12)
 
 
-def test_places_are_a_permutation_of_each_group_and_independent_between_groups():
-    sizes = torch.tensor([2, 5, 1, 5])
-    places = _random_places(sizes, torch.Generator().manual_seed(0)).split(sizes.tolist())
-    assert [sorted(part.tolist()) for part in places] == [list(range(size)) for size in sizes.tolist()]
-    assert places[1].tolist() != places[3].tolist()
-
-
 def test_context_size_repeats_itself_by_seed():
     model, held_out = make_linear_model().train(), make_held_out()
     first = mse_by_context_size(model, held_out, (1, 2), seed=4)
@@ -56,16 +48,14 @@ def test_context_size_says_what_is_wrong_with_its_arguments():
         mse_by_context_size(model, held_out, (1, 2, 4))
     with pytest.raises(GroupError, match=r"expected 1 to 2, .* got 0"):
         mse_by_context_size(model, held_out, (0,))
-    with pytest.raises(DataError, match=r"at least one size .* got sizes=\(\)"):
+    with pytest.raises(ArgumentError, match="sizes: expected at least one size, got none"):
         mse_by_context_size(model, held_out, ())
-    with pytest.raises(DataError, match="num_subsets=0"):
+    with pytest.raises(ArgumentError, match="num_subsets: expected an integer >= 1, got 0"):
         mse_by_context_size(model, held_out, (1,), num_subsets=0)
 
 
 def test_one_size_is_a_curve_of_one_point_and_a_data_set_no_held_out_members():
     model, held_out = make_linear_model(), make_held_out()
     assert mse_by_context_size(model, held_out, 2) == mse_by_context_size(model, held_out, (2,))
-    with pytest.raises(
-        DataError, match="held_out: expected an object with context, x_new and y_new, got GroupedDataset"
-    ):
+    with pytest.raises(ArgumentError, match="held_out: expected a HeldOut, got GroupedDataset"):
         mse_by_context_size(model, held_out.context, (1,))

@@ -21,8 +21,8 @@ from fgp_gpytorch import (
     GroupedDataset,
     LocalChannels,
 )
-from fgp_gpytorch.data import AlignedDataset, LazyDataset
-from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.data import LazyDataset
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
 from fgp_gpytorch.metrics import disentanglement, latent_means, mutual_information_gap
 from fgp_gpytorch.metrics._evaluation import global_channels
 from fgp_gpytorch.metrics.disentanglement import _random_half
@@ -70,7 +70,7 @@ def test_alone_is_every_member_as_a_data_set_of_its_own_where_groups_are_coupled
     for row in range(data.num_members):
         chosen = torch.zeros(data.num_members, dtype=torch.bool)
         chosen[row] = True
-        expected.append(model.infer(AlignedDataset(data.select(chosen), data)).mean[0].detach())
+        expected.append(model.infer(data.select(chosen).align(data)).mean[0].detach())
     found = latent_means(model, data, alone=True, batch_size=2).mean
     torch.testing.assert_close(found, torch.cat(expected))
 
@@ -193,7 +193,7 @@ def test_disentanglement_says_what_is_wrong_with_its_arguments():
     model, data = make_model(), make_data()
     with pytest.raises(GroupError, match="two groups or more of two members or more, got 7 groups, the smallest of 1"):
         disentanglement(model, data, None)
-    with pytest.raises(DataError, match="feature: expected 0 to 0, got 1"):
+    with pytest.raises(ArgumentError, match="feature: expected one of 0, got 1"):
         disentanglement(model, data, None, feature=1)
 
 
@@ -203,5 +203,5 @@ def test_a_feature_that_is_not_known_is_said_at_once():
     with pytest.raises(DataError, match=r"data.x: expected a feature that is known everywhere, got 2 members"):
         disentanglement(make_circle_model(), data, 2 * math.pi)
     for ask in (latent_means, lambda model, batch: disentanglement(model, batch, None)):
-        with pytest.raises(DataError, match="data: expected a GroupedDataset, got GroupedBatch"):
+        with pytest.raises(ArgumentError, match="data: expected a GroupedDataset, got GroupedBatch"):
             ask(make_circle_model(), make_circle_data()[:])

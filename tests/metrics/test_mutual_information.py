@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 from fgp_gpytorch.metrics import discretize, mutual_information, mutual_information_gap
 
 
@@ -71,9 +71,9 @@ def test_mutual_information_says_what_is_wrong_with_its_arguments():
         mutual_information_gap(torch.randn(4, 2), torch.zeros(4, dtype=torch.long))
     with pytest.raises(DataError, match="values"):
         discretize(torch.tensor([[0.0], [float("nan")]]))
-    with pytest.raises(DataError, match="num_bins: expected at least 2, got 1"):
+    with pytest.raises(ArgumentError, match="num_bins: expected an integer >= 2, got 1"):
         mutual_information_gap(torch.randn(4, 2), factor, 1)
     with pytest.raises(ShapeError, match=r"the same N of at least 1, got \(4, 2\) and \(3,\)"):
         mutual_information(torch.zeros(4, 2, dtype=torch.long), factor[:3])
-    with pytest.raises(ShapeError, match=r"values: expected \(N, L\), got \(4,\)"):
+    with pytest.raises(ShapeError, match=r"values: expected shape \(N, L\), got \(4,\)"):
         discretize(torch.zeros(4))

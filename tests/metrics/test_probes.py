@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
 from fgp_gpytorch.metrics import centroid_accuracy, nearest_path_accuracy, ridge_r2
 
 
@@ -99,7 +99,7 @@ def test_probes_say_what_is_wrong_with_their_arguments(rows):
     features, targets, group = rows
     with pytest.raises(GroupError, match="at least two groups, one to fit and one to test on, got 1"):
         ridge_r2(features, targets, torch.zeros(60))
-    with pytest.raises(DataError, match="num_folds: expected at least 2, got 1"):
+    with pytest.raises(ArgumentError, match="num_folds: expected an integer >= 2, got 1"):
         ridge_r2(features, targets, group, num_folds=1)
     with pytest.raises(DataError, match="targets: expected values that vary"):
         ridge_r2(features, torch.ones(60, 1), group)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 from fgp_gpytorch.metrics import central_interval, crps_of_samples, log_mean_exp
 
 
@@ -61,5 +61,5 @@ def test_scores_say_what_is_wrong_with_their_arguments():
         crps_of_samples(torch.zeros(1, 3), y)
     with pytest.raises(DataError, match="at least 19 draws for an interval of 90%, got 18"):
         central_interval(torch.zeros(18, 3), 0.9)
-    with pytest.raises(DataError, match=r"probability in \(0, 1\), got 1.5"):
+    with pytest.raises(ArgumentError, match=r"got 1\.5\. It is a probability"):
         central_interval(torch.zeros(19, 3), 1.5)

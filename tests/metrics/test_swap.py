@@ -10,13 +10,13 @@ from fgp_gpytorch import VAE
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics import held_out_mse, swap_errors
 from fgp_gpytorch.metrics._evaluation import global_channels
-from fgp_gpytorch.metrics.swap import _other_group
+from fgp_gpytorch.metrics.swap import other_group
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
 
 @pytest.mark.parametrize("groups", [2, 3, 7])
 def test_every_group_gives_its_local_latents_to_another_one(groups):
-    other = _other_group(groups, seed=2)
+    other = other_group(groups, seed=2)
     assert sorted(other.tolist()) == list(range(groups))
     assert not (other == torch.arange(groups)).any()
 
@@ -27,7 +27,7 @@ def test_errors_are_those_of_the_pairs_one_by_one():
     assert model.training
     model.eval()
     to_global, to_local = [], []
-    for b, a in enumerate(_other_group(4, seed=2).tolist()):
+    for b, a in enumerate(other_group(4, seed=2).tolist()):
         for target, errors in ((b, to_global), (a, to_local)):
             x = held_out.x_new[[target]]
             local = model.infer(held_out.context[[a]]).predict(x).mean[..., :2]
@@ -44,7 +44,7 @@ def test_local_latents_that_say_nothing_of_the_group_can_be_swapped():
     number = torch.linspace(-1, 1, 6)
     assert found.unswapped < 1e-3
     assert found.to_global == pytest.approx(found.unswapped, rel=1e-6)
-    distance = (number - number[_other_group(6, 1)]).square().mean() / 3  # one of three elements is another's
+    distance = (number - number[other_group(6, 1)]).square().mean() / 3  # one of three elements is another's
     assert found.to_local == pytest.approx(distance.item(), abs=1e-3)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from factories import SIZES, make_data, same_state, state_of
 from fgp_gpytorch import ELBO, GaussianLikelihood, fit
-from fgp_gpytorch.data import AlignedDataset, GroupedDataset
+from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.models import GPVAE
@@ -114,14 +114,10 @@ def test_unseen_groups_are_the_dense_gp_of_training_rows_and_context():
 def test_held_out_mse_takes_unseen_groups():
     model, data, unseen = make_amortized(), make_data(), make_data(sizes=(2, 3), seed=5)
 
-    class HeldOut:
-        context = unseen
-        x_new = torch.rand(2, 2, 1)
-        y_new = torch.rand(2, 2, 3)
-
+    held_out = HeldOut(unseen, torch.rand(2, 2, 1), torch.rand(2, 2, 3))
     for each in (model, model.condition_on(data)):
-        wanted = (each.eval().generate(HeldOut.x_new, HeldOut.context[:]) - HeldOut.y_new).square().mean()
-        assert held_out_mse(each, HeldOut) == pytest.approx(float(wanted), rel=1e-5)
+        wanted = (each.eval().generate(held_out.x_new, held_out.context[:]) - held_out.y_new).square().mean()
+        assert held_out_mse(each, held_out) == pytest.approx(float(wanted), rel=1e-5)
 
 
 @pytest.mark.parametrize("aggregation", ["sum", "mean", "attention"])
@@ -176,7 +172,7 @@ def test_minibatches_with_a_summary_have_the_exact_gradient_of_the_kl():
     for name in full:
         torch.testing.assert_close(parts[name], full[name], rtol=1e-9, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
     with pytest.raises(GroupError, match="dataset: expected all 7 groups once, got 3"):
-        model.summarize(AlignedDataset(data.subset([4, 0, 2]), data))
+        model.summarize(data.subset([4, 0, 2]).align(data))
 
 
 def copy_without_summary(model):

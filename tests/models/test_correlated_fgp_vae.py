@@ -10,7 +10,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
 from factories import SIZES, make_data, make_model, same_state, state_of
 from fgp_gpytorch import ELBO, GaussianLikelihood, GroupedDataset, LocalChannels, fit
-from fgp_gpytorch.data import HeldOutMembers
+from fgp_gpytorch.data import HeldOut
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics import mse_by_context_size
 from fgp_gpytorch.models import CorrelatedFGPVAE
@@ -75,7 +75,7 @@ def test_orthogonal_objects_give_the_fgp_vae():
     torch.testing.assert_close(correlated.condition_on(data).generate(x_new, context), fgp_vae.generate(x_new, context))
 
 
-def test_other_groups_teach_about_a_group():
+def testother_groups_teach_about_a_group():
     model, data = make_correlated().eval(), make_data()
     x_new, context = torch.rand(2, 4, 1), data[[4, 1]]
     alone, together = model.generate(x_new, context), model.condition_on(data).generate(x_new, context)
@@ -134,7 +134,7 @@ def test_fitted_in_minibatches():
     assert ELBO(num_particles=100).loss(model, model, data[:]) < before - 20
 
 
-def test_other_groups_are_refused():
+def testother_groups_are_refused():
     model = make_correlated()
     for call in (model.terms, model.model, model.guide):
         with pytest.raises(GroupError, match="expected groups of the data set of 7 groups"):
@@ -197,6 +197,6 @@ def test_pca_of_groups_that_lack_an_element_finds_the_factor_and_not_who_lacks()
 
 def test_a_model_given_its_rows_has_no_error_by_context_size():
     model, data = make_correlated().eval(), make_data()
-    held_out = HeldOutMembers(data, data[:].x[:, :1], data[:].y[:, :1])
+    held_out = HeldOut(data, data[:].x[:, :1], data[:].y[:, :1])
     with pytest.raises(DataError, match="expected one that conditions on its context, got one that was given its rows"):
         mse_by_context_size(model.condition_on(data), held_out, (1,))

@@ -14,12 +14,12 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from factories import SIZES, BlindDecoder, make_data, same_state, state_of
 from fgp_gpytorch import ELBO, GaussianLikelihood, GroupedDataset, fit
-from fgp_gpytorch.data import AlignedDataset
+from fgp_gpytorch.data import HeldOut
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.feature_maps import PeriodicFeatures
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.models import GPVAE
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
-from fgp_gpytorch.feature_maps import PeriodicFeatures
 
 ALPHA = 0.3
 
@@ -199,7 +199,9 @@ def test_batch_of_some_groups_is_refused():
 def test_groups_without_an_object_vector_are_refused():
     model, other = make_gp_vae(), make_data(sizes=(2, 3))
     x_new = torch.zeros(2, 1, 1)
-    message = r"expected groups of the data set of 7 groups whose.* of a data set of 2. If these .*AlignedDataset"
+    message = (
+        r"expected groups of the data set of 7 groups whose.* of a data set of 2. If these .*context.align\(train\)"
+    )
     for call in (model.infer, model.terms, model.reconstruct, lambda b: model.generate(x_new, b)):
         with pytest.raises(GroupError, match=message):
             call(other[:])
@@ -236,15 +238,10 @@ def test_generation_decodes_the_dense_gps_mean_and_given_rows_condition_on_all()
 
 def test_held_out_mse_takes_the_model_and_the_model_given_all_rows():
     model, data = make_gp_vae(), make_data()
-
-    class HeldOut:
-        context = AlignedDataset(data.subset([4, 1, 6]), data)
-        x_new = torch.rand(3, 2, 1)
-        y_new = torch.rand(3, 2, 3)
-
+    held_out = HeldOut(data.subset([4, 1, 6]).align(data), torch.rand(3, 2, 1), torch.rand(3, 2, 3))
     for each in (model, model.condition_on(data)):
-        wanted = (each.eval().generate(HeldOut.x_new, HeldOut.context[:]) - HeldOut.y_new).square().mean()
-        assert held_out_mse(each, HeldOut) == pytest.approx(float(wanted), rel=1e-5)
+        wanted = (each.eval().generate(held_out.x_new, held_out.context[:]) - held_out.y_new).square().mean()
+        assert held_out_mse(each, held_out) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_objects_start_from_the_principal_components_of_the_mean_observations():
@@ -362,7 +359,7 @@ def test_a_summary_is_refused_for_rows_it_was_not_made_of():
     model.summary = model.summarize(data)
     keep = torch.ones(sum(SIZES), dtype=torch.bool)
     keep[0] = False
-    for other in (AlignedDataset(data.select(keep), data)[:], dataclasses.replace(data[:], x=data[:].x + 1)):
+    for other in (data.select(keep).align(data)[:], dataclasses.replace(data[:], x=data[:].x + 1)):
         with pytest.raises(GroupError, match=r"expected groups of the 7 that the summary was made of, with all their"):
             model.terms(other)
     model.prior.raw_noise.requires_grad_(False)
@@ -382,14 +379,11 @@ def test_given_is_a_copy_in_evaluation_mode_that_metrics_leave_alone():
     torch.testing.assert_close(given.generate(x_new, data), copied)
     assert model.training
     assert not given.training
-
-    class HeldOut:
-        context, x_new, y_new = data, torch.rand(7, 1, 1), torch.rand(7, 1, 3)
-
+    held_out = HeldOut(data, torch.rand(7, 1, 1), torch.rand(7, 1, 3))
     model.eval()
     model.encoder.train()
-    held_out_mse(given, HeldOut)
-    held_out_mse(model, HeldOut)
+    held_out_mse(given, held_out)
+    held_out_mse(model, held_out)
     assert (given.training, given.model.training) == (False, False)
     assert (model.training, model.encoder.training) == (False, True)
     with pytest.raises(GroupError):

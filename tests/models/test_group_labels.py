@@ -9,7 +9,7 @@ from test_gp_vae import make_gp_vae
 from test_svgp_vae import make_svgp_vae
 
 from factories import SIZES, make_data
-from fgp_gpytorch import AlignedDataset, GaussianLikelihood, GroupedBatch, GroupedDataset, fit
+from fgp_gpytorch import GaussianLikelihood, GroupedBatch, GroupedDataset, fit
 from fgp_gpytorch.data import LazyDataset
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.models import GPVAE, SVGPVAE, CorrelatedFGPVAE
@@ -37,9 +37,9 @@ def test_as_many_groups_under_other_labels_are_refused(kind, start, tmp_path):
     model.save(tmp_path / "model.pt")
     for asked in (model, model.condition_on(data), kind.load(tmp_path / "model.pt")):
         for unknown in (others, strings):
-            with pytest.raises(GroupError, match=r"groups with other labels.*AlignedDataset\(rows, train\)"):
+            with pytest.raises(GroupError, match=r"groups with other labels.*rows.align\(train\)"):
                 asked.generate(x_new, unknown)
-    some = AlignedDataset(same.subset([2, 4]), data)
+    some = same.subset([2, 4]).align(data)
     assert model.condition_on(data).generate(x_new[:2], some).shape == (2, 1, 3)
     plain = data[:]
     by_hand = GroupedBatch.from_tensors(plain.y, plain.x, plain.mask)  # nobody knows its labels
@@ -136,7 +136,7 @@ def test_batches_of_one_data_set_carry_one_number_of_its_labels():
     data = make_data()
     lazy = LazyDataset(data, lambda batch: batch.y)
     digests = {data[[0]].labels_digest, data[:].to(torch.float64).labels_digest, lazy[[1, 2]].labels_digest}
-    merged, aligned = GroupedBatch.cat([data[[0]], data[[3]]]), AlignedDataset(data.subset([1]), data)[:]
+    merged, aligned = GroupedBatch.cat([data[[0]], data[[3]]]), data.subset([1]).align(data)[:]
     digests |= {merged.labels_digest, aligned.labels_digest}
     assert len(digests) == 1
     assert data.subset([1, 0])[:].labels_digest not in digests

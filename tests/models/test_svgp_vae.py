@@ -9,8 +9,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import MultivariateNormal
 
 from factories import SIZES, make_data, same_state
-from fgp_gpytorch import ELBO, SVGPVAE, AlignedDataset, GaussianLikelihood, fit
-from fgp_gpytorch.coupled import InducingPrior, unit_length
+from fgp_gpytorch import ELBO, SVGPVAE, GaussianLikelihood, HeldOut, fit
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures, RepresentationNetwork
@@ -164,12 +163,8 @@ def test_fitted_in_minibatches_saved_loaded_and_asked_about_held_out_members(tmp
     loaded = SVGPVAE.load(tmp_path / "model.pt")
     assert same_state(model.state_dict(), loaded.state_dict())
     assert torch.equal(model.reconstruct(data), loaded.reconstruct(data))
-
-    class HeldOut:
-        context = AlignedDataset(data.subset([2, 5]), data)
-        x_new, y_new = torch.rand(2, 1, 1), torch.rand(2, 1, 3)
-
-    assert 0 < held_out_mse(loaded.condition_on(data), HeldOut) < 10
+    held_out = HeldOut(data.subset([2, 5]).align(data), torch.rand(2, 1, 1), torch.rand(2, 1, 3))
+    assert 0 < held_out_mse(loaded.condition_on(data), held_out) < 10
 
 
 def test_groups_without_an_object_vector_are_refused():

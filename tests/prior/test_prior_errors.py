@@ -8,8 +8,8 @@ import torch
 from prior_cases import CASES, data_for
 
 from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, LocalChannels
-from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.coupled import ProductPrior
+from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.feature_maps import PeriodicFeatures
 
 NAN, INF = float("nan"), float("inf")

@@ -5,7 +5,6 @@ import math
 import random
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import gpytorch
@@ -24,6 +23,7 @@ from fgp_gpytorch import (
     FactorizedGPPrior,
     GaussianLikelihood,
     GroupedDataset,
+    HeldOut,
     LocalChannels,
     fit,
 )
@@ -32,20 +32,12 @@ from fgp_gpytorch.errors import ArgumentError, CheckpointError, MissingFileError
 from fgp_gpytorch.training import RunSettings
 
 
-@dataclass
-class HeldOutMembers:
-    """The first member of every group of several is to be predicted from the others."""
-
-    context: GroupedDataset
-    x_new: torch.Tensor
-    y_new: torch.Tensor
-
-
 def held_out(seed=5):
+    """The first member of every group of several is to be predicted from the others."""
     data = make_data((3, 4, 2), seed=seed)
     rows = data.flat()
     first = torch.cat([torch.tensor([True]), rows.group[1:] != rows.group[:-1]])
-    return HeldOutMembers(data.select(~first), rows.x[first].unsqueeze(1), rows.y[first].unsqueeze(1))
+    return HeldOut(data.select(~first), rows.x[first].unsqueeze(1), rows.y[first].unsqueeze(1))
 
 
 def train(model=None, **options):
@@ -743,8 +735,8 @@ def test_impossible_options_are_refused(options, words):
 
 def test_held_out_members_of_another_number_of_groups_are_refused():
     others = held_out()
-    with pytest.raises(ShapeError, match=r"validation: expected x_new .* with the context's G = 3 and"):
-        train(validation=HeldOutMembers(others.context, others.x_new[:2], others.y_new))
+    with pytest.raises(ShapeError, match=r"x_new: expected shape \(3, Q\*, 1\), got"):
+        HeldOut(others.context, others.x_new[:2], others.y_new)
 
 
 def test_y_in_raw_units_is_warned_of():

@@ -53,7 +53,9 @@ class LowRankPrediction(Prediction):
         """Marginal variances, (G, Q, L)."""
         variance = self._at_members(self.factor.predict_variance(self.root.flatten(0, 1)))
         # a group vector may be 0, and the square root has no gradient there
-        return variance.clamp_min(torch.finfo(variance.dtype).tiny) if self.residual is None else variance + self.residual
+        return (
+            variance.clamp_min(torch.finfo(variance.dtype).tiny) if self.residual is None else variance + self.residual
+        )
 
     def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
         """Draw coherent paths, over groups too, (*s, G, Q, L)."""

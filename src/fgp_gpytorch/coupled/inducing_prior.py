@@ -64,7 +64,9 @@ class InducingPrior(CoupledPrior):
         kernel = angle_kernel() if kernel is None else kernel
         self.kernel = check.instance(kernel, "kernel", Kernel, "Try gpytorch.kernels.MaternKernel().")
         if tuple(kernel.batch_shape) != ():
-            raise ShapeError(f"kernel: expected batch_shape [], got {list(kernel.batch_shape)}. Try one kernel for all.")
+            raise ShapeError(
+                f"kernel: expected batch_shape [], got {list(kernel.batch_shape)}. Try one kernel for all."
+            )
         self.inducing_vectors, self.inducing_x = (nn.Parameter(torch.randn(num_inducing, size)) for size in shapes)
         self.to(self.dtype)
 

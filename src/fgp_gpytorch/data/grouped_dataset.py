@@ -1,8 +1,8 @@
-"""Flat rows in any order as a data set of groups."""
+"""A data set of groups, made of flat members in any order."""
 
-import functools
+import copy
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -10,34 +10,47 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device, check_shape
-from fgp_gpytorch.data._inputs import (
-    as_features,
-    as_mask,
-    as_numbers,
-    digest_of,
-    encode_groups,
-    expand_mask,
-    hide_unknown,
-)
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.data._inputs import as_features, as_numbers, digest_of, encode_groups, expand_mask, hide_unknown
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
-from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
 
-__all__ = ["FlatRows", "GroupedDataset"]
+__all__ = ["Features", "FlatRows", "GroupedDataset", "Members", "Reference"]
+
+
+class Features(NamedTuple):
+    """Auxiliary features of all members, sorted by group, and the position of each member's group, 0 to G - 1."""
+
+    x: Tensor  # shape: (N, D)
+    group: Tensor  # shape: (N,)
 
 
 class FlatRows(NamedTuple):
-    """The rows of a data set, sorted by group.
+    """Observations and `Features` of all members, sorted by group: one row each."""
 
-    Attributes:
-        y: Observations, shape (N, *shape).
-        x: Auxiliary features, shape (N, D).
-        group: Position of each row's group in the data set, 0 to G - 1, shape (N,), int64.
-    """
+    y: Tensor  # shape: (N, *shape)
+    x: Tensor  # shape: (N, D)
+    group: Tensor  # shape: (N,)
 
-    y: Tensor
-    x: Tensor
-    group: Tensor
+
+class Reference(NamedTuple):
+    """Another data set that the groups are counted in, and the position of each group there."""
+
+    group_index: Tensor  # shape: (G,)
+    num_groups: int
+    num_members: int
+    labels_digest: int | None
+
+
+class Members(NamedTuple):
+    """Checked members as they are stored, sorted by group. `LazyDataset` makes observations from `y`."""
+
+    y: Tensor  # shape: (N, *shape)
+    x: Tensor  # shape: (N, D)
+    y_mask: Tensor | None  # shape: (N, *shape)
+    sizes: Tensor  # shape: (G,)
+    labels: np.ndarray  # shape: (G,)
+    reference: Reference | None = None  # None: groups are counted in this data set
 
 
 class _GroupIndexError(GroupError, IndexError):
@@ -45,33 +58,33 @@ class _GroupIndexError(GroupError, IndexError):
 
 
 class GroupedDataset(Dataset):
-    """Groups of any sizes, from flat rows in any order.
+    """Groups of any sizes, made of flat members in any order.
 
-    One item is one whole group, and several items are one padded `GroupedBatch`, so a plain
-    `torch.utils.data.DataLoader(data, batch_size=20, shuffle=True)` gives minibatches of 20 groups: no
-    `collate_fn` is needed, and workers and pinned memory work. Groups are ordered by sorted label; the
-    members of a group keep the order of their rows. A batch is padded to its own largest group, not to that
-    of the data set.
+    One item is one whole group, and several items are one padded `GroupedBatch`. So
+    `torch.utils.data.DataLoader(data, batch_size=20, shuffle=True)` returns minibatches of 20 groups. It needs no
+    `collate_fn`, and workers and pinned memory work. Groups are ordered by sorted label. The members of a group keep
+    their order. A batch is padded to its own largest group.
 
-    To hold out whole groups take `.subset`, to hold out members `.select`; `torch.utils.data.Subset` and
-    `random_split` work too, but their batches still count the groups of the whole data set, by which the ELBO
-    is scaled.
+    `.subset` holds out whole groups, `.select` and `HeldOut` hold out members. `torch.utils.data.Subset` and
+    `random_split` work too, but their batches count the groups of the whole data set, which scales the ELBO.
 
     Args:
         y: Observations, shape (N, *shape), of a floating dtype, which is kept.
-        x: Auxiliary features in any unit, shape (N, D) or (N,); integers and lists become float64.
-        group: A label for each row, shape (N,): integers, floats that hold exact integers, strings, a pandas
-            categorical (ordered as its categories are), or any other labels that can be sorted.
-        y_mask: True where that element of `y` was observed, the shape of `y`; None = all. What is False may
-            be NaN.
-        x_mask: True where that feature is known, the shape of `x`; None = all. The others are NaN in every batch:
-            for models that infer them, such as `LatentAngleFGPVAE`; the rest say that they cannot.
+        x: Auxiliary features in any unit, shape (N, D) or (N,). Integers and lists become float64.
+        group: A label for each member, shape (N,): integers, floats that hold exact integers, strings, a pandas
+            categorical (ordered by its categories), or any other labels that can be sorted.
+        y_mask: True where that element of `y` was observed, the shape of `y`. None = all. The others may be NaN.
+        x_mask: True where that feature is known, the shape of `x`. None = all. The others are NaN in every batch, for
+            models that infer them, such as `LatentAngleFGPVAE`. Other models refuse them.
 
     Attributes:
         labels: The label of each group, NumPy, shape (G,).
         group_sizes: The members of each group, shape (G,), int64.
+        members: All members as they are stored.
+        is_lazy: True if observations are made on request (`LazyDataset`), False if they are in memory.
 
     Raises:
+        ArgumentError: If `y`, `x` or a mask is not numeric.
         ShapeError: If the lengths or shapes do not fit together.
         DataError: If the data are empty, not finite where observed, or of a dtype that is not floating (`y`),
             not real (`x`) or not boolean (`y_mask`, `x_mask`).
@@ -85,6 +98,8 @@ class GroupedDataset(Dataset):
         [[True, True, False], [True, True, True]]
     """
 
+    is_lazy = False
+
     def __init__(
         self,
         y: Any,  # shape: (N, *shape)
@@ -93,33 +108,33 @@ class GroupedDataset(Dataset):
         y_mask: Any = None,  # shape: (N, *shape)
         x_mask: Any = None,  # shape: (N, D) or (N,)
     ) -> None:
-        y = as_numbers(y, "y")
-        check_floating(y, "y")
+        y = check.floating(as_numbers(y, "y"), "y")
         x = as_features(x, feature_dim=1)
         codes, labels = encode_groups(group)
-        _check_rows(y, x, codes)
+        _check_lengths(y, x, codes)
         if y_mask is not None:
-            y_mask = as_mask(y_mask, "y_mask")
-            check_shape(y_mask, "y_mask", tuple(y.shape), "It has one entry for each element of y.")
-            check_same_device(y=y, y_mask=y_mask)
-        check_same_device(y=y, x=x)
-        check_finite(y, "y", y_mask)
+            y_mask = check.mask(as_numbers(y_mask, "y_mask"), "y_mask", y.shape, "It has the shape of y.")
+        check.device(y=y, x=x, **({} if y_mask is None else {"y_mask": y_mask}))
+        check.finite(y, "y", y_mask)
         x = hide_unknown(x, x_mask)
         if y_mask is not None:
             y = y.masked_fill(~y_mask, 0)
-        order = torch.argsort(codes, stable=True).to(y.device)
-        if bool((order == torch.arange(len(y), device=y.device)).all()):
-            self._store(y, x, y_mask, torch.bincount(codes), labels)  # sorted already: the images are not copied
-        else:
-            y_mask = None if y_mask is None else y_mask[order]
-            self._store(y[order], x[order], y_mask, torch.bincount(codes), labels)
+        sizes = torch.bincount(codes)
+        if not bool((codes[1:] >= codes[:-1]).all()):  # sorted images are not copied
+            order = torch.argsort(codes, stable=True).to(y.device)
+            y, x, y_mask = y[order], x[order], None if y_mask is None else y_mask[order]
+        self._store(Members(y, x, y_mask, sizes.to(y.device), labels))
 
-    def _store(self, y: Tensor, x: Tensor, y_mask: Tensor | None, sizes: Tensor, labels: np.ndarray) -> None:
-        """Keep checked rows that are sorted by group."""
-        self._y, self._x, self._y_mask = y, x, y_mask
-        self.group_sizes = sizes.to(y.device)
-        self.labels = labels
-        self._offsets = self.group_sizes.cumsum(0) - self.group_sizes
+    def _store(self, members: Members) -> Self:
+        self.members, self.group_sizes, self.labels = members, members.sizes, members.labels
+        self._offsets = members.sizes.cumsum(0) - members.sizes
+        self._digest: int | None = -1  # not computed yet
+        return self
+
+    @classmethod
+    def from_members(cls, members: Members) -> "GroupedDataset":
+        """Make a data set from members that are checked and sorted."""
+        return cls.__new__(cls)._store(members)
 
     @classmethod
     def from_dataframe(
@@ -131,40 +146,32 @@ class GroupedDataset(Dataset):
         dtype: torch.dtype | None = None,
         missing_x: bool = False,
     ) -> "GroupedDataset":
-        """Make a data set from the columns of a table, one row a member.
+        """Make a data set from the columns of a table, whose rows are members.
 
         Args:
-            df: The table; its index plays no part.
-            y: The column or columns to model. Missing values (NaN, NA) are taken as not observed.
-            x: The column or columns of auxiliary features.
+            df: The table. Its index is ignored.
+            y: The columns to model, or one. Missing values (NaN, NA) are marked as not observed.
+            x: The columns of auxiliary features, or one.
             group: The column of labels.
-            dtype: Floating dtype of `y`; None = the default dtype. `x` is float64, in which dates in seconds stay
-                apart.
-            missing_x: True takes missing values of `x` as unknown (`x_mask`), False refuses them.
-
-        Returns:
-            The data set, with observations of shape (number of columns,) and `y_mask` only if a value of `y`
-            is missing.
+            dtype: Floating dtype of `y`. None = the default dtype. `x` is float64, which keeps dates in seconds apart.
+            missing_x: True marks missing values of `x` as unknown (`x_mask`), False refuses them.
 
         Raises:
-            DataError: If a column is absent, not numeric or there twice, a row lacks an entry of `x`, or the table is
+            ArgumentError: If a name is no name of a column.
+            DataError: If a column is absent, not numeric or there twice, an entry of `x` is missing, or the table is
                 empty.
-            GroupError: If a row lacks its group.
+            GroupError: If a label is missing.
         """
-        y_columns = _column_names(y, "y")
-        x_columns = _column_names(x, "x")
+        y_columns, x_columns = _column_names(y, "y"), _column_names(x, "x")
         if not isinstance(group, Hashable):
-            raise DataError(
+            raise ArgumentError(
                 f"group: expected the name of one column, got {group!r}. Labels of several columns become one with "
                 "df.groupby(columns).ngroup()."
             )
-        repeated = df.columns[df.columns.duplicated()]
-        wanted = [name for name in repeated if name in (*y_columns, *x_columns, group)]
-        if wanted:
-            raise DataError(
-                f"df: expected one column {wanted[0]!r}, got several. Try df.loc[:, ~df.columns.duplicated()]."
-            )
-        absent = [name for name in [*y_columns, *x_columns, group] if name not in df.columns]
+        names = [*y_columns, *x_columns, group]
+        for name in df.columns[df.columns.duplicated()].intersection(names):
+            raise DataError(f"df: expected one column {name!r}, got several. Try df.loc[:, ~df.columns.duplicated()].")
+        absent = [name for name in names if name not in df.columns]
         if absent or not y_columns or not x_columns:
             got = f"no column {absent[0]!r}" if absent else "an empty list of columns"
             raise DataError(f"df: expected columns for y, x and group, got {got}. Try some of {list(df.columns)}.")
@@ -177,10 +184,10 @@ class GroupedDataset(Dataset):
                 "a model that infers them."
             )
         x_mask = torch.from_numpy(~np.isnan(features)) if missing.any() else None
-        dtype = torch.get_default_dtype() if dtype is None else dtype
         observed = torch.from_numpy(~np.isnan(values))
         y_mask = None if bool(observed.all()) else observed
-        return cls(torch.from_numpy(values).to(dtype), torch.from_numpy(features), df[group], y_mask, x_mask)
+        floating = torch.from_numpy(values).to(torch.get_default_dtype() if dtype is None else dtype)
+        return cls(floating, torch.from_numpy(features), df[group], y_mask, x_mask)
 
     @property
     def num_groups(self) -> int:
@@ -190,218 +197,222 @@ class GroupedDataset(Dataset):
     @property
     def num_members(self) -> int:
         """N, the members of all groups together."""
-        return self._y.shape[0]
+        return len(self.members.x)
 
     @property
     def num_features(self) -> int:
         """D, the number of auxiliary features."""
-        return self._x.shape[-1]
+        return self.members.x.shape[-1]
 
     @property
     def y_shape(self) -> torch.Size:
         """The shape of one observation."""
-        return self._y.shape[1:]
+        return self.members.y.shape[1:]
 
     @property
     def num_elements(self) -> int:
         """Number of observed elements of `y`, over all members (what a mean squared error divides by)."""
-        return self._y.numel() if self._y_mask is None else int(self._y_mask.sum())
+        y, mask = self.members.y, self.members.y_mask
+        return y.numel() if mask is None else int(mask.sum())
 
-    @functools.cached_property
+    @property
     def labels_digest(self) -> int | None:
-        """What batches say of the labels of the data set that their groups are counted in; None if it is unknown."""
-        return digest_of(self.labels)
+        """A checksum of the labels of the data set that the groups are counted in; None if there is none."""
+        if self._digest == -1:
+            reference = self.members.reference
+            self._digest = digest_of(self.labels) if reference is None else reference.labels_digest
+        return self._digest
 
     def __len__(self) -> int:
         return self.num_groups
 
     def __getitem__(self, index: Any) -> GroupedBatch:
-        """Return one or several whole groups as a padded batch.
-
-        Args:
-            index: A position (negative ones count from the end), a list, range, array or tensor of positions,
-                a slice, or a boolean mask over groups. A position may occur several times.
-
-        Returns:
-            The groups in the order asked for.
+        """Return one or several whole groups as a padded batch, in the order of `index` (see `positions`).
 
         Raises:
-            GroupError: If a position is no integer or beyond the last group, or none is asked for.
+            GroupError: If a position is no integer or beyond the last group, or there is none.
         """
-        return self._gather(self._positions(index))
-
-    def __getitems__(self, indices: Sequence[int]) -> list[GroupedBatch]:
-        """Return what PyTorch's fetcher asks for as one padded batch, alone in a list for the collation.
-
-        Args:
-            indices: Positions of groups.
-
-        Raises:
-            GroupError: As for `data[indices]`.
-        """
-        return [self[indices]]
-
-    def subset(self, groups: Any) -> "GroupedDataset":
-        """Return a data set of some of the groups, whole; they keep their labels and are counted anew.
-
-        Args:
-            groups: As in `data[groups]`, each group at most once.
-
-        Returns:
-            A data set with its own copy of the rows, in the order asked for.
-
-        Raises:
-            GroupError: If a position is wrong or repeated, or none is asked for.
-        """
-        positions = self._positions(groups)
-        if len(positions.unique()) < len(positions):
-            raise GroupError("groups: expected each group once, got repetitions. Try sorted(set(groups)).")
-        sizes = self.group_sizes[positions]
-        # Row r of the new data set is the (r - first row of its group)-th member of its group.
-        first = sizes.cumsum(0) - sizes
-        shift = torch.repeat_interleave(self._offsets[positions] - first, sizes)
-        rows = torch.arange(len(shift), device=shift.device) + shift
-        return self._derive(rows, sizes, self.labels[positions.cpu().numpy()])
-
-    def select(self, members: Any) -> "GroupedDataset":
-        """Return a data set of some of the members; groups that lose all of theirs are left out.
-
-        Args:
-            members: Boolean mask over the rows of `data.flat()`, shape (N,); for instance `data.flat().x[:,
-                0] < 1`.
-
-        Returns:
-            A data set with its own copy of the rows; groups keep their labels and are counted anew.
-
-        Raises:
-            ShapeError: If the mask has not N entries.
-            DataError: If it is not boolean, a pandas Series, or no member is left.
-        """
-        if isinstance(members, pd.Series):
-            raise DataError(
-                "members: expected a mask over the rows of data.flat(), which are sorted by group, got a pandas "
-                "Series, whose rows may be those of its table. Try from_dataframe(df[members], ...), or if it was "
-                "made of data.flat() members.to_numpy()."
-            )
-        mask = as_mask(members, "members").to(self._y.device)
-        check_shape(
-            mask,
-            "members",
-            (self.num_members,),
-            "It masks the rows of data.flat(), which are sorted by group.",
-        )
-        if not bool(mask.any()):
-            raise DataError("members: expected at least one member, got none. Try ~members if True was to drop them.")
-        sizes = torch.bincount(self._row_groups()[mask], minlength=self.num_groups)
-        kept = sizes > 0
-        return self._derive(mask.nonzero()[:, 0], sizes[kept], self.labels[kept.cpu().numpy()])
-
-    def flat(self) -> FlatRows:
-        """Return all rows sorted by group: not copies, so do not write to them."""
-        return FlatRows(self._y, self._x, self._row_groups())
-
-    def __repr__(self) -> str:
-        smallest, largest = int(self.group_sizes.min()), int(self.group_sizes.max())
-        return (
-            f"GroupedDataset({self.num_groups} groups of {smallest} to {largest} members, "
-            f"{self.num_members} in all, y {tuple(self.y_shape)} {self._y.dtype}, "
-            f"x ({self.num_features},) {self._x.dtype})"
-        )
-
-    def _row_groups(self) -> Tensor:  # shape: (N,)
-        return torch.repeat_interleave(self.group_sizes)
-
-    def _derive(self, rows: Tensor, sizes: Tensor, labels: np.ndarray) -> "GroupedDataset":
-        """Return a data set of rows that are already checked and sorted."""
-        data = GroupedDataset.__new__(GroupedDataset)
-        y_mask = None if self._y_mask is None else self._y_mask[rows]
-        data._store(self._y[rows], self._x[rows], y_mask, sizes, labels)
-        return data
-
-    def _gather(self, positions: Tensor) -> GroupedBatch:  # shape: (G,)
-        """Pad the groups at valid positions: row (g, q) is at offset[g] + q, or padding if q >= size[g]."""
+        # Member (g, q) is at offset[g] + q, or padding if q >= size[g].
+        positions = self.positions(index)
         sizes = self.group_sizes[positions]
         member = torch.arange(int(sizes.max()), device=positions.device)
         mask = member < sizes.unsqueeze(-1)
         rows = torch.where(mask, self._offsets[positions].unsqueeze(-1) + member, 0)
-        y, x = self._y[rows], self._x[rows]
-        y_mask = None if self._y_mask is None else self._y_mask[rows]
+        y, x, y_mask = self.members.y[rows], self.members.x[rows], self.members.y_mask
+        y_mask = None if y_mask is None else y_mask[rows]
         if not bool(mask.all()):
             y.masked_fill_(~expand_mask(mask, y), 0)
             x.masked_fill_(~expand_mask(mask, x), 0)
             if y_mask is not None:
                 y_mask.masked_fill_(~expand_mask(mask, y_mask), False)
-        counts = self.num_groups, self.num_members
-        return GroupedBatch(y, x, mask, positions, y_mask, *counts, self.labels_digest)
+        if self.members.reference is None:
+            return GroupedBatch(y, x, mask, positions, y_mask, self.num_groups, self.num_members, self.labels_digest)
+        group_index, groups, members, digest = self.members.reference
+        return GroupedBatch(y, x, mask, group_index[positions], y_mask, groups, members, digest)
 
-    def _positions(self, index: Any) -> Tensor:  # shape: (G,)
-        """Turn any index into positions from 0 to G - 1.
+    def __getitems__(self, indices: Sequence[int]) -> list[GroupedBatch]:
+        """Return `data[indices]` alone in a list, for PyTorch's collation."""
+        return [self[indices]]
+
+    def positions(self, index: Any) -> Tensor:  # shape: (G,)
+        """Return the positions of an index, 0 to G - 1.
+
+        Args:
+            index: A position (negative ones count from the end), a list, range, array or tensor of positions,
+                a slice, or a boolean mask over groups. A position may occur several times.
 
         Raises:
-            GroupError: If a position is no integer or beyond the last group, or none is asked for.
+            GroupError: If a position is no integer or beyond the last group, or there is none.
         """
         if isinstance(index, slice):
             index = range(*index.indices(self.num_groups))
-        positions = torch.as_tensor(_listed(index), device=self._y.device)
+        if isinstance(index, Iterable) and not isinstance(index, Tensor | np.ndarray | str):
+            index = list(index)
+        try:
+            positions = torch.as_tensor(index, device=self.group_sizes.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise GroupError(
+                f"index: expected positions of groups, got {type(index).__name__} ({error}). "
+                "Labels are not positions: try (data.labels == label).nonzero()[0]."
+            ) from error
+        if positions.dtype == torch.bool and positions.shape == (self.num_groups,):
+            positions = positions.nonzero()[:, 0]
         if positions.numel() == 0:
             raise GroupError(
                 f"index: expected at least one of the {self.num_groups} groups, got none. Try data[[0]] or data[:]."
             )
-        if positions.dtype == torch.bool and positions.shape == (self.num_groups,):
-            return self._positions(positions.nonzero()[:, 0])
-        if (
-            positions.ndim > 1
-            or positions.dtype == torch.bool
-            or positions.is_floating_point()
-            or positions.is_complex()
-        ):
+        fractional = positions.is_floating_point() or positions.is_complex()
+        if positions.ndim > 1 or positions.dtype == torch.bool or fractional:
             raise GroupError(
-                f"index: expected integers (n,) or a boolean mask ({self.num_groups},), got "
-                f"{positions.dtype} of shape {tuple(positions.shape)}. Try index.long(), or one list of "
-                "positions."
+                f"index: expected integers (n,) or a boolean mask ({self.num_groups},), got {positions.dtype} of "
+                f"shape {tuple(positions.shape)}. Try index.long(), or one list of positions."
             )
         positions = positions.reshape(-1).long()
         beyond = (positions < -self.num_groups) | (positions >= self.num_groups)
         if bool(beyond.any()):
             raise _GroupIndexError(
                 f"index: expected positions from {-self.num_groups} to {self.num_groups - 1}, got "
-                f"{int(positions[beyond][0])}. Positions are not labels: try (data.labels == "
-                "label).nonzero()[0]."
+                f"{int(positions[beyond][0])}. Positions are not labels: try (data.labels == label).nonzero()[0]."
             )
         return positions % self.num_groups
 
+    def subset(self, groups: Any) -> Self:
+        """Return a data set of some whole groups, in the order of `groups`, and copy their members.
 
-def check_dataset(value: Any, name: str, instead: str = "GroupedDataset(y, x, group)") -> None:
-    """Raise a `DataError` unless it is a `GroupedDataset`.
+        Groups keep their labels. They are counted anew, or as in the reference of `.align`.
 
-    Args:
-        value: What was given.
-        name: Of the argument.
-        instead: What to try.
-    """
-    if not isinstance(value, GroupedDataset):
-        raise DataError(f"{name}: expected a GroupedDataset, got {type(value).__name__}. Try {instead}.")
+        Args:
+            groups: As in `data[groups]`, each group at most once.
+
+        Raises:
+            GroupError: If a position is wrong or repeated, or there is none.
+        """
+        positions = self.positions(groups)
+        if len(positions.unique()) < len(positions):
+            raise GroupError("groups: expected each group once, got repetitions. Try sorted(set(groups)).")
+        sizes = self.group_sizes[positions]
+        # Row r of the new data set is the (r - first row of its group)-th member of its group.
+        first = sizes.cumsum(0) - sizes
+        shift = torch.repeat_interleave(self._offsets[positions] - first, sizes)
+        return self._part(torch.arange(len(shift), device=shift.device) + shift, positions, sizes)
+
+    def select(self, members: Any) -> Self:
+        """Return a data set of some members, which it copies. Groups without any of them are left out.
+
+        Groups keep their labels. They are counted anew, or as in the reference of `.align`.
+
+        Args:
+            members: Boolean mask over the members, sorted by group, shape (N,). An example is
+                `data.features().x[:, 0] < 1`.
+
+        Raises:
+            ArgumentError: If the mask is a pandas Series.
+            ShapeError: If the mask has not N entries.
+            DataError: If it is not boolean, or no member is left.
+        """
+        if isinstance(members, pd.Series):
+            raise ArgumentError(
+                "members: expected a mask over the rows of data.flat(), which are sorted by group, got a pandas "
+                "Series, which may follow the rows of its table. Try from_dataframe(df[members], ...), or "
+                "members.to_numpy() if it was made of data.flat()."
+            )
+        hint = "It masks the members as data.features() sorts them, by group."
+        mask = check.mask(as_numbers(members, "members"), "members", (self.num_members,), hint).to(
+            self.group_sizes.device
+        )
+        if not bool(mask.any()):
+            raise DataError("members: expected at least one member, got none. Try ~members if True was to drop them.")
+        sizes = torch.bincount(self.features().group[mask], minlength=self.num_groups)
+        groups = sizes.nonzero()[:, 0]
+        return self._part(mask.nonzero()[:, 0], groups, sizes[groups])
+
+    def align(self, reference: "GroupedDataset") -> Self:
+        """Return this data set with its groups counted as in another one, which has the same labels and more.
+
+        A model with a parameter for each group (the group vectors of `GPVAE`) reads `batch.group_index`. In a data
+        set of 270 of 360 training groups this counts from 0 to 269. After `data.align(train)` it is the position in
+        `train` of the group with the same label, and the counts of a batch are those of `train`.
+
+        Args:
+            reference: The data set that the groups belong to, such as the training data.
+
+        Raises:
+            ArgumentError: If the reference is no data set.
+            GroupError: If a label does not occur in the reference.
+        """
+        return copy.copy(self)._store(self.members._replace(reference=self._find_in(reference)))
+
+    def features(self) -> Features:
+        """Return features and groups of all members, sorted by group. Observations are not made for it."""
+        return Features(self.members.x, torch.repeat_interleave(self.group_sizes))
+
+    def flat(self) -> FlatRows:
+        """Return all members, sorted by group. They are not copied, so do not write to them."""
+        return FlatRows(self.members.y, *self.features())
+
+    def random_places(self, generator: torch.Generator) -> Tensor:  # shape: (N,)
+        """Return the place of each member in a random order of its group, 0 to its size - 1, sorted by group."""
+        places = [torch.randperm(size, generator=generator) for size in self.group_sizes.tolist()]
+        return torch.cat(places).to(self.group_sizes.device)
+
+    def __repr__(self) -> str:
+        smallest, largest = int(self.group_sizes.min()), int(self.group_sizes.max())
+        x = self.members.x
+        return (
+            f"{type(self).__name__}({self.num_groups} groups of {smallest} to {largest} members, "
+            f"{self.num_members} in all, y {self._describe_y()}, x ({x.shape[-1]},) {x.dtype})"
+        )
+
+    def _describe_y(self) -> str:
+        return f"{tuple(self.y_shape)} {self.members.y.dtype}"
+
+    def _find_in(self, reference: "GroupedDataset") -> Reference:
+        """Find the groups of this data set in another one by their labels."""
+        check.instance(reference, "reference", GroupedDataset, "Try data.subset(groups) in place of a batch.")
+        positions = {label: index for index, label in enumerate(reference.labels.tolist())}
+        labels = self.labels.tolist()
+        unknown = [label for label in labels if label not in positions]
+        if unknown:
+            raise GroupError(
+                f"data: expected labels of the reference's {len(reference)} groups, got {len(unknown)} others, the "
+                f"first {unknown[0]!r}. Try data.subset(...) without them. A group that was never trained on has no "
+                "group vector."
+            )
+        index = torch.tensor([positions[label] for label in labels], device=self.group_sizes.device)
+        return Reference(index, reference.num_groups, reference.num_members, reference.labels_digest)
+
+    def _part(self, rows: Tensor, groups: Tensor, sizes: Tensor) -> Self:
+        """Return a data set of members at `rows`, which belong to `groups` and are sorted by them."""
+        y, x, y_mask, _, labels, reference = self.members
+        if reference is not None:
+            reference = reference._replace(group_index=reference.group_index[groups])
+        y_mask = None if y_mask is None else y_mask[rows]
+        labels = labels[groups.cpu().numpy()]
+        return copy.copy(self)._store(Members(y[rows], x[rows], y_mask, sizes, labels, reference))
 
 
-def _listed(index: Any) -> Any:
-    """Return the index as something that torch.as_tensor takes.
-
-    Raises:
-        GroupError: If it holds anything but numbers.
-    """
-    if isinstance(index, Iterable) and not isinstance(index, Tensor | np.ndarray | str):
-        index = list(index)
-    try:
-        return torch.as_tensor(index)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise GroupError(
-            f"index: expected positions of groups, got {type(index).__name__} ({error}). "
-            "Labels are not positions: try (data.labels == label).nonzero()[0]."
-        ) from error
-
-
-def _check_rows(y: Tensor, x: Tensor, codes: Tensor) -> None:
-    """Require rows of equal number, and at least one.
+def _check_lengths(y: Tensor, x: Tensor, codes: Tensor) -> None:
+    """Require as many observations, features and labels, and at least one.
 
     Raises:
         ShapeError: If the numbers differ, or `x` is neither (N, D) nor (N,).
@@ -411,10 +422,10 @@ def _check_rows(y: Tensor, x: Tensor, codes: Tensor) -> None:
     if len(set(lengths)) > 1 or None in lengths:
         raise ShapeError(
             f"expected as many rows in y, x and group, got y {tuple(y.shape)}, x {tuple(x.shape)} and "
-            f"{len(codes)} labels. Try to give each row of y its own features and label; "
-            "tensors already padded to (G, Q, ...) go to GroupedBatch.from_tensors."
+            f"{len(codes)} labels. Try features and a label for each row of y. "
+            "Tensors that are padded to (G, Q, ...) go to GroupedBatch.from_tensors."
         )
-    check_shape(x, "x", ("N", "D"), "Try x.flatten(1): the features of one member are a vector.")
+    check.shape(x, "x", ("N", "D"), "Try x.flatten(1): the features of one member are a vector.")
     if y.numel() == 0 or x.numel() == 0:
         raise DataError(
             f"expected at least one row, got y {tuple(y.shape)} and x {tuple(x.shape)}. Try to check the "
@@ -423,17 +434,16 @@ def _check_rows(y: Tensor, x: Tensor, codes: Tensor) -> None:
 
 
 def _column_names(names: Any, argument: str) -> list[Hashable]:
-    """A name, or a sequence of names, as a list.
+    """Return a name, or a sequence of names, as a list.
 
     Raises:
-        DataError: If it is neither.
+        ArgumentError: If it is neither.
     """
     if isinstance(names, str) or not isinstance(names, Iterable):
         return [names]
     listed = list(names)
-    wrong = [name for name in listed if not isinstance(name, Hashable)]
-    if wrong:
-        raise DataError(f"{argument}: expected the names of columns, got {wrong[0]!r}. Try ['a', 'b'].")
+    for name in listed:
+        check.instance(name, argument, Hashable, "Try the names of columns, such as ['a', 'b'].")
     return listed
 
 
@@ -445,14 +455,9 @@ def _numbers(df: pd.DataFrame, columns: list[Hashable]) -> np.ndarray:  # shape:
     """
     for name in columns:
         kind = df[name].dtype
-        if kind.kind in "mM":
-            raise DataError(
-                f"df: expected numbers in column {name!r}, got {kind}. For days try "
-                f"(df[{name!r}] - df[{name!r}].min()).dt.total_seconds() / 86400."
-            )
-        if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_complex_dtype(kind):
-            raise DataError(
-                f"df: expected numbers in column {name!r}, got {kind}. Try pd.to_numeric(df[{name!r}]), "
-                "or pd.get_dummies for categories."
-            )
+        if kind.kind in "mM" or not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_complex_dtype(kind):
+            hint = f"pd.to_numeric(df[{name!r}]), or pd.get_dummies for categories"
+            if kind.kind in "mM":  # days
+                hint = f"(df[{name!r}] - df[{name!r}].min()).dt.total_seconds() / 86400"
+            raise DataError(f"df: expected numbers in column {name!r}, got {kind}. Try {hint}.")
     return np.stack([df[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in columns], axis=-1)

@@ -1,228 +1,291 @@
-"""Held-out members of groups, to be predicted from the others: what metrics and `fit` are judged by."""
+"""Held-out members of groups, which a model predicts from the other members of the same groups."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map
 
-from fgp_gpytorch._shapes import check_finite, check_floating, check_same_device
-from fgp_gpytorch.data._inputs import as_features, as_mask, as_numbers, expand_mask
-from fgp_gpytorch.data.aligned_dataset import AlignedDataset
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.data._inputs import as_features, as_numbers, expand_mask
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
-from fgp_gpytorch.data.grouped_dataset import GroupedDataset, check_dataset
-from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.data.grouped_dataset import GroupedDataset
+from fgp_gpytorch.errors import DataError, GroupError
 
-__all__ = ["HeldOut", "HeldOutBatch", "HeldOutMembers", "HeldOutTargets", "check_held_out", "held_out_batch"]
-
-
-@runtime_checkable
-class HeldOut(Protocol):
-    """Groups with a context to condition on, and members to predict: `HeldOutMembers`, or anything like it.
-
-    An attribute `y_new_mask`, if there is one, says what of `y_new` was observed, as in `HeldOutMembers`.
-    """
-
-    @property
-    def context(self) -> GroupedDataset:
-        """G groups to condition on."""
-        ...
-
-    @property
-    def x_new(self) -> Tensor:
-        """Auxiliary features to predict at, (G, Q*, D), in the order of the groups of `context`."""
-        ...
-
-    @property
-    def y_new(self) -> Tensor:
-        """What was observed there, (G, Q*, *y_shape)."""
-        ...
+__all__ = ["HeldOut", "HeldOutBatch"]
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOutMembers:
-    """Members to predict from the others of their groups; groups may lack some of them, and members some elements.
+class HeldOutBatch(NamedTuple):
+    """Some groups of a `HeldOut`: a context, and the members to predict from it.
 
     Attributes:
-        context: G groups to condition on.
-        x_new: Auxiliary features to predict at, (G, Q*, D), in the order of the groups of `context`. What stands at
-            members of whom nothing was observed plays no part.
-        y_new: What was observed there, (G, Q*, *y_shape).
-        y_new_mask: True where it was observed, (G, Q*) for whole members or (G, Q*, *y_shape) for elements; None for
-            everywhere. What is not observed counts in no metric.
-
-    Raises:
-        ShapeError: If the shapes do not fit together.
-        DataError: If the context is no data set, a mask is not boolean, no element was observed, an observed one is
-            not finite, y is not floating, or the devices differ.
-
-    Example:
-        >>> is_past = data.flat().x[:, 0] < 8
-        >>> held_out = HeldOutMembers.of(data.select(is_past), data.select(~is_past))
-        >>> held_out_mse(model, held_out)
-    """
-
-    context: GroupedDataset
-    x_new: Tensor
-    y_new: Tensor
-    y_new_mask: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        converted = {"x_new": as_features(self.x_new, feature_dim=2), "y_new": as_numbers(self.y_new, "y_new")}
-        if self.y_new_mask is not None:
-            converted["y_new_mask"] = as_mask(self.y_new_mask, "y_new_mask")
-        for name, value in converted.items():
-            object.__setattr__(self, name, value)
-        check_held_out(self)
-
-    @classmethod
-    def of(cls, context: GroupedDataset, targets: GroupedDataset) -> "HeldOutMembers":
-        """The members of one data set, to be predicted from those of another; groups are matched by their labels.
-
-        Args:
-            context: What to condition on. Its groups of whom `targets` has nobody are left out.
-            targets: What to predict, in memory; it may be ragged, and have a `y_mask`.
-
-        Raises:
-            GroupError: If a group of `targets` is none of the context's.
-            ShapeError: If the two have different observations or features.
-            DataError: If nothing was observed, or the targets are not in memory.
-        """
-        for name, value in (("context", context), ("targets", targets)):
-            check_dataset(value, name, "data.select(members)")
-        unknown = sorted(set(targets.labels.tolist()) - set(context.labels.tolist()), key=str)
-        if unknown:
-            raise GroupError(
-                f"targets: expected groups of whom the context has somebody, got {len(unknown)} others, the first "
-                f"{unknown[0]!r}. Try targets.subset(np.isin(targets.labels, context.labels))."
-            )
-        batch = AlignedDataset(targets, context)[:]
-        observed = None if bool(batch.observed.all()) else batch.observed
-        return cls(context.subset(batch.group_index), batch.x, batch.y, observed)
-
-
-@dataclass
-class HeldOutTargets:
-    """What is to be predicted of some groups of a `HeldOut`.
-
-    Attributes:
-        x_new: Auxiliary features, (G, Q*, D).
-        y_new: Observations, (G, Q*, *y_shape), 0 where there is none.
+        context: The members to condition on.
+        x_new: Auxiliary features to predict at, (G, Q*, D).
+        y_new: Observations there, (G, Q*, *y_shape), 0 where there is none.
         observed: True where there is one, the shape of `y_new`; None for everywhere.
     """
 
+    context: GroupedBatch
     x_new: Tensor
     y_new: Tensor
     observed: Tensor | None
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move all tensors, as `torch.Tensor.to`; a dtype is meant for the numbers."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: part.to(*args, **kwargs) for name, part in parts.items() if part is not None}
-        if self.observed is not None:
-            moved["observed"] = self.observed.to(moved["y_new"].device)
-        return replace(self, **moved)
-
-    def pin_memory(self) -> Self:
-        """Pin all tensors."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: part.pin_memory() for name, part in parts.items() if part is not None})
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "HeldOutBatch":
+        """Return the batch on a device."""
+        parts: Any = (part if part is None else part.to(device, non_blocking=non_blocking) for part in self)
+        return HeldOutBatch(*parts)
 
     def masked(self, values: Tensor) -> Tensor:  # shape: (*s, G, Q*, *y_shape)
-        """The values with 0 where nothing was observed."""
+        """Return values with 0 where `y_new` was not observed."""
         return values if self.observed is None else torch.where(self.observed, values, 0.0)
 
     @property
     def num_elements(self) -> int:
-        """How many elements of y_new were observed."""
+        """Number of elements of `y_new` that were observed."""
         return self.y_new.numel() if self.observed is None else int(self.observed.sum())
 
 
-@dataclass
-class HeldOutBatch(HeldOutTargets):
-    """Some groups of a `HeldOut`: their targets, and the context to predict them from.
+@dataclass(frozen=True, eq=False)
+class HeldOut(Dataset):
+    """Members to predict, and the members of the same groups to condition on. Metrics and `fit` take it.
+
+    The class methods split a data set. `held_out.context` is then what is left to train on, except where stated.
+    `held_out[positions]` is a `HeldOutBatch`, and a plain `torch.utils.data.DataLoader(held_out, batch_size=20)`
+    returns such batches of 20 groups.
 
     Attributes:
-        context: The same groups.
-    """
-
-    context: GroupedBatch
-
-
-def held_out_targets(held_out: HeldOut, groups: Sequence[int] | slice | Tensor) -> HeldOutTargets:
-    """The targets of some of the groups of held-out members that were checked."""
-    x_new, y_new, observed = held_out.x_new[groups], held_out.y_new[groups], _observed(held_out)
-    if observed is None:
-        return HeldOutTargets(x_new, y_new, None)
-    # features far from all others would cost a kernel its precision, and may be NaN where nobody is
-    anybody = held_out.x_new.flatten(0, 1)[observed.flatten(0, 1).flatten(1).any(-1).int().argmax()]
-    observed = observed[groups]
-    there = observed.flatten(2).any(-1, keepdim=True)  # shape: (g, Q*, 1)
-    own = x_new.gather(1, there.int().argmax(1, keepdim=True).expand(-1, -1, x_new.shape[-1]))  # shape: (g, 1, D)
-    own = torch.where(there.any(1, keepdim=True), own, anybody)
-    # what was not observed may be NaN
-    return HeldOutTargets(torch.where(there, x_new, own), torch.where(observed, y_new, 0.0), observed)
-
-
-def held_out_batch(held_out: HeldOut, groups: Sequence[int] | slice | Tensor) -> HeldOutBatch:
-    """Some of the groups of held-out members that were checked."""
-    targets = held_out_targets(held_out, groups)
-    return HeldOutBatch(targets.x_new, targets.y_new, targets.observed, held_out.context[groups])
-
-
-def check_held_out(held_out: HeldOut, name: str = "held_out") -> None:
-    """Require one row of new members for each group of the context, and finite observations: nothing is broadcast.
+        context: G groups to condition on.
+        x_new: Auxiliary features to predict at, (G, Q*, D), in the order of the groups of `context`. At members
+            without an observed element they are replaced by those of another member.
+        y_new: Observations there, (G, Q*, *y_shape). They are replaced by 0 where nothing was observed.
+        y_new_mask: True where it was observed, the shape of `y_new`; None for everywhere. (G, Q*) is accepted for
+            whole members. Metrics leave out what was not observed.
 
     Raises:
-        ShapeError: If x_new, y_new or its mask have another number of groups, or not the same number of members, or
-            x_new other features than the context.
-        DataError: If the context is no data set, a mask is not boolean, no element of y_new was observed, an observed
-            one is not finite, y_new is not floating, or the devices differ.
+        ArgumentError: If the context is no data set, or a value is not numeric.
+        ShapeError: If the shapes do not fit together.
+        DataError: If a mask is not boolean, no element was observed, an observed element or its features are not
+            finite, a dtype is not floating, or the devices differ.
+
+    Example:
+        >>> held_out = HeldOut.last(data, 2)
+        >>> fit(model, held_out.context, validation=held_out)
+        >>> held_out_mse(model, held_out)
     """
-    if not isinstance(held_out, HeldOut):
-        raise DataError(
-            f"{name}: expected an object with context, x_new and y_new, got {type(held_out).__name__}. "
-            "Try HeldOutMembers.of(context, targets)."
+
+    context: GroupedDataset
+    x_new: Tensor  # shape: (G, Q*, D)
+    y_new: Tensor  # shape: (G, Q*, *y_shape)
+    y_new_mask: Tensor | None = None  # shape: (G, Q*, *y_shape)
+
+    def __post_init__(self) -> None:
+        hint = "Try GroupedDataset(y, x, group), or data.subset(groups)."
+        context: GroupedDataset = check.instance(self.context, "context", GroupedDataset, hint)
+        x_new = check.floating(as_features(self.x_new, feature_dim=2), "x_new")
+        y_new = check.floating(as_numbers(self.y_new, "y_new"), "y_new")
+        hint = "Groups and features are those of the context. Try context.subset(groups) for the groups of x_new."
+        check.shape(x_new, "x_new", (len(context), "Q*", context.num_features), hint)
+        hint = "Try y_new.unsqueeze(1) if there is one new member for each group."
+        check.shape(y_new, "y_new", (*x_new.shape[:2], *context.y_shape), hint)
+        mask = self.y_new_mask
+        if mask is not None:
+            mask = as_numbers(mask, "y_new_mask")
+            shape = y_new.shape[:2] if mask.ndim == 2 else y_new.shape
+            mask = expand_mask(check.mask(mask, "y_new_mask", shape, "It has the shape of y_new, or (G, Q*)."), y_new)
+            if not bool(mask.any()):
+                raise DataError("y_new_mask: expected an observed element, got none. Try ~y_new_mask.")
+        check.device(x_new=x_new, y_new=y_new, **({} if mask is None else {"y_new_mask": mask}))
+        check.finite(y_new, "y_new", mask)
+        there = None if mask is None else mask.reshape(*mask.shape[:2], -1).any(-1, keepdim=True)
+        check.finite(
+            x_new, "x_new", there, "The features of members to predict are known. Try data.select(known) first."
         )
-    check_dataset(held_out.context, f"{name}.context", "GroupedDataset(y, x, group), or data.subset(groups)")
-    for part in ("x_new", "y_new"):
-        check_floating(getattr(held_out, part), part)
-    x_new, y_new = tuple(held_out.x_new.shape), tuple(held_out.y_new.shape)
-    groups, y_shape = len(held_out.context), tuple(held_out.context.y_shape)
-    if len(x_new) != 3 or x_new[0] != groups or y_new != (*x_new[:2], *y_shape):
-        raise ShapeError(
-            f"{name}: expected x_new (G, Q*, D) and y_new (G, Q*, *y_shape) with the context's G = {groups} and "
-            f"y_shape = {y_shape}, got {x_new} and {y_new}. Try context.subset(groups) for the groups of x_new, "
-            "and y_new.unsqueeze(1) if there is one new member for each group."
-        )
-    if x_new[-1] != held_out.context.num_features:
-        raise ShapeError(
-            f"{name}: expected x_new with the context's {held_out.context.num_features} features, got {x_new}. "
-            "Try the same columns for both."
-        )
-    mask = getattr(held_out, "y_new_mask", None)
-    if mask is not None:
-        mask = as_mask(mask, "y_new_mask")
-        if tuple(mask.shape) not in (y_new, y_new[:2]):
-            raise ShapeError(
-                f"y_new_mask: expected (G, Q*) = {y_new[:2]} or the shape of y_new {y_new}, got {tuple(mask.shape)}. "
-                "Try None if everything was observed."
+        if mask is not None and there is not None:
+            # Features far from all others would cost a kernel its precision, so padding repeats a member's.
+            first = there.int().argmax(1, keepdim=True).expand(-1, -1, x_new.shape[-1])
+            own = torch.where(there.any(1, keepdim=True), x_new.gather(1, first), x_new[there[..., 0]][0])
+            x_new, y_new = torch.where(there, x_new, own), torch.where(mask, y_new, 0.0)
+        for name, value in (("x_new", x_new), ("y_new", y_new), ("y_new_mask", mask)):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, context: GroupedDataset, targets: GroupedDataset) -> "HeldOut":
+        """Predict the members of one data set from those of another. Groups are matched by their labels.
+
+        Args:
+            context: The members to condition on. Groups that do not occur in `targets` are left out.
+            targets: The members to predict. Groups may be ragged, and a `y_mask` is kept.
+
+        Raises:
+            ArgumentError: If one of them is no data set.
+            GroupError: If a group of `targets` does not occur in `context`.
+            ShapeError: If the two have different observations or features.
+            DataError: If nothing was observed, or a feature of `targets` is unknown.
+        """
+        for name, value in (("context", context), ("targets", targets)):
+            check.instance(value, name, GroupedDataset, "Try data.select(members) in place of a batch.")
+        known = set(context.labels.tolist())
+        unknown = [label for label in targets.labels.tolist() if label not in known]
+        if unknown:
+            raise GroupError(
+                f"targets: expected groups with a member in the context, got {len(unknown)} others, the first "
+                f"{unknown[0]!r}. Try targets.subset(np.isin(targets.labels, context.labels))."
             )
-        check_same_device(y_new=held_out.y_new, y_new_mask=mask)
-    observed = _observed(held_out)
-    if observed is not None and not bool(observed.any()):
-        raise DataError("y_new_mask: expected an observed element, got none. Try ~y_new_mask if True was to hide it.")
-    check_finite(held_out.y_new, "y_new", observed)
-    anybody = None if observed is None else observed.flatten(2).any(-1, keepdim=True)
-    if bool((~held_out.x_new.isfinite() & (True if anybody is None else anybody)).any()):
-        raise DataError(
-            "x_new: expected known features of all members to predict, got some that are not finite. Try to leave "
-            "these members out: HeldOutMembers.of(context, data.select(known))."
+        batch = targets.align(context)[:]
+        observed = None if bool(batch.observed.all()) else batch.observed
+        return cls(context.subset(batch.group_index), batch.x, batch.y, observed)
+
+    @classmethod
+    def last(cls, data: GroupedDataset, k: int = 1) -> "HeldOut":
+        """Hold out the last k members of each group, in the order of the first feature. Ties keep their order.
+
+        Raises:
+            ArgumentError: If k is no integer of at least 1.
+            GroupError: If a group has at most k members.
+            DataError: If the first feature of a member is unknown.
+        """
+        targets = _amount(check.count(k, "k"), "k", data)
+        x, group = data.features()
+        order = x[:, 0].argsort(stable=True)
+        order = order[group[order].argsort(stable=True)]
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        target = place >= (data.group_sizes.cumsum(0) - targets)[group]
+        return cls.of(data.select(~target), data.select(target))
+
+    @classmethod
+    def after(cls, data: GroupedDataset, x: float) -> "HeldOut":
+        """Hold out the members whose first feature is above x.
+
+        Groups without a member on either side are left out, of the context too. To train on all earlier members, take
+        `data.select(data.features().x[:, 0] <= x)`.
+
+        Raises:
+            GroupError: If no group has members on both sides.
+            DataError: If the first feature of a member is unknown.
+        """
+        features, group = data.features()
+        value = check.finite(features[:, 0], "data.x", hint="Try data.select(known).")
+        later = value > x
+        count = torch.bincount(group[later], minlength=len(data))
+        both = (count > 0) & (count < data.group_sizes)
+        if not bool(both.any()):
+            raise GroupError(
+                f"x: expected a group with members before and after it, got {x} for features from {float(value.min())} "
+                f"to {float(value.max())}. Try a value between."
+            )
+        return cls.of(data.select(~later), data.select(later & both[group]))
+
+    @classmethod
+    def random(cls, data: GroupedDataset, amount: int | float = 0.2, seed: int = 0) -> "HeldOut":
+        """Hold out random members of each group.
+
+        Args:
+            data: The groups, each of at least two members.
+            amount: An integer is the number of members of each group. A float in (0, 1) is the fraction of them,
+                rounded, but at least one, and never all.
+            seed: Of the choice.
+
+        Raises:
+            ArgumentError: If the amount is neither.
+            GroupError: If a group has too few members to leave one.
+        """
+        targets = _amount(amount, "amount", data)
+        target = _random_members(data, targets, seed)
+        return cls.of(data.select(~target), data.select(target))
+
+    @classmethod
+    def groups(cls, data: GroupedDataset, groups: Any, context: int | float = 0.5, seed: int = 0) -> "HeldOut":
+        """Hold out whole groups: some random members of each are the context, the others are predicted.
+
+        This tests groups that were not trained on. Train on the others: `data.subset(others)`.
+
+        Args:
+            data: Groups.
+            groups: Positions of the groups to hold out, as in `data[groups]`, each at most once.
+            context: Members of each group to condition on: an integer is their number, a float in (0, 1) the fraction
+                of the group, rounded, but at least one, and never all.
+            seed: Of the choice.
+
+        Raises:
+            ArgumentError: If `context` is neither.
+            GroupError: If a position is wrong or repeated, or a group has no member beside the context.
+        """
+        chosen = data.subset(groups)
+        known = _random_members(chosen, _amount(context, "context", chosen), seed)
+        return cls.of(chosen.select(known), chosen.select(~known))
+
+    @property
+    def labels(self) -> np.ndarray:  # shape: (G,)
+        """The label of each group."""
+        return self.context.labels
+
+    def align(self, reference: GroupedDataset) -> "HeldOut":
+        """Return a copy whose context counts groups as in a reference, by `GroupedDataset.align`.
+
+        Models with a parameter for each group need it: `held_out.align(train)`.
+
+        Raises:
+            ArgumentError: If the reference is no data set.
+            GroupError: If a group does not occur in the reference.
+        """
+        return replace(self, context=self.context.align(reference))
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def __getitem__(self, positions: Any) -> HeldOutBatch:
+        """Return some groups as one batch. Positions are those of `context[positions]`.
+
+        Raises:
+            GroupError: If a position is no integer or beyond the last group, or there is none.
+        """
+        index = self.context.positions(positions)
+        context, index = self.context[index], index.to(self.x_new.device)
+        mask = self.y_new_mask
+        return HeldOutBatch(context, self.x_new[index], self.y_new[index], None if mask is None else mask[index])
+
+    def __getitems__(self, positions: Sequence[int]) -> list[HeldOutBatch]:
+        """Return `held_out[positions]` alone in a list, for PyTorch's collation."""
+        return [self[positions]]
+
+
+def _amount(value: int | float, name: str, data: GroupedDataset) -> Tensor:  # shape: (G,)
+    """Return how many members of each group a number (int) or a fraction (float) is, less than all of them."""
+    sizes = data.group_sizes
+    if isinstance(value, float):
+        amount = (check.positive(value, name, below=1) * sizes.double()).round().long()
+        amount = torch.minimum(amount.clamp_min(1), (sizes - 1).clamp_min(1))
+    else:
+        amount = torch.full_like(sizes, check.count(value, name))
+    small = sizes <= amount
+    if bool(small.any()):
+        least = int(amount[small][0])
+        raise GroupError(
+            f"data: expected groups of more than {least} members, to split each in two parts, got "
+            f"{int(small.sum())} smaller ones of {len(data)}. Try data.subset(data.group_sizes > {least})."
         )
+    return amount
 
 
-def _observed(held_out: HeldOut) -> Tensor | None:
-    """What was observed, in the shape of y_new; None for everything."""
-    mask = getattr(held_out, "y_new_mask", None)
-    return None if mask is None else expand_mask(as_mask(mask, "y_new_mask"), held_out.y_new)
+def _random_members(data: GroupedDataset, amount: Tensor, seed: int) -> Tensor:  # shape: (G,) -> (N,)
+    """Mark so many random members of each group."""
+    places = data.random_places(torch.Generator().manual_seed(seed))
+    return places < amount[data.features().group]
+
+
+def _collate(batch: Sequence[HeldOutBatch], *, collate_fn_map: Any = None) -> HeldOutBatch:
+    """Merge batches of one `HeldOut`."""
+    if len(batch) == 1:
+        return batch[0]
+    contexts, *parts = zip(*batch, strict=True)
+    joined: Any = (None if part[0] is None else torch.cat(part) for part in parts)
+    return HeldOutBatch(GroupedBatch.cat(contexts), *joined)
+
+
+# As for `GroupedBatch`: a plain DataLoader then needs no collate_fn.
+default_collate_fn_map[HeldOutBatch] = _collate

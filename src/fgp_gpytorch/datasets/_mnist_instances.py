@@ -1,4 +1,4 @@
-"""Which 400 instances of each digit the rotated MNIST data consist of, and where their images come from."""
+"""The 400 instances of each digit of the rotated MNIST data, and their images."""
 
 import random
 from importlib import resources
@@ -29,7 +29,7 @@ class Instances(NamedTuple):
         images: Grey levels 0 to 255, shape (400, 28, 28), uint8.
         positions: Position of each among the images of its digit in MNIST train, in file order, shape (400,),
             int64.
-        num_in_class: How many images of the digit MNIST train has (6131 threes).
+        num_in_class: Number of images of the digit in MNIST train (6131 threes).
     """
 
     images: np.ndarray
@@ -38,27 +38,16 @@ class Instances(NamedTuple):
 
 
 def digit_generator(num_in_class: int) -> tuple[random.Random, list[int]]:
-    """Draw the instances of one digit as the authors' program does.
+    """Draw the positions of the 400 instances among the images of one digit, as the authors' program does.
 
-    Args:
-        num_in_class: How many images of the digit there are.
-
-    Returns:
-        The generator as it is after the draw, from which the shuffled split is drawn, and the positions of
-        the 400 instances among the images of the digit.
+    The generator is returned too, after the draw. The shuffled split continues it.
     """
     generator = random.Random(0)
     return generator, generator.sample(list(range(num_in_class)), NUM_INSTANCES)
 
 
 def draw_instances(images: np.ndarray, labels: np.ndarray, digit: int) -> Instances:
-    """Take the 400 instances of one digit out of the complete MNIST train.
-
-    Args:
-        images: All training images in file order, shape (60000, 28, 28), uint8.
-        labels: Their digits, shape (60000,).
-        digit: 0 to 9.
-    """
+    """Select the 400 instances of a digit from all training images (60000, 28, 28) in file order, and their labels."""
     of_digit = images[labels == digit]
     _, positions = digit_generator(len(of_digit))
     return Instances(of_digit[positions], np.asarray(positions, dtype=np.int64), len(of_digit))
@@ -76,7 +65,7 @@ def read_torchvision(digits: tuple[int, ...], root: str | Path) -> list[Instance
     """Read the instances of some digits from the complete MNIST, as torchvision stores it under `root`.
 
     Raises:
-        MissingFileError: If it is not there.
+        MissingFileError: If MNIST is not there.
     """
     try:
         mnist = MNIST(str(root), train=True, download=False)

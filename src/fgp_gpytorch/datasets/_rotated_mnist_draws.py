@@ -1,4 +1,4 @@
-"""Which views of the 400 instances of one digit are kept, and which instances are tested."""
+"""Draws of the views of the 400 instances of one digit that are kept, and of the instances that are tested."""
 
 import random
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Draw(NamedTuple):
 
     Attributes:
         kept: True for the views that are trained on (instances 0-359) or are context of an unseen instance
-            (360-399), shape (400, 16); the held-out angle is False throughout.
+            (360-399), shape (400, 16). The held-out angle is False everywhere.
         tested: The training instances whose held-out view is tested, sorted, shape (270,).
     """
 
@@ -33,12 +33,11 @@ def draw_equal(num_views: int, seed: int, digit: int) -> Draw:
     """Keep equally many views of every instance; instances 0-269 are tested.
 
     Args:
-        num_views: 1 to 15. With the same seed, the views that a smaller number keeps are among those of a
-            larger one.
+        num_views: 1 to 15. With the same seed, a larger number keeps the views of a smaller one and more.
         seed: Draws the views, and nothing else.
-        digit: Makes the draw of one digit independent of which others are asked for.
+        digit: The draw of a digit does not depend on the other digits of the data.
     """
-    # Python's generator, like the paper's draws: its sample() gives the same numbers in every version so far.
+    # Python's generator, as in the paper's program: its sample() is the same in every version so far.
     generator = random.Random(f"views of digit {digit}, seed {seed}")
     kept = np.zeros((NUM_INSTANCES, NUM_ANGLES), dtype=bool)
     for row in kept:
@@ -49,18 +48,13 @@ def draw_equal(num_views: int, seed: int, digit: int) -> Draw:
 def draw_shuffled(num_in_class: int, seed: int, digit: int) -> Draw:
     """Keep 4050 views of the 5400, as all other published models do; 270 random instances are tested.
 
-    The draws continue the generator that drew the instances, so only the context of the unseen instances
-    depends on the seed: 11 views of each, those of `draw_equal(11, seed, digit)`.
-
-    Args:
-        num_in_class: How many images of the digit MNIST train has.
-        seed: Draws the context of the unseen instances.
-        digit: The digit.
+    The draws continue the generator that drew the instances from the `num_in_class` images of the digit. So only the
+    context of the unseen instances depends on the seed: 11 views of each, those of `draw_equal(11, seed, digit)`.
     """
     generator, _ = digit_generator(num_in_class)
     held_out = generator.sample(range(NUM_ANGLES), 1)[0]
-    # This is how the paper's angle came about. For another digit another one may come up; it is drawn, to
-    # stay in step, and put aside, so that the held-out angle is the same for all.
+    # The paper drew its held-out angle here. Other digits may draw another one, which keeps the generator in step and
+    # is not used: the held-out angle is the same for all digits.
     assert digit != 3 or held_out == HELD_OUT
     images = generator.sample(range(NUM_TRAINING * len(OTHERS)), 4050)
     tested = generator.sample(range(NUM_TRAINING), NUM_TESTED)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.data import GroupedDataset
-from fgp_gpytorch.datasets.rotated_mnist import HeldOutViews, rotate_images
+from fgp_gpytorch.data import GroupedDataset, HeldOut
+from fgp_gpytorch.datasets.rotated_mnist import rotate_images
 
 __all__ = [
     "ReferenceRows",
@@ -45,7 +45,7 @@ class ReferenceRows(NamedTuple):
     rotated_nearest_view: float
 
 
-def reference_rows(train: GroupedDataset, held_out: HeldOutViews) -> ReferenceRows:
+def reference_rows(train: GroupedDataset, held_out: HeldOut) -> ReferenceRows:
     """All rows at once, for the table beside a model's `metrics.held_out_mse`.
 
     Args:
@@ -64,7 +64,7 @@ def reference_rows(train: GroupedDataset, held_out: HeldOutViews) -> ReferenceRo
     )
 
 
-def mean_image_mse(train: GroupedDataset, held_out: HeldOutViews) -> float:
+def mean_image_mse(train: GroupedDataset, held_out: HeldOut) -> float:
     """Predict the mean of all training images.
 
     Args:
@@ -78,7 +78,7 @@ def mean_image_mse(train: GroupedDataset, held_out: HeldOutViews) -> float:
     return float((held_out.y_new.double() - mean).square().mean())
 
 
-def mean_image_at_nearest_angles_mse(train: GroupedDataset, held_out: HeldOutViews) -> float:
+def mean_image_at_nearest_angles_mse(train: GroupedDataset, held_out: HeldOut) -> float:
     """Predict the mean of the training images at the nearest angle on the circle, or angles if two are equally near.
 
     Args:
@@ -97,7 +97,7 @@ def mean_image_at_nearest_angles_mse(train: GroupedDataset, held_out: HeldOutVie
     return float(errors.mean())
 
 
-def nearest_view_mse(held_out: HeldOutViews) -> float:
+def nearest_view_mse(held_out: HeldOut) -> float:
     """Predict the view of the same digit at the nearest angle on the circle.
 
     Of equally near views either could be taken: their errors are averaged, not their images.
@@ -115,7 +115,7 @@ def nearest_view_mse(held_out: HeldOutViews) -> float:
     return _mean_over_targets(held_out, error)
 
 
-def neighbouring_views_mse(held_out: HeldOutViews) -> float:
+def neighbouring_views_mse(held_out: HeldOut) -> float:
     """Predict the average, in equal parts, of the next views of the same digit to the left and right on the circle.
 
     A view at the very angle is its own neighbour to both sides, and so is the only view of a digit.
@@ -134,7 +134,7 @@ def neighbouring_views_mse(held_out: HeldOutViews) -> float:
     return _mean_over_targets(held_out, error)
 
 
-def rotated_nearest_view_mse(held_out: HeldOutViews) -> float:
+def rotated_nearest_view_mse(held_out: HeldOut) -> float:
     """Predict the nearest view of the same digit, rotated by the difference of the angles: an oracle.
 
     Its error is that of the two interpolations (`rotate_images`) and of ink turned out of the picture. Errors of
@@ -158,7 +158,7 @@ def rotated_nearest_view_mse(held_out: HeldOutViews) -> float:
     return _mean_over_targets(held_out, error)
 
 
-def _mean_over_targets(held_out: HeldOutViews, error: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
+def _mean_over_targets(held_out: HeldOut, error: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
     """Mean of error(views (Q, 1, 28, 28), their angles minus that of the target (Q,), target (1, 28, 28))."""
     errors = []
     for group in range(len(held_out.context)):

@@ -1,4 +1,4 @@
-"""Rotated MNIST: 400 instances of a digit, each seen under 16 angles."""
+"""Rotated MNIST: 400 instances of a digit, each seen at 16 angles."""
 
 import random
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ import scipy.ndimage
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.datasets._mnist_instances import NUM_INSTANCES, Instances, read_embedded, read_torchvision
 from fgp_gpytorch.datasets._rotated_mnist_draws import (
     HELD_OUT,
@@ -22,42 +23,23 @@ from fgp_gpytorch.datasets._rotated_mnist_draws import (
     draw_equal,
     draw_shuffled,
 )
-from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
 
-__all__ = ["HeldOutViews", "RotatedMNIST", "ValidationSplit", "rotate_images", "rotated_mnist"]
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOutViews:
-    """One view of each of G instances to predict, from other views of the same instances.
-
-    Attributes:
-        context: The views to condition on, G groups.
-        x_new: The angle to predict, radians, shape (G, 1, 1), in the order of the groups of `context`.
-        y_new: The true image, grey levels on the scale of `train`, shape (G, 1, 1, 28, 28).
-        instance: Number of each instance among the 400 of its digit, shape (G,), int64.
-        digit: The digit of each, shape (G,), int64.
-    """
-
-    context: GroupedDataset
-    x_new: Tensor
-    y_new: Tensor
-    instance: Tensor
-    digit: Tensor
+__all__ = ["RotatedMNIST", "ValidationSplit", "rotate_images", "rotated_mnist"]
 
 
 class ValidationSplit(NamedTuple):
-    """Training data in three parts, by which a model can be chosen without a look at test data.
+    """Training data in three parts, to choose a model without test data.
 
     Attributes:
-        train: What is left to train on.
-        test: Held-out views of instances that `train` has other views of.
-        extrapolation: Held-out views of instances that are not in `train`.
+        train: The views that remain to train on.
+        test: Held-out views of instances that have other views in `train`.
+        extrapolation: Held-out views of instances that have none in `train`.
     """
 
     train: GroupedDataset
-    test: HeldOutViews
-    extrapolation: HeldOutViews
+    test: HeldOut
+    extrapolation: HeldOut
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,59 +47,60 @@ class RotatedMNIST:
     """Rotated digits, split for training, unseen views and unseen instances. Made by `rotated_mnist`.
 
     A group is one instance (one handwritten digit), its members are views. The label of a group is
-    `400 * (position of the digit in digits) + instance`; groups are sorted by it. Images are (1, 28, 28),
-    float32, on the scale where ink is 1 and paper 0: the cubic interpolation is not clipped, so some values
-    lie outside [0, 1]. Angles are in radians, float64, members sorted by angle.
+    `400 * (position of the digit in digits) + instance`, and groups are sorted by it. Images are (1, 28, 28), float32,
+    on the scale where ink is 1 and paper 0. The cubic interpolation is not clipped, so some values lie outside [0, 1].
+    Angles are in radians, float64. Members are sorted by angle.
 
     Attributes:
         train: The training views of instances 0-359.
         test: The held-out angle of training instances, with all their training views as context.
         extrapolation: The held-out angle of the instances 360-399, which are never trained on.
-        images: The upright images as MNIST has them, by label, shape (400 * number of digits, 28, 28), uint8.
+        images: The upright images as in MNIST, by label, shape (400 * number of digits, 28, 28), uint8.
         digits: The digits, in the order asked for.
         angles: The 16 angles, radians, shape (16,), float64.
         held_out: Index among `angles` of the held-out one: 7, that is 157.5 degrees.
     """
 
     train: GroupedDataset
-    test: HeldOutViews
-    extrapolation: HeldOutViews
+    test: HeldOut
+    extrapolation: HeldOut
     images: Tensor
     digits: tuple[int, ...]
     angles: Tensor
     held_out: int
 
-    @property
-    def train_instance(self) -> Tensor:  # shape: (G,)
-        """Number of each training group among the 400 instances of its digit, int64."""
-        return torch.from_numpy(self.train.labels) % NUM_INSTANCES
-
-    @property
-    def train_digit(self) -> Tensor:  # shape: (G,)
-        """The digit of each training group, int64."""
-        return _digit_of(self.train.labels, self.digits)
-
-    def truth(self, labels: Any) -> Tensor:  # shape: (n,) -> (n, 16, 1, 28, 28)
-        """Return all 16 views of some instances, for figures: these include test images.
+    def instance_of(self, labels: Any) -> Tensor:  # shape: (n,) -> (n,)
+        """Return the number of some groups among the 400 instances of their digit, int64.
 
         Args:
-            labels: Labels of groups; with one digit, the numbers 0-399 of its instances.
-
-        Returns:
-            The views in the order of `angles`, float32, shape (n, 16, 1, 28, 28).
+            labels: Labels of groups, such as `data.test.labels`.
 
         Raises:
             GroupError: If a label is not an integer from 0 to 400 * number of digits - 1.
         """
-        index = torch.as_tensor(labels)
-        if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
-            raise GroupError(f"labels: expected integers (n,), got {labels!r}. Try [3] for a single instance.")
-        if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < len(self.images)):
-            raise GroupError(
-                f"labels: expected 0 to {len(self.images) - 1}, got {int(index.min())} to "
-                f"{int(index.max())}. Try data.train.labels."
-            )
-        images = self.images[index.long()].numpy()
+        return self._checked(labels) % NUM_INSTANCES
+
+    def digit_of(self, labels: Any) -> Tensor:  # shape: (n,) -> (n,)
+        """Return the digit of some groups, int64.
+
+        Args:
+            labels: Labels of groups, such as `data.test.labels`.
+
+        Raises:
+            GroupError: If a label is not an integer from 0 to 400 * number of digits - 1.
+        """
+        return torch.tensor(self.digits)[self._checked(labels) // NUM_INSTANCES]
+
+    def truth(self, labels: Any) -> Tensor:  # shape: (n,) -> (n, 16, 1, 28, 28)
+        """Return all 16 views of some instances, for figures, in the order of `angles`. They include test images.
+
+        Args:
+            labels: Labels of groups. With one digit, they are the numbers 0-399 of its instances.
+
+        Raises:
+            GroupError: If a label is not an integer from 0 to 400 * number of digits - 1.
+        """
+        images = self.images[self._checked(labels)].numpy()
         return torch.from_numpy(_views(images, np.ones((len(images), NUM_ANGLES), dtype=bool))).unsqueeze(2)
 
     def validation(
@@ -126,40 +109,39 @@ class RotatedMNIST:
         held_out_angle_index: int | None = None,
         seed: int = 0,
     ) -> ValidationSplit:
-        """Split the training data once more, after the pattern of the test: choose models by this.
+        """Split the training data again like the whole data, to choose models.
 
-        Whole instances are held out for extrapolation; of every instance, one of the views kept for training
-        becomes the one to predict. By default that is a random one of each, whose angle stays in training for
-        other instances. With a fixed angle, that angle is taken out of training altogether, which is closer
-        to the test, and only instances that have a view of it are tested.
+        Whole instances are held out for extrapolation. Of every instance, one training view becomes the one to
+        predict. By default this is a random one, whose angle stays in training for other instances. With a fixed
+        angle, the angle is removed from training, which is closer to the test, and only instances that have a view of
+        it are tested.
 
         Args:
             num_instances: How many training instances of each digit are held out entirely.
-            held_out_angle_index: Index among `angles` of the view to predict; None = a random one of each
-                instance.
+            held_out_angle_index: Index among `angles` of the view to predict. None = a random one of each instance.
             seed: Draws the instances and the views.
 
         Returns:
-            The three parts; no image of `test` or `extrapolation` of this data set is in any of them.
+            The three parts, without any image of `test` or `extrapolation` of this data set.
 
         Raises:
-            DataError: If so many instances are not there, the angle is none of the training angles, or no
-                instance has a view to spare.
+            ArgumentError: If there are not so many instances, or the angle is none of the training angles.
+            DataError: If no instance has a view to spare.
         """
         per_digit = len(self.train) // len(self.digits)
         if not 1 <= num_instances < per_digit:
-            raise DataError(
+            raise ArgumentError(
                 f"num_instances: expected 1 to {per_digit - 1} of each digit, got {num_instances}. Try the default, 40."
             )
         if held_out_angle_index is not None and held_out_angle_index not in OTHERS:
-            raise DataError(
+            raise ArgumentError(
                 f"held_out_angle_index: expected 0 to {NUM_ANGLES - 1} without {HELD_OUT}, which is never "
                 f"trained on, got {held_out_angle_index}. Try {HELD_OUT - 1}."
             )
         generator = random.Random(f"validation, seed {seed}")
-        unseen = _draw_unseen(self.train_digit, num_instances, generator)
+        unseen = _draw_unseen(self.digit_of(self.train.labels), num_instances, generator)
         target = _draw_targets(self.train, self.angles, held_out_angle_index, generator)
-        y, x, group = self.train.flat()
+        group = self.train.features().group
         has_target = torch.bincount(group[target], minlength=len(self.train)) > 0
         tested = has_target & (self.train.group_sizes > 1)
         if not (bool((tested & unseen).any()) and bool((tested & ~unseen).any())):
@@ -168,13 +150,22 @@ class RotatedMNIST:
                 "or more, another held_out_angle_index, or more num_instances."
             )
 
-        def part(chosen: Tensor) -> HeldOutViews:
-            rows = chosen[group]
-            context, new = self.train.select(rows & ~target), rows & target
-            return _held_out_views(context, x[new], y[new], self.digits)
+        def part(chosen: Tensor) -> HeldOut:
+            return HeldOut.of(self.train.select(~target), self.train.select(target & chosen[group]))
 
         train = self.train.select(~target & ~unseen[group])
         return ValidationSplit(train, part(tested & ~unseen), part(tested & unseen))
+
+    def _checked(self, labels: Any) -> Tensor:
+        index = torch.as_tensor(labels)
+        if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
+            raise GroupError(f"labels: expected integers (n,), got {labels!r}. Try [3] for a single instance.")
+        if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < len(self.images)):
+            raise GroupError(
+                f"labels: expected 0 to {len(self.images) - 1}, got {int(index.min())} to "
+                f"{int(index.max())}. Try data.train.labels."
+            )
+        return index.long()
 
 
 def rotated_mnist(
@@ -189,47 +180,37 @@ def rotated_mnist(
 
     400 instances of a digit, drawn as the authors' program draws them, are rotated by
     `scipy.ndimage.rotate(image / 255, degrees, reshape=False)` to 16 angles 0, 22.5, ... 337.5 degrees. The
-    angle of 157.5 degrees is held out throughout. Instances 0-359 are for training, 360-399 are never seen.
+    angle of 157.5 degrees is always held out. Instances 0-359 are for training, 360-399 are never trained on.
 
-    With `views=11` this is the split of the paper's FGP-VAE rows: 11 of the 15 other views of each training
-    instance, 3960 images (the paper says 4050; its program ends up with 3960); tested are the instances
-    0-269. With `views="shuffled"` it is the split of every other published model on this data set: 4050
-    random views of the 5400, so groups are ragged, and tested are 270 random instances, here sorted by
-    instance.
+    - `views=11` is the split of the paper's FGP-VAE rows: 11 of the 15 other views of each training instance, 3960
+      images (the paper says 4050, its program makes 3960). Instances 0-269 are tested.
+    - `views="shuffled"` is the split of every other published model on this data set: 4050 random views of the 5400,
+      so groups are ragged. 270 random instances are tested, here sorted by instance.
 
     Args:
-        digits: One digit or several. Each comes with 400 instances by the same rule; groups are numbered
-            digit by digit.
-        views: Views kept of each training instance, 1 to 15, which are also the context of each unseen one;
-            or "shuffled", when 11 views of each unseen instance are context.
-        seed: Draws which views are kept and which are context of the unseen instances; never the instances,
+        digits: One digit or several. Each has 400 instances by the same rule. Groups are numbered digit by digit.
+        views: Views kept of each training instance, 1 to 15, which is also the context of each unseen one. "shuffled"
+            keeps 11 views of each unseen instance as context.
+        seed: Draws which views are kept and which are context of the unseen instances. It draws neither the instances
             nor the training images of the shuffled split.
         source: "embedded" reads the digits that come with this package, "torchvision" the complete MNIST
-            under `root`; both give the same numbers.
-        root: Folder of `torchvision.datasets.MNIST(root)`; needed for that source only. Nothing is
-            downloaded.
-
-    Returns:
-        The data with its splits.
+            under `root`. Both give the same numbers.
+        root: Folder of `torchvision.datasets.MNIST(root)`, for that source only. Nothing is downloaded.
 
     Raises:
-        DataError: If an argument is none of the values above.
+        ArgumentError: If an argument is none of the values above.
         MissingFileError: If the complete MNIST is not under `root`.
 
     Example:
         >>> data = rotated_mnist()
-        >>> len(data.train), data.train.num_members, len(data.test.context), len(data.extrapolation.context)
+        >>> len(data.train), data.train.num_members, len(data.test), len(data.extrapolation)
         (360, 3960, 270, 40)
     """
     digits = tuple(np.atleast_1d(np.asarray(digits)).tolist())
-    if (
-        len(digits) == 0
-        or len(set(digits)) < len(digits)
-        or not all(type(digit) is int and 0 <= digit <= 9 for digit in digits)
-    ):
-        raise DataError(f"digits: expected different digits from 0 to 9, got {digits}. Try digits=(3,).")
-    if views != "shuffled" and (type(views) is not int or views not in range(1, NUM_ANGLES)):
-        raise DataError(f"views: expected 1 to {NUM_ANGLES - 1} or 'shuffled', got {views!r}. Try views=11.")
+    known = all(type(digit) is int and 0 <= digit <= 9 for digit in digits)
+    if len(digits) == 0 or len(set(digits)) < len(digits) or not known:
+        raise ArgumentError(f"digits: expected different digits from 0 to 9, got {digits}. Try digits=(3,).")
+    check.choice(views, "views", [*range(1, NUM_ANGLES), "shuffled"], "Try views=11.")
     instances = _read(digits, source, root)
     if views == "shuffled":
         draws = [draw_shuffled(i.num_in_class, seed, d) for i, d in zip(instances, digits, strict=True)]
@@ -242,11 +223,8 @@ def rotate_images(images: np.ndarray, degrees: float) -> np.ndarray:  # shape: (
     """Rotate images about their centres, each as `scipy.ndimage.rotate(image, degrees, reshape=False)` does.
 
     Args:
-        images: Floating images, n at least 1.
-        degrees: The angle; the ink turns counter-clockwise.
-
-    Returns:
-        Images of the same size, by cubic interpolation without clipping.
+        images: Floating images, n at least 1. The interpolation is cubic and not clipped.
+        degrees: The angle, counter-clockwise.
     """
     return scipy.ndimage.rotate(images, degrees, axes=(2, 1), reshape=False)
 
@@ -255,37 +233,25 @@ def _degrees() -> np.ndarray:  # shape: (16,)
     return 360.0 / NUM_ANGLES * np.arange(NUM_ANGLES)
 
 
-def _radians() -> np.ndarray:  # shape: (16,)
-    return np.deg2rad(_degrees())
-
-
 def _read(digits: tuple[int, ...], source: str, root: str | Path | None) -> list[Instances]:
     """Read the instances of each digit.
 
     Raises:
-        DataError: If `source` is unknown, or a `root` is missing or of no use.
+        ArgumentError: If `source` is unknown, or a `root` is missing or not used.
         MissingFileError: If the complete MNIST is not under `root`.
     """
     if source == "embedded" and root is None:
         return read_embedded(digits)
     if source == "torchvision" and root is not None:
         return read_torchvision(digits, root)
-    raise DataError(
+    raise ArgumentError(
         f"expected source='embedded' without root, or source='torchvision' with root, got {source!r} with "
         f"root={root!r}. Try rotated_mnist(source='torchvision', root=folder)."
     )
 
 
-def _views(images: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Rotate each image to the angles wanted of it; the others stay 0.
-
-    Args:
-        images: Grey levels 0 to 255, shape (n, 28, 28).
-        wanted: Boolean, shape (n, 16).
-
-    Returns:
-        The views, float32, shape (n, 16, 28, 28).
-    """
+def _views(images: np.ndarray, wanted: np.ndarray) -> np.ndarray:  # shape: (n, 28, 28), (n, 16) -> (n, 16, 28, 28)
+    """Rotate grey levels 0 to 255 to the wanted angles, float32. The other views are 0."""
     views = np.zeros((*wanted.shape, *images.shape[1:]), dtype=np.float32)
     for angle, degrees in enumerate(_degrees()):
         chosen = wanted[:, angle]
@@ -295,58 +261,29 @@ def _views(images: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _assemble(instances: list[Instances], draws: list[Draw], digits: tuple[int, ...]) -> RotatedMNIST:
-    """Rotate what the draws ask for and sort it into training, test and extrapolation."""
+    """Rotate the drawn views and sort them into training, test and extrapolation."""
     images = np.concatenate([i.images for i in instances])
     kept = np.concatenate([draw.kept for draw in draws])
-    labels = np.arange(len(images))
-    unseen = labels % NUM_INSTANCES >= NUM_TRAINING
+    unseen = np.arange(len(images)) % NUM_INSTANCES >= NUM_TRAINING
     tested = np.zeros(len(images), dtype=bool)
     for position, draw in enumerate(draws):
         tested[NUM_INSTANCES * position + draw.tested] = True
-    wanted = kept.copy()
-    wanted[:, HELD_OUT] = tested | unseen
-    views = torch.from_numpy(_views(images, wanted)).unsqueeze(2)
-    angles = torch.from_numpy(_radians())
+    target = np.zeros_like(kept)
+    target[:, HELD_OUT] = tested | unseen
+    views = torch.from_numpy(_views(images, kept | target)).unsqueeze(2)
+    angles = torch.from_numpy(np.deg2rad(_degrees()))
 
     def grouped(chosen: np.ndarray) -> GroupedDataset:
-        label, angle = np.nonzero(kept & chosen[:, None])
+        label, angle = np.nonzero(chosen)
         return GroupedDataset(views[label, angle], angles[angle], label)
 
-    def held_out(chosen: np.ndarray) -> HeldOutViews:
-        x_new = angles[HELD_OUT].expand(int(chosen.sum()), 1)
-        return _held_out_views(grouped(chosen), x_new, views[labels[chosen], HELD_OUT], digits)
+    def held_out(chosen: np.ndarray) -> HeldOut:
+        return HeldOut.of(grouped(kept & chosen[:, None]), grouped(target & chosen[:, None]))
 
+    train = grouped(kept & ~unseen[:, None])
     return RotatedMNIST(
-        grouped(~unseen),
-        held_out(tested),
-        held_out(unseen),
-        torch.from_numpy(images),
-        digits,
-        angles,
-        HELD_OUT,
+        train, held_out(tested), held_out(unseen), torch.from_numpy(images), digits, angles, held_out=HELD_OUT
     )
-
-
-def _held_out_views(
-    context: GroupedDataset,
-    x_new: Tensor,  # shape: (G, 1)
-    y_new: Tensor,  # shape: (G, 1, 28, 28)
-    digits: tuple[int, ...],
-) -> HeldOutViews:
-    """Put one view for each group beside its context."""
-    assert len(context) == len(x_new) == len(y_new)
-    instance = torch.from_numpy(context.labels) % NUM_INSTANCES
-    return HeldOutViews(
-        context,
-        x_new.unsqueeze(1).contiguous(),
-        y_new.unsqueeze(1),
-        instance,
-        _digit_of(context.labels, digits),
-    )
-
-
-def _digit_of(labels: np.ndarray, digits: tuple[int, ...]) -> Tensor:  # shape: (G,)
-    return torch.tensor(digits)[torch.from_numpy(labels) // NUM_INSTANCES]
 
 
 def _draw_unseen(digit: Tensor, num_instances: int, generator: random.Random) -> Tensor:  # shape: (G,)
@@ -361,9 +298,9 @@ def _draw_unseen(digit: Tensor, num_instances: int, generator: random.Random) ->
 def _draw_targets(
     data: GroupedDataset, angles: Tensor, held_out_angle_index: int | None, generator: random.Random
 ) -> Tensor:  # shape: (N,)
-    """Mark the rows to predict: those of one angle, or a random one of each group with another one left."""
+    """Mark the views to predict: those of one angle, or a random one of each group with another view left."""
     if held_out_angle_index is not None:
-        return data.flat().x[:, 0] == angles[held_out_angle_index]
+        return data.features().x[:, 0] == angles[held_out_angle_index]
     target = torch.zeros(data.num_members, dtype=torch.bool)
     first = 0
     for size in data.group_sizes.tolist():

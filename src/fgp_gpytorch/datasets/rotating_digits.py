@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from fgp_gpytorch._shapes import check_shape
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.data._inputs import as_mask, as_numbers
+from fgp_gpytorch.data._inputs import as_numbers
 from fgp_gpytorch.data.lazy_dataset import LazyDataset
 from fgp_gpytorch.datasets._rotated_mnist_draws import NUM_ANGLES
 from fgp_gpytorch.datasets.image_rotation import ImageRotation
@@ -48,13 +48,13 @@ def rotating_digits(
         (100, 1600, torch.Size([2, 16, 1, 28, 28]))
     """
     images = as_numbers(images, "images")
-    check_shape(images, "images", ("n", 28, 28), "Try images.squeeze(1) without the channel.")
+    check.shape(images, "images", ("n", 28, 28), "Try images.squeeze(1) without the channel.")
     if images.dtype != torch.uint8:
         raise DataError(f"images: expected torch.uint8, got {images.dtype}. Try (255 * images).round().byte().")
     if views is None:
         views = torch.ones(len(images), NUM_ANGLES, dtype=torch.bool)
-    views = as_mask(views, "views")
-    check_shape(views, "views", (len(images), NUM_ANGLES), "It has a row for each image, a column for each angle.")
+    hint = "It has a row for each image, a column for each angle."
+    views = check.mask(as_numbers(views, "views"), "views", (len(images), NUM_ANGLES), hint)
     if not bool(views.any()):
         raise DataError("views: expected at least one view, got none. Try None for all.")
     image, angle = views.nonzero(as_tuple=True)

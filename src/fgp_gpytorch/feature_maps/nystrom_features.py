@@ -51,7 +51,9 @@ class NystromFeatures(Configurable, gpytorch.Module):
         hint = "Try gpytorch.kernels.MaternKernel(nu=1.5)."
         if check.instance(kernel, "kernel", Kernel, hint).batch_shape:
             got = list(kernel.batch_shape)
-            raise ShapeError(f"kernel: expected a gpytorch.kernels.Kernel without batch shape, got batch_shape {got}. {hint}")
+            raise ShapeError(
+                f"kernel: expected a gpytorch.kernels.Kernel without batch shape, got batch_shape {got}. {hint}"
+            )
         points = check.as_tensor(points if isinstance(points, Tensor) else np.array(points), "points").detach().double()
         points = points.unsqueeze(-1) if points.dim() == 1 else points
         check.finite(check.shape(points, "points", ("M", "D"), "Try data.flat().x.unique(dim=0)."), "points")
@@ -94,8 +96,8 @@ class NystromFeatures(Configurable, gpytorch.Module):
         cholesky, failed = torch.linalg.cholesky_ex(among + noise * identity)
         if bool(failed):
             raise DataError(
-                f"kernel: expected a positive definite matrix at the {len(points)} points, got a singular one. Try fewer "
-                "points, further apart, or another kernel."
+                f"kernel: expected a positive definite matrix at the {len(points)} points, got a singular one. Try "
+                "fewer points, further apart, or another kernel."
             )
         return torch.linalg.solve_triangular(cholesky, cross, upper=False).mT
 

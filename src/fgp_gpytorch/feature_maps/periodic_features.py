@@ -19,8 +19,8 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
         Phi(x) = [ sqrt(c_0), sqrt(c_n) cos(2 pi n x / period), sqrt(c_n) sin(2 pi n x / period) for n = 1 ... H ]
 
     Every call computes the coefficients by FFT from the kernel's values on a grid, with gradients, so the kernel's
-    hyperparameters can be learned. The error is that of the harmonics left out. For the paper's kernel these fall faster
-    than exponentially (c_n = 2 exp(-1/r) I_n(1/r), r GPyTorch's lengthscale): 12 harmonics reach 1e-10 for
+    hyperparameters can be learned. The error is that of the harmonics left out. For the paper's kernel these fall
+    faster than exponentially (c_n = 2 exp(-1/r) I_n(1/r), r GPyTorch's lengthscale): 12 harmonics reach 1e-10 for
     lengthscales above 0.5, and 1e-7 at 0.25. `missing_variance` returns what is left out. The truncated kernel is a
     valid kernel.
 

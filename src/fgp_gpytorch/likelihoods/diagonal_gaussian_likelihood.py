@@ -15,8 +15,8 @@ from fgp_gpytorch.likelihoods.likelihood import Likelihood
 class DiagonalGaussianLikelihood(Likelihood):
     r"""p(y | z) = N(y | mu(z), diag(variance)), a learned variance for each element of y.
 
-    Use it for tables, whose columns have different noise. Under the single variance of `GaussianLikelihood` the noisiest
-    column sets the weight of all others. The ELBO learns the variances; `GECO` does not.
+    Use it for tables, whose columns have different noise. Under the single variance of `GaussianLikelihood` the
+    noisiest column sets the weight of all others. The ELBO learns the variances; `GECO` does not.
 
     Args:
         y_shape: Shape of one observation.

@@ -1,4 +1,4 @@
-"""Figures of merit, each with its unit and direction."""
+"""Metrics of trained models, each with its unit and direction."""
 
 from fgp_gpytorch.metrics.calibration import Calibration, held_out_calibration
 from fgp_gpytorch.metrics.context_size import mse_by_context_size

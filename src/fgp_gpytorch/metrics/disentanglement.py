@@ -1,4 +1,4 @@
-"""What local and global channels know of the auxiliary feature and of the group."""
+"""Information of local and global channels about the auxiliary feature and the group."""
 
 import dataclasses
 import math
@@ -7,22 +7,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.data import GroupedBatch, GroupedDataset, LazyDataset
-from fgp_gpytorch.data.grouped_dataset import FlatRows, check_dataset
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import check_batch_size, evaluation
+from fgp_gpytorch.metrics._evaluation import evaluation
 from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information_gap
 from fgp_gpytorch.metrics.probes import centroid_accuracy, nearest_path_accuracy, ridge_r2
 from fgp_gpytorch.models import GroupedVAE
 
-_MOST_PLACES = 1000  # of x, at which every group's path is predicted
+_MOST_PLACES = 1000  # of x, at which the path of every group is predicted
 
 
 class Latents(NamedTuple):
-    """Posterior means of the members of a data set, in the order of `data.flat()`.
+    """Posterior means of the members of a data set, sorted by group as in `data.features()`.
 
     Attributes:
-        mean: E[z], (N, L), float64 as a rule.
+        mean: E[z], (N, L), usually float64.
         x: Auxiliary features, (N, D).
         group: Position of each member's group, (N,), int64.
     """
@@ -33,19 +33,19 @@ class Latents(NamedTuple):
 
 
 class Disentanglement(NamedTuple):
-    """What is read from which channels; None where a model has no such channels (or one, for a gap).
+    """Scores of probes of local and global channels. None where a model has no such channels (or one, for a gap).
 
     In the ideal that the paper describes, local channels have a `feature_r2` of 1 and a `group_accuracy` at chance,
-    global channels the reverse. A `local_group_accuracy` at chance alone does not say that local channels know nothing
-    of the group: a group whose path has a shape of its own shows by `local_path_accuracy`.
+    global channels the reverse. A `local_group_accuracy` at chance does not prove that local channels are free of the
+    group: groups whose paths differ in shape show in `local_path_accuracy`.
 
     Attributes:
-        local_feature_r2: R^2 of a linear probe for x on held-out groups, from channels that vary within a group.
-        global_feature_r2: The same from channels that groups share.
+        local_feature_r2: R^2 of a linear probe for x on held-out groups, from local channels.
+        global_feature_r2: The same from global channels.
         local_group_accuracy: Accuracy of a linear classifier of the group, on held-out members, from local channels.
-        local_path_accuracy: Accuracy of a reader that is told x: the group whose local channels, predicted at x from
-            one half of its members, are nearest to the posterior there given the other half. None with `alone=True`,
-            and for a feature that takes more than a thousand values, where paths would fill the memory.
+        local_path_accuracy: Accuracy of a classifier that takes x too: the group whose local channels, predicted at x
+            from one half of its members, are nearest to the posterior from the other half. None with `alone=True`,
+            and for a feature of more than a thousand values, where paths would fill the memory.
         global_group_accuracy: As `local_group_accuracy`, from global channels.
         chance: Accuracy of guessing the group.
         feature_gap: Mutual information gap of the feature over all channels, a fraction of its entropy.
@@ -65,33 +65,31 @@ class Disentanglement(NamedTuple):
 
 
 def latent_means(model: GroupedVAE, data: GroupedDataset, alone: bool = False, batch_size: int = 64) -> Latents:
-    """Posterior mean of z at every member.
+    """Posterior mean of z at every member, with x and group, on the CPU.
 
     Args:
-        model: A trained model; it is used in evaluation mode and left in the mode it was in.
+        model: A trained model. It is used in evaluation mode, then restored.
         data: N members in groups.
         alone: False conditions on all members of the group at their x (paper, Section 3). True conditions on that
-            member only, so that under a stationary kernel of mean zero x plays no part, and nothing can be read from z
-            but what the encoder saw in y (and in object vectors that are parameters, which were learned from all).
-        batch_size: Groups at a time; a prior that couples groups is conditioned on so many, if not on one member alone.
-
-    Returns:
-        The means with x and group, on the CPU.
+            member only. Under a stationary kernel of mean zero z then depends on y alone, not on x (and on group
+            vectors that are parameters, which were learned from all members).
+        batch_size: Groups at a time. A prior that couples groups is conditioned on so many, unless `alone`.
 
     Raises:
+        ArgumentError: If `batch_size` is below 1, or `data` no data set.
         ShapeError: If the encoder's output is not two tensors of L channels.
         DataError: If a value is not finite.
     """
-    check_batch_size(batch_size)
-    check_dataset(data, "data", "data.subset(groups) in place of a batch")
+    check.count(batch_size, "batch_size", hint="Try 64.")
+    _check_data(data)
     means = []
     with evaluation(model) as device:
         for start in range(0, len(data), batch_size):
             batch = data[start : start + batch_size].to(device)
             parts = _each_alone(model, batch) if alone else [batch]
             means += [model.infer(part).mean[part.mask].cpu() for part in parts]
-    rows = _rows_of(data)
-    return Latents(torch.cat(means), rows.x.cpu(), rows.group.cpu())
+    x, group = data.features()
+    return Latents(torch.cat(means), x.cpu(), group.cpu())
 
 
 def disentanglement(
@@ -104,77 +102,71 @@ def disentanglement(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Disentanglement:
-    r"""Test in numbers what the paper says in words: local latents carry x, global ones the group (paper, Section 3).
+    r"""Measure how far local latents carry x and global ones the group, as the paper claims (Section 3).
 
-    - Feature: `ridge_r2` of x (of its cosine and sine) from posterior means, on groups that the probe has not seen.
-    - Group: `centroid_accuracy`. The members of each group are divided into halves, each inferred without the other;
-      the classifier is fitted on one and tested on the other. So a global channel, whose posterior is one value for
-      all members that are inferred together, has to find the same value from other images.
-    - Group, told x: `nearest_path_accuracy` of the local channels of the tested halves, among the paths of all groups
-      from the halves fitted on.
+    - Feature: `ridge_r2` of x (of its cosine and sine) from posterior means, on groups that the probe was not fitted
+      on.
+    - Group: `centroid_accuracy`. The members of each group are divided into halves, each inferred without the other.
+      The classifier is fitted on one half and tested on the other. So a global channel, whose posterior is one value
+      for all members that are inferred together, has to take the same value for other images.
+    - Group, given x: `nearest_path_accuracy` of the local channels of the tested halves, among the paths of all groups
+      from the fitted halves.
     - Mutual information gap: `mutual_information_gap` of the feature and of the group over all channels.
 
-    With `alone=False` local posteriors are told x by the GP, so a high R^2 is no feat of the encoder; compare models
-    that get x with those that do not (a plain VAE) by `alone=True`.
+    With `alone=False` local posteriors depend on x through the GP, so a high R^2 does not show that the encoder finds
+    x. Use `alone=True` to compare models that take x with those that do not (a plain VAE).
 
     Args:
-        model: A trained model; it is used in evaluation mode and left in the mode it was in.
+        model: A trained model. It is used in evaluation mode, then restored.
         data: Groups of two members or more.
-        period: Period of the feature, in its units (2 pi for radians); None for one that is no angle.
-        feature: Which of the D auxiliary features to read.
+        period: Period of the feature, in its units (2 pi for radians). None for one that is no angle.
+        feature: Which of the D auxiliary features to probe.
         alone: As in `latent_means`.
-        num_bins: Bins for the mutual information. The feature is binned too if it takes more values than that.
+        num_bins: Bins for the mutual information. A feature with more values than that is binned too.
         seed: Of the halves and folds.
         batch_size: Groups at a time.
 
-    Returns:
-        R^2, accuracies and gaps.
-
     Raises:
-        DataError: If the feature does not exist, is not known everywhere, or does not vary.
+        ArgumentError: If an option is out of range, or `data` no data set.
+        DataError: If the feature is not known everywhere, or does not vary.
         GroupError: If a group has fewer than two members, or there are fewer than two groups.
     """
-    check_dataset(data, "data", "data.subset(groups) in place of a batch")
-    if not 0 <= feature < data.num_features:
-        raise DataError(f"feature: expected 0 to {data.num_features - 1}, got {feature}. Try 0.")
+    _check_data(data)
+    check.choice(feature, "feature", range(data.num_features))
+    if period is not None:
+        check.positive(period, "period", hint="Try 2 * math.pi, or None for a feature that is no angle.")
     if len(data) < 2 or int(data.group_sizes.min()) < 2:
         raise GroupError(
             f"data: expected two groups or more of two members or more, got {len(data)} groups, the smallest of "
             f"{int(data.group_sizes.min())}. Try data.subset(data.group_sizes > 1)."
         )
-    if period is not None and not 0 < period < math.inf:
-        raise DataError(
-            f"period: expected a positive finite number, or None for a feature that is no angle, got {period}. "
-            "Try 2 * math.pi."
-        )
-    known = _rows_of(data).x[:, feature].isfinite()
+    known = data.features().x[:, feature].isfinite()
     if not bool(known.all()):
         raise DataError(
-            f"data.x: expected a feature that is known everywhere, got {int((~known).sum())} members of whom it is "
-            "not. Try data.select(known) with the mask of the others."
+            f"data.x: expected a feature that is known everywhere, got {int((~known).sum())} members without it. "
+            "Try data.select(known) with the mask of the others."
         )
     together = latent_means(model, data, alone, batch_size)
     first = _random_half(data, seed)
-    # of members that are inferred alone the halves are known already
+    # the means of members that are inferred alone do not depend on the half
     fitted, tested = (
-        Latents(*(part[half] for part in together))
+        Latents(*(part[half.cpu()] for part in together))
         if alone
         else latent_means(model, data.select(half), False, batch_size)
         for half in (first, ~first)
     )
     value = together.x[:, feature].double()
     targets = value.unsqueeze(-1) if period is None else _on_circle(value, period)
-
     is_global = model.prior.is_global
 
-    def read(chosen: Tensor) -> tuple[float | None, float | None]:
+    def probe(chosen: Tensor) -> tuple[float | None, float | None]:
         """R^2 and accuracy from these channels."""
         if not bool(chosen.any()):
             return None, None
         r2 = ridge_r2(together.mean[:, chosen], targets, together.group, seed=seed)
         return r2, centroid_accuracy(fitted.mean[:, chosen], fitted.group, tested.mean[:, chosen], tested.group)
 
-    (local_r2, local_accuracy), (global_r2, global_accuracy) = read(~is_global), read(is_global)
+    (local_r2, local_accuracy), (global_r2, global_accuracy) = probe(~is_global), probe(is_global)
     path_accuracy = None
     if not alone and not bool(is_global.all()):
         at, position = tested.x.unique(dim=0, return_inverse=True)
@@ -193,6 +185,10 @@ def disentanglement(
     )  # fmt: skip
 
 
+def _check_data(data: GroupedDataset) -> None:
+    check.instance(data, "data", GroupedDataset, "Try data.subset(groups) in place of a batch.")
+
+
 def _paths(model: GroupedVAE, data: GroupedDataset, x: Tensor, batch_size: int) -> Tensor:  # shape: (G, U, L)
     """Posterior mean of every group at all of x, (U, D), on the CPU."""
     paths = []
@@ -204,32 +200,27 @@ def _paths(model: GroupedVAE, data: GroupedDataset, x: Tensor, batch_size: int) 
     return torch.cat(paths)
 
 
-def _rows_of(data: GroupedDataset) -> FlatRows:
-    """Features and groups of all members; observations are not made for it."""
-    return (data.rows if isinstance(data, LazyDataset) else data).flat()
-
-
 def _on_circle(value: Tensor, period: float) -> Tensor:  # shape: (N,) -> (N, 2)
     phase = 2 * math.pi / period * value
     return torch.stack([phase.cos(), phase.sin()], dim=-1)
 
 
 def _levels(value: Tensor, num_bins: int) -> Tensor:  # shape: (N,)
-    """The number of each distinct value, or its bin if there are more than bins."""
+    """The number of each distinct value, or its bin if there are more values than bins."""
     distinct, level = value.unique(return_inverse=True)
     return level if len(distinct) <= num_bins else discretize(value.unsqueeze(-1), num_bins)[:, 0]
 
 
 def _random_half(data: GroupedDataset, seed: int) -> Tensor:  # shape: (N,)
-    """Mark a random half of the rows of each group, at least one, and never all of two or more."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.cat([torch.randperm(size, generator=generator) < size // 2 for size in data.group_sizes.tolist()])
+    """Mark a random half of the members of each group, at least one, and never all."""
+    places = data.random_places(torch.Generator().manual_seed(seed))
+    return places < (data.group_sizes // 2)[data.features().group]
 
 
 def _each_alone(model: GroupedVAE, batch: GroupedBatch) -> list[GroupedBatch]:
     """Every member of the batch as a group of its own, in the order of `tensor[batch.mask]`.
 
-    They are one batch where groups are independent, batches of one where the prior couples them.
+    This is one batch if groups are independent, and batches of one group if the prior couples groups.
     """
     there = batch.mask
     parts = {name: getattr(batch, name)[there].unsqueeze(1) for name in ("y", "x", "mask")}

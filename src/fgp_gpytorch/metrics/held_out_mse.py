@@ -1,42 +1,42 @@
 """Squared error at held-out members."""
 
-from fgp_gpytorch.data.held_out import HeldOut
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.data import HeldOut
+from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.metrics._evaluation import batches, evaluation
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
 
 def held_out_mse(
-    model: GroupedVAE | ConditionedVAE, held_out: HeldOut, sample: bool = False, batch_size: int = 64, num_samples: int = 1
+    model: GroupedVAE | ConditionedVAE,
+    held_out: HeldOut,
+    sample: bool = False,
+    batch_size: int = 64,
+    num_samples: int = 1,
 ) -> float:
     """Mean squared error of generating held-out members from the others of their group. Lower is better.
 
     The measure of the paper's Table 1.
 
     Args:
-        model: A trained model, or what its `given` made; it is used in evaluation mode and left in the mode it was in.
-        held_out: Groups with `context`, `x_new` (G, Q*, D) and `y_new` (G, Q*, *y_shape), and `y_new_mask` if some
-            was not observed.
+        model: A trained model, or one conditioned on data. It is used in evaluation mode, then restored.
+        held_out: The members to predict.
         sample: False decodes the posterior mean of z, True one draw of z, from the global random numbers.
         batch_size: Groups at a time. A model that couples groups conditions on those of a batch together, so its error
-            depends on it a little.
-        num_samples: Draws of z whose decoded observations are averaged before the error is taken, with `sample=True`:
-            many of them make the predictive mean E[y*], the best guess under a squared error. A model that knows little
-            of z* (a VAE at a new member) is served by it far better than by decoding the mean of z*.
+            depends on the batch size a little.
+        num_samples: With `sample=True`, the draws of z whose decoded observations are averaged before the error is
+            taken. Many draws give the predictive mean E[y*], the best prediction under a squared error. It is far
+            better than the decoded mean of z* if the posterior of z* is wide (a VAE at a new member).
 
     Returns:
         Units of y squared, averaged over groups, members and elements (for images: per pixel, ink 1, paper 0).
 
     Raises:
-        DataError: If `num_samples` is below 1, or above it without `sample=True`; if nothing of `y_new` was observed,
-            or what was is not finite.
-        ShapeError: If `x_new`, `y_new` or `y_new_mask` are not of the context's groups.
+        ArgumentError: If `num_samples` is below 1, or above it without `sample=True`, or `held_out` is no `HeldOut`.
     """
-    if not isinstance(num_samples, int) or num_samples < 1 or (num_samples > 1 and not sample):
-        raise DataError(
-            f"num_samples: expected an integer of at least 1, and 1 for the decoded mean of z, got {num_samples} with "
-            f"sample={sample}. Try held_out_mse(model, held_out, sample=True, num_samples=64)."
-        )
+    hint = "Try held_out_mse(model, held_out, sample=True, num_samples=64)."
+    if check.count(num_samples, "num_samples", hint=hint) > 1 and not sample:
+        raise ArgumentError(f"num_samples: expected 1 for the decoded mean of z, got {num_samples}. {hint}")
     total, count = 0.0, 0
     with evaluation(model) as device:
         for batch in batches(held_out, batch_size, device):

@@ -1,32 +1,27 @@
-"""Mutual information of discretized variables, and the gap that measures disentanglement by it."""
+"""Mutual information of discretized variables, and the disentanglement gap made of it."""
 
 import torch
 from torch import Tensor
 
-from fgp_gpytorch._shapes import check_finite
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError, ShapeError
 
 
 def discretize(values: Tensor, num_bins: int = 20) -> Tensor:  # shape: (N, L) -> (N, L)
-    """Bin of each value, 0 to `num_bins` - 1, with bins of equal width from the least to the greatest of its column.
+    """Bin of each value, 0 to `num_bins` - 1, int64. Bins divide the range of each column into equal widths.
 
     Args:
-        values: Real numbers.
-        num_bins: Bins; 20 is what Locatello et al. 2019 ("Challenging common assumptions in the unsupervised learning
-            of disentangled representations") use.
-
-    Returns:
-        Bins, int64; 0 throughout a constant column.
+        values: Real numbers. A constant column gives 0.
+        num_bins: Bins. Locatello et al. 2019 ("Challenging common assumptions in the unsupervised learning of
+            disentangled representations") use 20.
 
     Raises:
-        DataError: If `num_bins` is below 2, or a value is not finite.
+        ArgumentError: If `num_bins` is below 2.
         ShapeError: If the values are not (N, L).
+        DataError: If a value is not finite.
     """
-    if num_bins < 2:
-        raise DataError(f"num_bins: expected at least 2, got {num_bins}. Try 20.")
-    if values.dim() != 2:
-        raise ShapeError(f"values: expected (N, L), got {tuple(values.shape)}. Try values.unsqueeze(-1).")
-    check_finite(values, "values")
+    check.count(num_bins, "num_bins", least=2, hint="Try 20.")
+    check.finite(check.shape(values, "values", ("N", "L"), "Try values.unsqueeze(-1)."), "values")
     values = values.double()
     least, greatest = values.amin(0), values.amax(0)
     width = torch.where(greatest > least, greatest - least, 1.0)
@@ -34,22 +29,19 @@ def discretize(values: Tensor, num_bins: int = 20) -> Tensor:  # shape: (N, L) -
 
 
 def mutual_information(first: Tensor, second: Tensor) -> Tensor:  # shape: (N, L), (N,) -> (L,)
-    r"""Mutual information of each column with one more variable, from counts.
+    r"""Mutual information of each column with one more variable, from counts, in nats.
 
         I(a; b) = sum_ab p(a, b) log p(a, b) / (p(a) p(b))
 
-    The plug-in estimate: too high, by about (values of a - 1)(values of b - 1) / 2N nats where the two are independent
-    (Miller 1955). With 20 bins, 360 groups and 4000 rows that is most of a nat.
+    The plug-in estimate is too high, by about (values of a - 1)(values of b - 1) / 2N nats where the two are
+    independent (Miller 1955). With 20 bins, 360 groups and 4000 rows that is most of a nat.
 
     Args:
         first: Discrete values, int64, not negative.
         second: Discrete values, int64, not negative. I(b; b) is the entropy of b.
 
-    Returns:
-        Nats, at least 0 up to rounding.
-
     Raises:
-        ShapeError: If the rows do not match.
+        ShapeError: If the numbers of rows differ.
     """
     if first.dim() != 2 or second.shape != first.shape[:1] or len(second) == 0:
         raise ShapeError(
@@ -71,27 +63,28 @@ def mutual_information_gap(
     factor: Tensor,  # shape: (N,)
     num_bins: int = 20,
 ) -> float:
-    r"""How far the most informative channel is ahead of the next one. Higher is better: the factor has its own channel.
+    r"""Gap between the most informative channel and the next one, as a fraction of the factor's entropy.
 
         (I(z_j; v) - max_{i != j} I(z_i; v)) / H(v),   j = argmax I(z_j; v)
 
-    One factor's term of the mutual information gap (Chen et al. 2018, "Isolating sources of disentanglement in
-    variational autoencoders", eq. 6); the gap of a model is the mean over factors. It asks for *one* channel for each
-    factor: a model that gives a factor a block of channels scores low here, whatever its probes say. With B bins it
-    cannot exceed log B / H(v): 0.51 for 20 bins and 360 equally frequent groups. The excess of the plug-in estimates
-    cancels in the difference but for its noise; the gap of a permuted factor shows how much is left.
+    Higher is better, from 0 to 1: the factor has a channel of its own. This is one factor's term of the mutual
+    information gap (Chen et al. 2018, "Isolating sources of disentanglement in variational autoencoders", eq. 6). The
+    gap of a model is the mean over factors.
+
+    - A factor that is spread over a block of channels scores low, whatever probes find.
+    - With B bins the gap is at most log B / H(v): 0.51 for 20 bins and 360 equally frequent groups.
+    - The bias of the plug-in estimates cancels in the difference, but not its noise. The gap of a permuted factor
+      measures the noise.
 
     Args:
         latents: Representation, discretized here into bins of equal width.
         factor: Values of the factor, int64, not negative.
         num_bins: Bins of each channel.
 
-    Returns:
-        The gap as a fraction of the factor's entropy, 0 to 1.
-
     Raises:
-        ShapeError: If there are fewer than two channels, or the rows do not match.
-        DataError: If the factor is constant, or `num_bins` is below 2.
+        ArgumentError: If `num_bins` is below 2.
+        ShapeError: If there are fewer than two channels, or the numbers of rows differ.
+        DataError: If the factor is constant.
     """
     if latents.dim() != 2 or latents.shape[-1] < 2:
         raise ShapeError(f"latents: expected (N, L) with L of at least 2, got {tuple(latents.shape)}. A gap needs two.")

@@ -1,8 +1,9 @@
-"""What can be read from a representation, by the simplest readers. Pure functions of tensors, in float64."""
+"""Simple classifiers and regressions of a representation. Pure functions of tensors, in float64."""
 
 import torch
 from torch import Tensor
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 
 
@@ -19,12 +20,12 @@ def ridge_r2(
         W = (Z'Z + n penalty I)^-1 Z'(T - mean T)     standardized features Z of the n rows of the other folds
         R^2 = 1 - sum (T - prediction)^2 / sum (T - mean T)^2   over all rows, when each was held out
 
-    Every group is held out once. The means are those of the rows fitted on, so 0 is to predict their mean, and worse
-    than that is negative.
+    Every group is held out once. The means are those of the fitted rows. So predicting their mean gives 0, and a worse
+    prediction is negative.
 
     Args:
         features: The representation.
-        targets: What to read, all columns in one unit: their errors are summed.
+        targets: The columns to predict, in one unit: their errors are summed.
         group: Group of each row, any integers.
         num_folds: Parts that the groups are divided into, at most one for each group.
         penalty: Weight of the ridge, for standardized features, per row.
@@ -34,16 +35,16 @@ def ridge_r2(
         R^2, at most 1.
 
     Raises:
-        ShapeError: If the rows do not match.
+        ArgumentError: If there are fewer than two folds.
+        ShapeError: If the numbers of rows differ.
         GroupError: If there are fewer than two groups.
-        DataError: If the targets are constant, or there are fewer than two folds.
+        DataError: If the targets are constant.
     """
     features, targets = _rows(features, "features", group), _rows(targets, "targets", group)
+    check.count(num_folds, "num_folds", least=2, hint="Try 5.")
     labels, code = group.unique(return_inverse=True)
     if len(labels) < 2:
         raise GroupError("group: expected at least two groups, one to fit and one to test on, got 1. Try more data.")
-    if num_folds < 2:
-        raise DataError(f"num_folds: expected at least 2, got {num_folds}. Try 5.")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     fold = (order % num_folds)[code]
     residual, total = 0.0, 0.0
@@ -68,20 +69,19 @@ def centroid_accuracy(
     test_group: Tensor,  # shape: (M,)
     shrinkage: float = 1e-3,
 ) -> float:
-    r"""Fraction of test rows whose group a linear classifier names. Higher is better; chance is 1 / groups.
+    r"""Accuracy of a linear classifier of the group, on test rows. Higher is better; chance is 1 / groups.
 
-    The group of the nearest centroid, in the metric of the scatter within groups (linear discriminant analysis with
-    equal group probabilities; Hastie, Tibshirani and Friedman 2009, Section 4.3):
+    It takes the group of the nearest centroid, in the metric of the scatter within groups (linear discriminant
+    analysis with equal group probabilities; Hastie, Tibshirani and Friedman 2009, Section 4.3):
 
         argmin_g (z - c_g)' (S + shrinkage I)^-1 (z - c_g)
 
-    with features standardized first. Without the metric a channel that varies widely within every group would
-    drown one that tells the groups apart.
+    with features standardized first. The metric reduces the weight of channels that vary widely within every group.
 
     Args:
         features: Rows to fit on.
         group: Their groups, any integers.
-        test_features: Rows to name the group of.
+        test_features: Rows to classify.
         test_group: Their groups.
         shrinkage: Added to the scatter S, which is singular where a channel is constant within groups.
 
@@ -89,7 +89,7 @@ def centroid_accuracy(
         Accuracy, 0 to 1.
 
     Raises:
-        ShapeError: If the rows do not match.
+        ShapeError: If the numbers of rows differ.
         GroupError: If a test row's group has no row to fit on.
     """
     features = _rows(features, "features", group)
@@ -119,17 +119,17 @@ def nearest_path_accuracy(
     at: Tensor,  # shape: (M,)
     group: Tensor,  # shape: (M,)
 ) -> float:
-    r"""Fraction of rows whose group is named when it is known where on its path the row lies. Higher is better.
+    r"""Accuracy of a classifier of the group that takes the place of each row on its path. Higher is better.
 
         argmin_g  sum_l (z_l - path_gl(u))^2 / s_l^2     s_l^2 = mean over u of the variance of path_gl(u) over groups
 
-    A reader that is not told u takes one centroid for a whole path, and does not see paths that differ in shape about
-    the same centre. A tie, such as of paths that are all the same, is no success. Chance is 1 / groups only if all
-    paths were found from members at the same places: a group is told from others by where its members lie, too.
+    It distinguishes paths that differ in shape about the same centre, which `centroid_accuracy` cannot. A tie, such as
+    of equal paths, counts as an error. Chance is 1 / groups only if all paths come from members at the same places:
+    the places of its members distinguish a group, too.
 
     Args:
         paths: Values of every group at U places.
-        features: Rows to name the group of.
+        features: Rows to classify.
         at: Position of each row's place among the U.
         group: Position of each row's group among the G.
 
@@ -138,7 +138,7 @@ def nearest_path_accuracy(
 
     Raises:
         ShapeError: If paths and rows do not match.
-        GroupError: If there are fewer than two groups, or a row's group or place is none of those of the paths.
+        GroupError: If there are fewer than two groups, or a row's group or place is outside the paths.
     """
     features = _rows(features, "features", group)
     if paths.dim() != 3 or paths.shape[-1] != features.shape[-1] or at.shape != group.shape:
@@ -160,7 +160,7 @@ def nearest_path_accuracy(
     named = 0
     for place in at.unique():
         here = at == place
-        exact = "donot_use_mm_for_euclid_dist"  # or equal paths would not be equally far
+        exact = "donot_use_mm_for_euclid_dist"  # equal paths then have equal distances
         distance = torch.cdist(features[here] / scale, paths[:, place] / scale, compute_mode=exact)
         nearest = distance.topk(2, largest=False)
         sure = nearest.values[:, 0] < nearest.values[:, 1]
@@ -169,7 +169,7 @@ def nearest_path_accuracy(
 
 
 def _standard(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, the latter 1 where a channel is constant."""
+    """Mean and standard deviation of each channel. The latter is 1 where a channel is constant."""
     deviation = features.std(0, correction=0)
     constant = deviation <= 1e-12 * features.abs().amax(0)
     return features.mean(0), torch.where(constant, 1.0, deviation)

@@ -5,71 +5,78 @@ import math
 import torch
 from torch import Tensor
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError, ShapeError
 
+__all__ = ["central_interval", "crps_of_samples", "crps_of_sorted", "interval_of_sorted", "log_mean_exp"]
 
-def log_mean_exp(log_prob: Tensor) -> Tensor:
-    """Log density of the mixture of S equally likely draws: log 1/S sum_s exp log_prob_s.
 
-    Args:
-        log_prob: Log density under each draw, nats, (S, *shape).
-
-    Returns:
-        Nats, (*shape).
-    """
+def log_mean_exp(log_prob: Tensor) -> Tensor:  # shape: (S, *shape) -> (*shape)
+    """Log density of the mixture of S equally likely draws, nats: log 1/S sum_s exp log_prob_s."""
     return log_prob.logsumexp(0) - math.log(len(log_prob))
 
 
-def crps_of_samples(samples: Tensor, y: Tensor) -> Tensor:
-    r"""Continuous ranked probability score of each element, from draws. Lower is better.
+def crps_of_samples(samples: Tensor, y: Tensor) -> Tensor:  # shape: (S, *shape), (*shape) -> (*shape)
+    r"""Continuous ranked probability score of each element, from draws, in units of y. Lower is better.
 
         CRPS = E|X - y| - 1/2 E|X - X'|   (Gneiting and Raftery 2007, "Strictly proper scoring rules", eq. 21)
 
     The second mean is over pairs of different draws, the "fair" form (Ferro 2014, "Fair scores for ensemble
-    forecasts"), which is unbiased for every S; a single element can then be slightly below 0. With draws in ascending
-    order the pairs cost a sort: sum_{s < t} |x_s - x_t| = sum_s (2 s - S - 1) x_(s).
+    forecasts"). It is unbiased for every S. A single element can be slightly below 0.
 
     Args:
-        samples: S draws of the predictive distribution, (S, *shape), S at least 2.
-        y: What happened, (*shape).
-
-    Returns:
-        Units of y, (*shape).
+        samples: S draws of the predictive distribution, S at least 2.
+        y: The observation.
 
     Raises:
         ShapeError: If the shapes do not fit.
         DataError: If there are fewer than two draws.
     """
-    _check(samples, y, 2)
-    return _crps_of_sorted(samples.sort(0).values, y)
+    if samples.shape[1:] != y.shape:
+        raise ShapeError(
+            f"samples: expected (S, *shape of y) = (S, {', '.join(map(str, y.shape))}), got {tuple(samples.shape)}. "
+            "Try y without a dimension of draws."
+        )
+    if len(samples) < 2:
+        raise DataError(f"samples: expected at least 2 draws, got {len(samples)}. Try num_samples=199.")
+    return crps_of_sorted(samples.sort(0).values, y)
 
 
-def central_interval(samples: Tensor, level: float) -> tuple[Tensor, Tensor]:
-    r"""Ends of the interval that holds `level` of the predictive distribution, as much left out below as above.
+def crps_of_sorted(ordered: Tensor, y: Tensor) -> Tensor:  # shape: (S, *shape), (*shape) -> (*shape)
+    """As `crps_of_samples`, from sorted draws: sum_{s < t} |x_s - x_t| = sum_s (2 s - S - 1) x_(s)."""
+    number = len(ordered)
+    rank = torch.arange(1, number + 1, dtype=ordered.dtype, device=ordered.device)
+    pairs = torch.tensordot(2 * rank - number - 1, ordered, dims=1) / (number * (number - 1))
+    return (ordered - y).abs().mean(0) - pairs
 
-    The quantile of probability p stands at rank p (S + 1) of the ordered draws, linearly interpolated between
-    neighbours (Hyndman and Fan 1996, "Sample quantiles in statistical packages", definition 6). With S = 19, 39, ...
-    199 the ranks of 5, 25, 75 and 95 % are integers, and then the interval holds a further draw of the same
-    distribution with probability `level` exactly, however few draws there are. Definition 7, the default of
-    `torch.quantile`, gives intervals that are too narrow.
+
+def central_interval(samples: Tensor, level: float) -> tuple[Tensor, Tensor]:  # shape: (S, *shape) -> 2 x (*shape)
+    r"""Ends of the central interval with the probability `level`, in units of the draws.
+
+    The quantile of probability p has rank p (S + 1) among the ordered draws, linearly interpolated (Hyndman and Fan
+    1996, "Sample quantiles in statistical packages", definition 6). With S = 19, 39, ... 199 the ranks of 5, 25, 75
+    and 95 % are integers. Then the interval contains a further draw of the same distribution with probability `level`
+    exactly. Definition 7, the default of `torch.quantile`, gives intervals that are too narrow.
 
     Args:
-        samples: S draws, (S, *shape), at least as many as put both ranks within 1 to S.
+        samples: S draws, so many that both ranks are within 1 to S.
         level: Probability inside, in (0, 1).
 
-    Returns:
-        Lower and upper end, units of the draws, each (*shape).
+    Raises:
+        ArgumentError: If the level is outside (0, 1).
+        DataError: If there are too few draws for it.
+    """
+    return interval_of_sorted(samples.sort(0).values, level)
+
+
+def interval_of_sorted(ordered: Tensor, level: float) -> tuple[Tensor, Tensor]:  # shape: (S, *shape) -> 2 x (*shape)
+    """As `central_interval`, from sorted draws.
 
     Raises:
-        DataError: If the level is outside (0, 1), or there are too few draws for it.
+        ArgumentError: If the level is outside (0, 1).
+        DataError: If there are too few draws for it.
     """
-    return _interval_of_sorted(samples.sort(0).values, level)
-
-
-def _interval_of_sorted(ordered: Tensor, level: float) -> tuple[Tensor, Tensor]:
-    if not 0 < level < 1:
-        raise DataError(f"level: expected a probability in (0, 1), got {level}. Try 0.9.")
-    tail = (1 - level) / 2
+    tail = (1 - check.positive(level, "level", below=1, hint="It is a probability. Try 0.9.")) / 2
     rank = tail * (len(ordered) + 1)
     if rank < 1 - 1e-9:
         raise DataError(
@@ -83,20 +90,3 @@ def _at_rank(ordered: Tensor, rank: float) -> Tensor:
     below = min(max(math.floor(rank + 1e-9), 1), len(ordered))
     above = min(below + 1, len(ordered))
     return torch.lerp(ordered[below - 1], ordered[above - 1], max(rank - below, 0.0))
-
-
-def _crps_of_sorted(ordered: Tensor, y: Tensor) -> Tensor:
-    number = len(ordered)
-    rank = torch.arange(1, number + 1, dtype=ordered.dtype, device=ordered.device)
-    pairs = torch.tensordot(2 * rank - number - 1, ordered, dims=1) / (number * (number - 1))
-    return (ordered - y).abs().mean(0) - pairs
-
-
-def _check(samples: Tensor, y: Tensor, least: int) -> None:
-    if samples.shape[1:] != y.shape:
-        raise ShapeError(
-            f"samples: expected (S, *shape of y) = (S, {', '.join(map(str, y.shape))}), got {tuple(samples.shape)}. "
-            "Try y without a dimension of draws."
-        )
-    if len(samples) < least:
-        raise DataError(f"samples: expected at least {least} draws, got {len(samples)}. Try num_samples=199.")

@@ -85,7 +85,9 @@ def whole_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch
     if isinstance(value, GroupedDataset):
         value = value[:]
     hint = "Try GroupedDataset(y, x, group)[[0, 1]], or GroupedBatch.from_tensors(y, x)."
-    return value if isinstance(value, GroupedBatch) else check.instance(value, name, (GroupedBatch, GroupedDataset), hint)
+    return (
+        value if isinstance(value, GroupedBatch) else check.instance(value, name, (GroupedBatch, GroupedDataset), hint)
+    )
 
 
 def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.coupled import CoupledPosterior, GroupInputs
-from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.data.grouped_batch import same_labels
+from fgp_gpytorch.coupled import CoupledPosterior
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset, same_labels
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import check_group_count, checked_batch, whole_batch
@@ -18,7 +17,7 @@ from fgp_gpytorch.prior import LatentPrior, Prediction
 
 
 class ConditionedVAE(nn.Module):
-    """A copy of a model in evaluation mode, conditioned on all members of a data set. Made by `CoupledVAE.condition_on`.
+    """A copy of a model in evaluation mode, conditioned on a data set. Made by `CoupledVAE.condition_on`.
 
     Args:
         model: The model.

@@ -24,9 +24,9 @@ class CoupledVAE(GroupedVAE, ABC):
 
     - `GroupVectors`: one learned vector per training group. `batch.group_index` must be the position in the training
       data, and `data.align(train)` makes it so for other members of the same groups. New groups are refused.
-    - A representation network: the vector of a group is computed from its own observations (paper, Appendix C). Then new
-      groups have vectors too. Since the vectors depend on y, the ELBO is a bound of log p(Y | D) at D = d(Y), not of
-      log p(Y).
+    - A representation network: the vector of a group is computed from its own observations (paper, Appendix C). Then
+      new groups have vectors too. Since the vectors depend on y, the ELBO is a bound of log p(Y | D) at D = d(Y), not
+      of log p(Y).
 
     What each call conditions on, with a representation network:
 

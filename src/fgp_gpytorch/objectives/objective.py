@@ -42,7 +42,7 @@ class Objective(pyro.infer.ELBO, Configurable):
         """Update the objective's own state after a training step. This one has none."""
 
     def settings(self) -> dict[str, float | str | None]:
-        """The constructor's arguments that are numbers, words or None, with defaults. `fit` compares them on resuming."""
+        """The constructor's arguments that are numbers, words or None. `fit` compares them on resuming."""
         signature = inspect.signature(type(self)).parameters.items()
         given = {name: self.constructor_arguments.get(name, parameter.default) for name, parameter in signature}
         known = {k: float(v) if isinstance(v, int | float) else v for k, v in given.items()}

@@ -12,8 +12,8 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.feature_maps import NystromFeatures, PeriodicFeatures
 from fgp_gpytorch.gaussian import LowRankFactor, low_rank_factor
-from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
+from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.channel_block import ChannelBlock
 
 
@@ -60,13 +60,17 @@ class CoregionalizedChannels(ChannelBlock):
     couples_channels = True
 
     def __init__(
-        self, num_channels: int, num_factors: int, features: PeriodicFeatures | NystromFeatures, mean: Mean | None = None
+        self,
+        num_channels: int,
+        num_factors: int,
+        features: PeriodicFeatures | NystromFeatures,
+        mean: Mean | None = None,
     ) -> None:
         super().__init__(num_channels, mean)
         self.num_factors = check.count(num_factors, "num_factors", hint=f"Try {num_channels}.")
         check.instance(
             features, "features", (PeriodicFeatures, NystromFeatures),
-            "Try PeriodicFeatures(gpytorch.kernels.PeriodicKernel()), or NystromFeatures(kernel, points) of any kernel.",
+            "Try PeriodicFeatures(gpytorch.kernels.PeriodicKernel()), or NystromFeatures(kernel, points).",
         )  # fmt: skip
         if features.kernel.batch_shape:
             raise ShapeError(

@@ -8,12 +8,12 @@ from linear_operator import to_linear_operator
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError
 from fgp_gpytorch.gaussian import masked_precision
-from fgp_gpytorch.prior.multitask import multitask_normal
 from fgp_gpytorch.prior.channel_block import ChannelBlock
 from fgp_gpytorch.prior.latent_posterior import LatentPosterior
 from fgp_gpytorch.prior.latent_prior import LatentPrior
+from fgp_gpytorch.prior.multitask import multitask_normal
 
 _UNGROUPED = "The rows look ungrouped: GroupedDataset(y, x, group) pads them to (G, Q, ...)."
 

@@ -9,9 +9,9 @@ from gpytorch.distributions import MultitaskMultivariateNormal
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch.prior.block_posterior import BlockPosterior
 from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.multitask import multitask_normal
-from fgp_gpytorch.prior.block_posterior import BlockPosterior
 from fgp_gpytorch.prior.posterior import KLTerms, Posterior, Prediction, check_new_members
 
 

@@ -10,8 +10,8 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.gaussian import DenseFactor, DenseMarginals, dense_factor, dense_marginals, symmetric_square_root
 from fgp_gpytorch.kernels import LocalKernel
-from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
+from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.channel_block import ChannelBlock
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from gpytorch.distributions import MultitaskMultivariateNormal
 from linear_operator import to_linear_operator
 from torch import Tensor

@@ -17,13 +17,11 @@ from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoin
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data import GroupedDataset, LazyDataset
-from fgp_gpytorch.data.held_out import HeldOut
+from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.likelihoods import DiagonalGaussianLikelihood, GaussianLikelihood
 from fgp_gpytorch.models import GroupedVAE
 from fgp_gpytorch.objectives import ELBO, Objective
-from fgp_gpytorch.training.held_out import HeldOutDataset
 from fgp_gpytorch.training.lightning_module import TrainingModule
 from fgp_gpytorch.training.resume import PatientStopping, checkpoint_to_resume, existing, run
 from fgp_gpytorch.training.settings import OptimizerFactory, RunSettings, ScheduleFactory
@@ -140,9 +138,8 @@ def fit(
     _warn_of_scale(model, train)
     path = Path(folder) if folder is not None else None
     checkpoint = checkpoint_to_resume(resume, path)
-    held_out = HeldOutDataset(validation) if isinstance(validation, HeldOut) else validation
-    module = TrainingModule(model, settings, train, held_out)
-    monitor = None if held_out is None else "val_mse" if isinstance(held_out, HeldOutDataset) else "val_loss"
+    module = TrainingModule(model, settings, train, validation)
+    monitor = None if validation is None else "val_mse" if isinstance(validation, HeldOut) else "val_loss"
     last, best, chosen = None, None, list(callbacks)
     if path is not None:
         # checkpoints of the end of an epoch, not of its validation: the best epoch is in its own history
@@ -169,7 +166,7 @@ def fit(
                 "enable_model_summary": False,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 10**9,  # metrics are logged by the epoch
-                "limit_val_batches": None if held_out is not None else 0,
+                "limit_val_batches": None if validation is not None else 0,
                 "default_root_dir": path,
                 **trainer_options,
             }
@@ -198,7 +195,7 @@ def _save_end(path: Path, checkpoint_every: int, trainer: lightning.Trainer, _: 
 def _warn_of_scale(model: GroupedVAE, train: GroupedDataset) -> None:
     """Warn if y has raw units: networks start near 0 and variances near 1, so training may leave the latents unused."""
     gaussian = type(model.likelihood) in (GaussianLikelihood, DiagonalGaussianLikelihood)
-    if not gaussian or isinstance(train, LazyDataset):
+    if not gaussian or train.is_lazy:
         return
     batch = train[range(min(len(train), 64))]
     observed = batch.observed.sum((0, 1)).clamp_min(1)

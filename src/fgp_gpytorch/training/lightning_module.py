@@ -16,11 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset, HeldOutBatch
 from fgp_gpytorch.errors import ArgumentError, NonFiniteError
 from fgp_gpytorch.models import GroupedVAE, Terms
 from fgp_gpytorch.saving import KEY, model_state, pack_model
-from fgp_gpytorch.training.held_out import HeldOutBatch, HeldOutDataset, keep
 from fgp_gpytorch.training.settings import RunSettings, fingerprint
 
 _KL = " (of the encoder's mean and variance, and the kernels)"
@@ -34,7 +33,9 @@ class TrainingModule(lightning.LightningModule):
     bit for bit.
     """
 
-    def __init__(self, model: GroupedVAE, settings: RunSettings, train: GroupedDataset, validation: Dataset | None) -> None:
+    def __init__(
+        self, model: GroupedVAE, settings: RunSettings, train: GroupedDataset, validation: Dataset | None
+    ) -> None:
         super().__init__()
         self.model, self.objective, self.settings = model, settings.objective, settings
         self.history: list[dict[str, float]] = []  # one entry per epoch; checkpoints contain it
@@ -79,7 +80,6 @@ class TrainingModule(lightning.LightningModule):
         return DataLoader(
             data, self.settings.batch_size, sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
             pin_memory=self.trainer.strategy.root_device.type == "cuda", generator=generator,
-            collate_fn=keep if isinstance(data, HeldOutDataset) else None,
         )  # fmt: skip
 
     # steps

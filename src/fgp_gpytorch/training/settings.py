@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data import GroupedDataset, LazyDataset
+from fgp_gpytorch.data import GroupedDataset
 from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.objectives import Objective
 
@@ -76,12 +76,11 @@ class RunSettings:
 def fingerprint(data: GroupedDataset) -> dict[str, int]:
     """Return numbers that tell data sets apart: their sizes, and a checksum.
 
-    The checksum is over all features and sizes, and over a million values of y at equal distances. Of a LazyDataset
+    The checksum is over all features and sizes, and over a million values of y at equal distances. For a LazyDataset
     it takes the stored rows.
     """
-    rows = (data.rows if isinstance(data, LazyDataset) else data).flat()
-    y = rows.y.flatten()
-    parts = [rows.x, rows.group, y[:: max(1, y.numel() // 2**20)]]
+    y = data.members.y.flatten()
+    parts = [*data.features(), y[:: max(1, y.numel() // 2**20)]]
     content = [part.contiguous().cpu().view(torch.uint8).numpy().tobytes() for part in parts]
     checksum = zlib.crc32(b"".join(content), data.labels_digest or 0)
     return {"groups": len(data), "members": data.num_members, "checksum of the data": checksum}
