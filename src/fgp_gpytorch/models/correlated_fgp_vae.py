@@ -29,8 +29,8 @@ class CorrelatedFGPVAE(CoupledVAE):
     Appendix C).
 
     **Minibatches.** A step on G of the P groups estimates q(u) by counting every member P/G times, as in `SVGPVAE`.
-    This estimate is biased: q(u) of a minibatch differs from q(u) of the data set. `fit(model, data, batch_size=len(data))`
-    is exact, and takes one step an epoch. `infer` afterwards is exact either way.
+    This estimate is biased: q(u) of a minibatch differs from q(u) of the data set. `fit` with `batch_size=len(data)` is
+    exact, and takes one step an epoch. `infer` afterwards is exact either way.
 
     `CoupledVAE` explains where group vectors come from, and what each call conditions on.
 

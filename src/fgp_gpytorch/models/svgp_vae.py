@@ -127,7 +127,8 @@ class SVGPVAE(CoupledVAE):
     def draw_latents(self, batch: GroupedBatch, plate: pyro.plate) -> Tensor:
         """The sites "u" and "e" of the prior. Returns z, (*s, G, Q, L).
 
-        "u" holds the whitened inducing variables of the whole data set, (L, M). "e" is the part of z that u does not explain, (G, Q, L). It has the same distribution in the guide.
+        "u" holds the whitened inducing variables of the whole data set, (L, M). "e" is the part of z that u does not
+        explain, (G, Q, L). It has the same distribution in the guide.
         """
         x = features_of(batch).to(self.prior.dtype)
         root, residual = self.prior.root(self.used_vectors(batch), x)
