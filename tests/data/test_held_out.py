@@ -256,7 +256,7 @@ def test_random_depends_on_its_seed_and_refuses_what_leaves_no_context(visits):
     assert any(told(HeldOut.random(visits, 1, seed=s)) != told(HeldOut.random(visits, 1)) for s in range(1, 5))
     with pytest.raises(GroupError, match="more than 2 members"):
         HeldOut.random(visits, 2)
-    for amount, words in ((1.0, "a number below 1 > 0, got 1.0"), (0, "an integer >= 1, got 0"), ("a", "an integer")):
+    for amount, words in ((1.0, r"a number in \(0, 1\), got 1.0"), (0, "an integer >= 1, got 0"), ("a", "an integer")):
         with pytest.raises(ArgumentError, match=f"amount: expected {words}"):
             HeldOut.random(visits, amount)
     lonely = GroupedDataset(torch.ones(3, 1), torch.ones(3), list("aab"))

@@ -57,5 +57,5 @@ def test_prior_with_it_is_the_prior_around_it_and_comes_back_from_a_file(tmp_pat
 def test_numbers_out_of_range_are_refused():
     with pytest.raises(ArgumentError, match="harmonics: expected an integer >= 1, got 0"):
         FourierMean(0)
-    with pytest.raises(ArgumentError, match="period: expected a finite number > 0, got 0"):
+    with pytest.raises(ArgumentError, match="period: expected a positive finite number, got 0"):
         FourierMean(1, period=0)

@@ -24,7 +24,6 @@ from fgp_gpytorch import (
 from fgp_gpytorch.data import LazyDataset
 from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
 from fgp_gpytorch.metrics import disentanglement, latent_means, mutual_information_gap
-from fgp_gpytorch.metrics._evaluation import global_channels
 from fgp_gpytorch.metrics.disentanglement import _random_half
 from fgp_gpytorch.metrics.probes import centroid_accuracy
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures, RepresentationNetwork
@@ -92,7 +91,7 @@ def test_of_members_alone_the_halves_are_as_if_inferred_anew(kind):
         model = kind(MLPEncoder([3], 3), MLPDecoder(3, [3]), 3, num_groups=len(data), num_factors=2)
     first = _random_half(data, 3)
     fitted, tested = (latent_means(model, data.select(half), alone=True) for half in (first, ~first))
-    chosen = ~global_channels(model)
+    chosen = ~model.prior.is_global
     expected = centroid_accuracy(fitted.mean[:, chosen], fitted.group, tested.mean[:, chosen], tested.group)
     assert disentanglement(model, data, None, alone=True, seed=3).local_group_accuracy == expected
     everything = latent_means(model, data, alone=True)

@@ -79,5 +79,5 @@ def test_a_data_set_or_an_impossible_batch_size_is_named(model: FGPVAE, held_out
             metric(model, held_out, batch_size=0)
     with pytest.raises(ArgumentError, match="batch_size: expected an integer >= 1, got -3"):
         latent_means(model, held_out.context, batch_size=-3)
-    with pytest.raises(ArgumentError, match=r"period: expected a finite number > 0.* or None"):
+    with pytest.raises(ArgumentError, match=r"period: expected a positive finite number.* or None"):
         disentanglement(model, held_out.context, period=0.0)

@@ -1,15 +1,14 @@
 """Swapped latents against pairs decoded one by one."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from gpytorch.kernels import PeriodicKernel
 from metric_cases import make_circle_held_out, make_circle_model, make_held_out, make_linear_model
 
-from fgp_gpytorch import VAE
+from fgp_gpytorch import VAE, LocalChannels
+from fgp_gpytorch.coupled import CorrelatedPrior, ProductPrior
 from fgp_gpytorch.errors import DataError, GroupError
 from fgp_gpytorch.metrics import held_out_mse, swap_errors
-from fgp_gpytorch.metrics._evaluation import global_channels
 from fgp_gpytorch.metrics.swap import other_group
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
@@ -49,10 +48,10 @@ def test_local_latents_that_say_nothing_of_the_group_can_be_swapped():
 
 
 def test_global_channels_are_those_of_the_blocks_or_the_last_ones_of_another_prior():
-    assert global_channels(make_linear_model()).tolist() == [False, False, True]
-    other = SimpleNamespace(prior=SimpleNamespace(num_channels=4, num_global_channels=3))
-    assert global_channels(other).tolist() == [False, True, True, True]
-    assert global_channels(SimpleNamespace(prior=SimpleNamespace(num_channels=2))).tolist() == [False, False]
+    assert make_linear_model().prior.is_global.tolist() == [False, False, True]
+    other = CorrelatedPrior([LocalChannels(1, PeriodicKernel())], 3)
+    assert other.is_global.tolist() == [False, True, True, True]
+    assert ProductPrior(2).is_global.tolist() == [False, False]
 
 
 def test_swap_says_what_is_wrong_with_its_arguments():
