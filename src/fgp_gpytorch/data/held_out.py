@@ -258,7 +258,7 @@ def _amount(value: int | float, name: str, data: GroupedDataset) -> Tensor:  # s
     """Return how many members of each group a number (int) or a fraction (float) is, less than all of them."""
     sizes = data.group_sizes
     if isinstance(value, float):
-        amount = (check.positive(value, name, below=1) * sizes.double()).round().long()
+        amount = (check.positive(value, name, below=1, hint="Try 0.2.") * sizes.double()).round().long()
         amount = torch.minimum(amount.clamp_min(1), (sizes - 1).clamp_min(1))
     else:
         amount = torch.full_like(sizes, check.count(value, name))
