@@ -47,7 +47,7 @@ def all_angles(
         seen = torch.isin(data.angles, views.context[[position]].x[0, :, 0])
         rows.append(("truth", truth[place]))
         marked += [(len(rows) - 1, int(column)) for column in (~seen).nonzero()[:, 0]]
-        rows += [(textwrap.fill(row, 22), images[place]) for row, images in generated.items()]
+        rows += [(textwrap.fill(row, 20), images[place]) for row, images in generated.items()]
     what = "Digits of the training set" if part == "test" else "Digits never seen in training"
     return image_rows(rows, degrees_of(data), f"{what}; red: angles that were not given", marked)
 
@@ -181,7 +181,7 @@ def draw(plan: Plan) -> None:
     for name, figure in figures(plan).items():
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=80 if name.startswith("systems") else 100)
-        picture = Image.open(buffer).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+        picture = Image.open(buffer).convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE)
         picture.save(folder / f"{name}.png", optimize=True)
         print(f"wrote {folder / name}.png")
 

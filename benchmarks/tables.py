@@ -253,6 +253,29 @@ def other_settings(system: str, recipe: Mapping[str, Any]) -> str:
 # Table 1
 
 
+SYSTEMS = {
+    "VAE": "Independent latents (K = I). Its best guess at a new angle is a mean image.",
+    "CVAE": "Both networks take the angle. Its best guess is the mean image at this angle.",
+    "CVAE of the context": "Pools one code from the images of the context. Both networks take the angle.",
+    "CVAE of the context, any context": "The same with `member_dropout=(0, 1)`.",
+    "GP-VAE": "Casale et al. 2018, with the exact bound and learned group vectors. It has no answer for new digits.",
+    "GP-VAE, representation network": "The group vectors are a function of the images (Appendix C).",
+    "SVGP-VAE": "Jazbec et al. 2021 in the Titsias form: inducing points over group vector and angle.",
+    "SVGP-VAE, representation network": "The group vectors are a function of the images, unlike in its paper.",
+    "FGP-VAE": "The paper's model: local and global channels.",
+    "FGP-VAE, any context": "`member_dropout=(0, 1)`, learned means and variances of the prior, beta 1.",
+    "FGP-VAE, coregionalized": "Ours: 16 channels share 16 factors of their digit. Their loadings vary with the angle.",
+    "FGP-VAE, coregionalized, any context": "The same with `member_dropout=(0, 1)` and beta 1, not tuned.",
+    "FGP-VAE, correlated by PCA": "Global channels correlated between digits, with group vectors of a PCA.",
+    "FGP-VAE, correlated, learned": "The same with learned group vectors.",
+    "FGP-VAE, correlated, representation network": "The same with group vectors from the images.",
+}
+
+
+def about_systems(plan: Plan) -> str:
+    return table(["system", "what it is"], [[name, SYSTEMS[name]] for name in BUILD])
+
+
 def beside_the_paper(plan: Plan) -> str:
     """The paper's Table 1 with our figures, at published settings where there are any, equal views."""
     runs_of = {(block, system): runs for block, system, runs in systems_of(plan)}
@@ -535,7 +558,7 @@ SECTIONS: dict[str, list[Section]] = {
         Section("Each seed", "", each_seed),
         Section(
             "Calibration, small contexts, latent channels",
-            "The columns of the page on all systems, as rows.",
+            "The same figures as those of [all systems](table1.md).",
             preset_evaluation,
         ),
         Section(
@@ -561,6 +584,11 @@ SECTIONS: dict[str, list[Section]] = {
         ),
     ],
     "table1": [
+        Section(
+            "The systems",
+            'Rows marked "published" have published settings. All others are at their best.',
+            about_systems,
+        ),
         Section(
             "Beside the paper's table",
             'Equal views. "Best epoch" selects on the test set, as the paper does (we look every 20 epochs).',
@@ -694,7 +722,8 @@ def page(study: str, plan: Plan) -> str:
     declared = STUDIES[study]
     lines = [f"# {declared.title}", wrapped(declared.about), f"    {declared.command()}"]
     records = f"[records](../../benchmarks/records/{study}.jsonl)"
-    lines.append(f"The command makes the missing runs. `benchmarks/tables.py` generates this page from the {records}.")
+    made = "The command makes the missing runs. `benchmarks/tables.py` generates this page from the"
+    lines.append(wrapped(f"{made} {records}."))
     for heading, sentence, content in SECTIONS[study]:
         lines.append(f"## {heading}")
         if sentence:
