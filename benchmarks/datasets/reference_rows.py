@@ -1,6 +1,8 @@
 """Errors of predictions without learning, for views of rotated digits. A model has to beat them.
 
-They use what is special about these data: x is an angle in radians, and y turns with it.
+They use what is special about these data: x is an angle in radians, and y turns with it. Every error is in squared grey
+levels (ink 1, paper 0), averaged over groups, views and pixels. Lower is better. The argument `train` contains training
+views, such as `rotated_mnist().train`, and `held_out` the views to predict with their context.
 """
 
 import math
@@ -46,15 +48,7 @@ class ReferenceRows(NamedTuple):
 
 
 def reference_rows(train: GroupedDataset, held_out: HeldOutViews) -> ReferenceRows:
-    """Compute all rows, for the table beside a model's `metrics.held_out_mse`.
-
-    Args:
-        train: Training views, such as `rotated_mnist().train`.
-        held_out: Views to predict with their context, such as `rotated_mnist().test`.
-
-    Returns:
-        The errors, averaged over groups, views and pixels.
-    """
+    """Compute all rows, for the table beside a model's `metrics.held_out_mse`."""
     return ReferenceRows(
         mean_image_mse(train, held_out),
         mean_image_at_nearest_angles_mse(train, held_out),
@@ -65,29 +59,13 @@ def reference_rows(train: GroupedDataset, held_out: HeldOutViews) -> ReferenceRo
 
 
 def mean_image_mse(train: GroupedDataset, held_out: HeldOutViews) -> float:
-    """Predict the mean of all training images.
-
-    Args:
-        train: Training views.
-        held_out: Views to predict; their context is not used.
-
-    Returns:
-        Squared grey levels (ink 1, paper 0), averaged over groups, views and pixels. Lower is better.
-    """
+    """Predict the mean of all training images."""
     mean = train.flat().y.double().mean(0)
     return float((held_out.y_new.double() - mean).square().mean())
 
 
 def mean_image_at_nearest_angles_mse(train: GroupedDataset, held_out: HeldOutViews) -> float:
-    """Predict the mean of the training images at the nearest angle on the circle, or angles if two are equally near.
-
-    Args:
-        train: Training views.
-        held_out: Views to predict; their context is not used.
-
-    Returns:
-        Squared grey levels (ink 1, paper 0), averaged over groups, views and pixels. Lower is better.
-    """
+    """Predict the mean of the training images at the nearest angle on the circle, or angles if two are equally near."""
     rows = train.flat()
     errors = torch.zeros(held_out.y_new.shape[:2], dtype=torch.float64)
     for angle in held_out.x_new.unique():
@@ -101,12 +79,6 @@ def nearest_view_mse(held_out: HeldOutViews) -> float:
     """Predict the view of the same digit at the nearest angle on the circle.
 
     The errors of equally near views are averaged, not their images.
-
-    Args:
-        held_out: Views to predict, with their context.
-
-    Returns:
-        Squared grey levels (ink 1, paper 0), averaged over groups, views and pixels. Lower is better.
     """
 
     def error(views: Tensor, difference: Tensor, truth: Tensor) -> Tensor:
@@ -119,12 +91,6 @@ def neighbouring_views_mse(held_out: HeldOutViews) -> float:
     """Predict the average, in equal parts, of the next views of the same digit to the left and right on the circle.
 
     A view at the same angle is its own neighbour on both sides, and so is the only view of a digit.
-
-    Args:
-        held_out: Views to predict, with their context.
-
-    Returns:
-        Squared grey levels (ink 1, paper 0), averaged over groups, views and pixels. Lower is better.
     """
 
     def error(views: Tensor, difference: Tensor, truth: Tensor) -> Tensor:
@@ -139,12 +105,6 @@ def rotated_nearest_view_mse(held_out: HeldOutViews) -> float:
 
     The error comes from two interpolations (`rotate_images`) and from ink that leaves the picture. Errors of equally
     near views are averaged.
-
-    Args:
-        held_out: Views to predict, with their context.
-
-    Returns:
-        Squared grey levels (ink 1, paper 0), averaged over groups, views and pixels. Lower is better.
     """
 
     def error(views: Tensor, difference: Tensor, truth: Tensor) -> Tensor:

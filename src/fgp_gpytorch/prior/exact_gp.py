@@ -69,7 +69,7 @@ def exact_gp(
 ) -> BlockExactGP:
     """A block's posterior by GPyTorch's own path: ExactGP with a FixedNoiseGaussianLikelihood.
 
-    It is slower than `FactorizedGPPrior.posterior` (docs/experiments/posterior.md) and gives the same numbers (the tests
+    It is slower than `FactorizedGPPrior.posterior` (see docs/results.md) and gives the same numbers (the tests
     hold one against the other) at variances above GPyTorch's least noise of 1e-6, which it rounds smaller ones up to
     with a warning; use it to reach GPyTorch's other tools. To GPyTorch the training rows, given once more, are the
     training rows: of `IndependentChannels` it then gives their posterior, where `predict` takes new members.
