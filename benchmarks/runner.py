@@ -91,9 +91,6 @@ def run_missing(
 
     while missing := missing_keys(study, plan, words):  # records may lead to more keys
         in_turn(one, missing, 1 if study.alone else jobs)
-    if make is None and study.alone:
-        for record in plan.read(study.name):
-            print(study.say(record))
 
 
 def missing_keys(study: Study, plan: Plan, words: Sequence[str] = ()) -> list[Key]:
