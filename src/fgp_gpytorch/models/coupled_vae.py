@@ -204,15 +204,10 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
         Raises:
             GroupError: Always.
         """
+        need = "groups of the training data, got none. A new group has no group vector under this prior. Try"
         if self.representation is not None:
-            raise GroupError(
-                "context: expected groups whose observations give their group vectors, got none. Try at least one "
-                "member of each group, or FGPVAE, whose generate(x_new) draws new groups."
-            )
-        raise GroupError(
-            "context: expected groups of the training data, got none. A new group has no group vector under this "
-            "prior. Try FGPVAE, whose generate(x_new) draws new groups."
-        )
+            need = "groups whose observations give their group vectors, got none. Try at least one member of each, or"
+        raise GroupError(f"context: expected {need} FGPVAE, whose generate(x_new) draws new groups.")
 
     # conditioning on more than the context
 
