@@ -8,7 +8,7 @@ from pyro.infer import SVI
 
 from factories import BlindDecoder, ConstantEncoder, make_data, make_model, same_state, state_of
 from fgp_gpytorch import ELBO, GECO, GaussianLikelihood
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import ArgumentError, DataError
 from fgp_gpytorch.models import Terms
 
 
@@ -269,23 +269,23 @@ def test_a_pair_of_somebody_else_is_refused():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kappa": 0.0}, r"kappa: expected a positive finite number, got 0\.0"),
-        ({"kappa": 0.1, "rate": -1.0}, "rate: expected a positive finite"),
-        ({"kappa": 0.1, "decay": 1.0}, r"decay: expected a number in \[0, 1\), got 1\.0"),
-        ({"kappa": 0.1, "initial_multiplier": math.inf}, "initial_multiplier: expected a positive"),
+        ({"kappa": 0.0}, r"kappa: expected a finite number > 0, got 0\.0"),
+        ({"kappa": 0.1, "rate": -1.0}, "rate: expected a finite number > 0"),
+        ({"kappa": 0.1, "decay": 1.0}, r"decay: expected a number below 1 >= 0, got 1\.0"),
+        ({"kappa": 0.1, "initial_multiplier": math.inf}, "initial_multiplier: expected a finite number > 0"),
         ({"kappa": 0.1, "minimum_multiplier": 2.0}, "minimum_multiplier <= initial_multiplier"),
         ({"kappa": 0.1, "maximum_multiplier": 0.5}, "minimum_multiplier <= initial_multiplier"),
         ({"kappa": 0.1, "num_particles": 0}, "num_particles: expected an integer >= 1, got 0"),
     ],
 )
 def test_impossible_options_of_geco_are_refused(options, words):
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(ArgumentError, match=words):
         GECO(**options)
 
 
 @pytest.mark.parametrize("beta", [-0.1, math.inf, math.nan])
 def test_impossible_beta_is_refused(beta):
-    with pytest.raises(DataError, match=r"beta: expected a finite number >= 0, got .*Try 1\.0, which is the ELBO"):
+    with pytest.raises(ArgumentError, match=r"beta: expected a finite number >= 0, got .*Try 1\.0, which is the ELBO"):
         ELBO(beta=beta)
 
 

@@ -1,5 +1,6 @@
 """What a training run leaves: numbers, files, and the same numbers after every kind of accident."""
 
+import dataclasses
 import math
 import random
 import subprocess
@@ -27,7 +28,8 @@ from fgp_gpytorch import (
     fit,
 )
 from fgp_gpytorch.data import LazyDataset
-from fgp_gpytorch.errors import CheckpointError, DataError, MissingFileError, NonFiniteError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, CheckpointError, MissingFileError, NonFiniteError, ShapeError
+from fgp_gpytorch.training import RunSettings
 
 
 def held_out(seed=5):
@@ -238,7 +240,7 @@ def test_early_stopping_waits_for_the_patience_asked_for():
 def test_lightnings_own_flags_are_passed_on():
     _, result = train(accelerator="cpu", limit_train_batches=3)
     assert result.trainer.global_step == 12
-    with pytest.raises(DataError, match="max_epochs: expected it as epochs"):
+    with pytest.raises(ArgumentError, match="max_epochs: expected it as epochs"):
         train(max_epochs=2)
 
 
@@ -474,6 +476,7 @@ def test_a_non_finite_loss_stops_with_epoch_groups_and_term_and_keeps_the_last_c
     words = f"training stopped: log_likelihood is not finite in epoch 2, in the batch of groups {groups[10]}"
     assert str(stop.value).startswith(words)
     assert "Try a smaller learning rate, gradient_clip=" in str(stop.value)
+    assert (stop.value.term, stop.value.epoch, stop.value.groups) == ("log_likelihood", 2, groups[10])
     assert len(groups) == 11
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert content["epoch"] == 1
@@ -485,8 +488,22 @@ def test_a_non_finite_loss_stops_with_epoch_groups_and_term_and_keeps_the_last_c
 
 
 def test_a_non_finite_encoder_is_named():
-    with pytest.raises(NonFiniteError, match=r"stopped: kl_local \(of the encoder's .*epoch 1, .*groups \[\d, \d\]"):
+    with pytest.raises(
+        NonFiniteError, match=r"stopped: kl_local \(of the encoder's .*epoch 1, .*groups \[\d, \d\]"
+    ) as stop:
         train(make_model(encoder=FailingEncoder(from_call=6)))
+    assert (stop.value.term, stop.value.epoch, len(stop.value.groups)) == ("kl_local", 1, 2)
+
+
+def test_a_covariance_that_cannot_be_factorized_is_named(monkeypatch):
+    def fail(self, *args):
+        raise torch.linalg.LinAlgError("not positive definite")
+
+    model = make_model()
+    monkeypatch.setattr(type(model), "terms", fail)
+    with pytest.raises(NonFiniteError, match=r"stopped: posterior \(of the encoder's mean and variance\) is") as stop:
+        train(model, batch_size=7)
+    assert (stop.value.term, stop.value.epoch, sorted(stop.value.groups)) == ("posterior", 0, list(range(7)))
 
 
 def test_an_exploding_learning_rate_stops_with_a_message():
@@ -511,8 +528,13 @@ def test_a_non_finite_gradient_never_reaches_the_parameters():
 
     model = make_model(decoder=Decoder(3, 3))
     before = state_of(model)
-    with pytest.raises(NonFiniteError, match=r"stopped: gradient of .*(weight|bias|raw_\w+|constant) is not finite in"):
+    with pytest.raises(
+        NonFiniteError, match=r"stopped: gradient of .*(weight|bias|raw_\w+|constant) is not finite in"
+    ) as stop:
         train(model)
+    assert stop.value.term is not None
+    assert stop.value.term.removeprefix("gradient of ") in dict(model.named_parameters())
+    assert (stop.value.epoch, len(stop.value.groups)) == (0, 2)
     assert same_state(before, state_of(model))
 
 
@@ -559,6 +581,41 @@ def test_a_checkpoint_of_another_run_is_refused(options, words, tmp_path):
     train(folder=tmp_path, epochs=2)
     with pytest.raises(CheckpointError, match=f"got one of another: {words}"):
         train(folder=tmp_path, resume=True, **options)
+
+
+def test_settings_that_a_resumed_run_may_change(tmp_path):
+    options = {"validation": make_data(seed=9), "early_stopping": 9}
+    train(folder=tmp_path, epochs=2, **options)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["settings"]
+    assert (saved["epochs"], saved["early_stopping"], saved["checkpoint_every"], saved["num_workers"]) == (2, 9, 1, 0)
+    options["early_stopping"] = 8
+    _, result = train(folder=tmp_path, epochs=3, checkpoint_every=2, num_workers=1, resume=True, **options)
+    assert len(result.history) == 3
+
+
+def test_numbers_of_numpy_are_settings_like_pythons(tmp_path):
+    plain, _ = train(epochs=2)
+    model, result = train(folder=tmp_path, epochs=np.int64(2), batch_size=np.int64(2), seed=np.int64(3))
+    assert same_state(plain.state_dict(), model.state_dict())
+    assert torch.load(result.last_checkpoint, weights_only=True)["settings"]["batch_size"] == 2
+
+
+def test_run_settings_are_frozen_plain_and_checked():
+    options = {
+        "objective": GECO(0.1), "epochs": 3, "batch_size": 2, "learning_rate": 0.1, "optimizer": None,
+        "lr_schedule": "cosine", "gradient_clip": None, "early_stopping": None, "seed": None, "checkpoint_every": 1,
+        "num_workers": 0,
+    }  # fmt: skip
+    settings = RunSettings(**options)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.epochs = 4  # pyright: ignore[reportAttributeAccessIssue]
+    plain = settings.plain()
+    assert (plain["objective"], plain["learning_rate"], plain["lr_schedule"]) == ("GECO", 0.1, "cosine")
+    assert plain["settings of the objective"]["kappa"] == 0.1
+    assert plain == RunSettings(**options | {"seed": 5}).plain()  # the seed is saved by itself
+    for name, value in {"epochs": True, "seed": 0.5, "learning_rate": None, "num_workers": -1}.items():
+        with pytest.raises(ArgumentError, match=f"{name}: expected .*, got {value}"):
+            RunSettings(**options | {name: value})
 
 
 def test_the_same_run_in_other_words_is_resumed(tmp_path):
@@ -637,7 +694,7 @@ def test_targets_of_the_wrong_shape_are_refused():
 def test_a_missing_checkpoint_is_named_and_true_starts_anew(tmp_path):
     with pytest.raises(MissingFileError, match=r"resume: no file .*none\.ckpt\. Try resume=True"):
         train(resume=tmp_path / "none.ckpt")
-    with pytest.raises(DataError, match=r"resume: expected a folder to resume from, got folder=None"):
+    with pytest.raises(ArgumentError, match=r"resume: expected a folder to resume from, got folder=None"):
         train(resume=True)
     first, _ = train(folder=tmp_path, resume=True)
     second, _ = train()
@@ -650,16 +707,16 @@ def test_a_missing_checkpoint_is_named_and_true_starts_anew(tmp_path):
         ({"epochs": 0}, "epochs: expected an integer >= 1, got 0"),
         ({"batch_size": 0}, "batch_size: expected an integer >= 1, got 0"),
         ({"checkpoint_every": 0}, "checkpoint_every: expected an integer >= 1"),
-        ({"learning_rate": 0.0}, r"learning_rate: expected a positive finite number, got 0\.0"),
-        ({"learning_rate": math.inf}, "learning_rate: expected a positive finite number, got inf"),
-        ({"gradient_clip": -1.0}, r"gradient_clip: expected a positive finite number, got -1\.0"),
+        ({"learning_rate": 0.0}, r"learning_rate: expected a finite number > 0, got 0\.0"),
+        ({"learning_rate": math.inf}, "learning_rate: expected a finite number > 0, got inf"),
+        ({"gradient_clip": -1.0}, r"gradient_clip: expected a finite number > 0, got -1\.0"),
         ({"epochs": 1.5}, r"epochs: expected an integer >= 1, got 1\.5"),
         ({"seed": -1}, "seed: expected an integer >= 0, got -1"),
         ({"early_stopping": -1, "validation": make_data(seed=9)}, "early_stopping: expected an integer >= 1, got -1"),
-        ({"lr_schedule": "cosin"}, "lr_schedule: expected \"cosine\" or a function .* got 'cosin'"),
+        ({"lr_schedule": "cosin"}, "lr_schedule: expected one of None, 'cosine', got 'cosin'.* or a function"),
         ({"objective": "elbo"}, "objective: expected an Objective, got str"),
         ({"optimizer": torch.optim.SGD([torch.ones(1)], lr=1.0)}, "optimizer: expected a function .* got SGD"),
-        ({"optimizer": lambda parameters: None}, "optimizer: expected a function that returns .* got a NoneType"),
+        ({"optimizer": lambda parameters: None}, r"optimizer\(parameters\): expected an Optimizer, got None"),
         ({"lr_schedule": lambda optimizer, steps: None}, "lr_schedule: expected a function .* got a NoneType"),
         (
             {"lr_schedule": lambda optimizer, steps: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)},
@@ -667,12 +724,12 @@ def test_a_missing_checkpoint_is_named_and_true_starts_anew(tmp_path):
         ),
         ({"early_stopping": 3}, "early_stopping: expected validation data to judge by"),
         ({"data": [1, 2]}, "train: expected a GroupedDataset, got list"),
-        ({"validation": [1, 2]}, "validation: expected a GroupedDataset, got list"),
-        ({"model": nn.Linear(1, 1)}, "model: expected an FGPVAE, got Linear"),
+        ({"validation": [1, 2]}, "validation: expected a GroupedDataset or HeldOut, got list"),
+        ({"model": nn.Linear(1, 1)}, "model: expected a FGPVAE, got Linear"),
     ],
 )
 def test_impossible_options_are_refused(options, words):
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(ArgumentError, match=words):
         train(**options)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.models import Terms
 from fgp_gpytorch.objectives.objective import Objective, mean_parts
 
@@ -16,28 +16,26 @@ class ELBO(Objective):
     in nats, for N groups of the dataset and G of the batch.
 
     Args:
-        beta: Weight of the KL; 1 is the bound, another number is the beta-VAE's trade-off and no bound (above 1 it
-            is one, a looser one).
+        beta: Weight of the KL. 1 gives the ELBO, other weights the beta-VAE. Above 1 the result is a looser bound, and
+            below 1 no bound.
         num_particles: Draws of z for the expectation.
 
     Raises:
-        DataError: If `beta` is negative or not finite, or `num_particles` below 1.
+        ArgumentError: If `beta` is negative or not finite, or `num_particles` below 1.
     """
 
     def __init__(self, beta: float = 1.0, num_particles: int = 1) -> None:
-        if not 0 <= beta < float("inf"):
-            raise DataError(f"beta: expected a finite number >= 0, got {beta}. Try 1.0, which is the ELBO.")
         super().__init__(num_particles)
-        self.beta = beta
+        self.beta = check.positive(beta, "beta", zero=True, hint="Try 1.0, which is the ELBO.")
 
     def loss_of(self, terms: Terms) -> Tensor:
-        """The negative ELBO of a batch, scaled to the dataset, nats."""
+        """Return the negative ELBO of a batch, scaled to the dataset, nats."""
         per_group = self.beta * terms.kl - terms.log_likelihood
         if terms.log_supervision is not None:
             per_group = per_group - terms.log_supervision
         return terms.scale * per_group.sum() - terms.log_hyperprior
 
     def report(self, terms: Terms) -> dict[str, Tensor]:
-        """The parts; `multiplier` is the likelihood's weight when the KL has weight 1, that is 1 / beta."""
+        """Return the parts. `multiplier` is 1 / beta: the weight of the likelihood if the KL has weight 1."""
         multiplier = torch.as_tensor(1 / self.beta if self.beta else float("inf"), dtype=torch.float64)
         return {**mean_parts(terms), "multiplier": multiplier.to(terms.kl_local.device)}

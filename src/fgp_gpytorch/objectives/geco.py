@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedBatch
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import ArgumentError, DataError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models import Terms
 from fgp_gpytorch.objectives.objective import Objective, mean_parts
@@ -16,32 +17,32 @@ from fgp_gpytorch.objectives.objective import Objective, mean_parts
 class GECO(Objective):
     r"""Minimize the KL subject to a mean squared error of kappa (Rezende and Viola 2018; paper, Appendix A).
 
-    For N members of the dataset and C = mse - kappa the Lagrangian is KL + lambda N C. Its multiplier moves in log
-    space with the moving average of C, within bounds:
+    For N members of the dataset and C = mse - kappa the Lagrangian is KL + lambda N C. Its multiplier follows the
+    moving average of C in log space, within bounds:
 
         average <- decay average + (1 - decay) C
         log lambda <- clamp(log lambda + rate average, log minimum, log maximum)
 
-    and the loss is the Lagrangian over (1 + kappa lambda), which tends to N C / kappa + KL / (kappa lambda): its
-    gradient stays of order one per member whatever lambda is.
+    The loss is the Lagrangian over (1 + kappa lambda). For large lambda it tends to N C / kappa + KL / (kappa lambda),
+    so its gradient per member stays of order one.
 
-    The bound matters. Without one (the authors' program) lambda passes 1e19 in 100 epochs where the constraint cannot
-    be met, and the KL is switched off in all but name. A Gaussian likelihood of variance kappa puts the weight
-    K / (2 kappa) on the per-element error of a member with K elements; that is the default maximum. There, GECO is the
-    ELBO with the variance fixed at kappa, and the KL keeps its full weight.
+    The default upper bound is K / (2 kappa) for members of K elements. A Gaussian likelihood of variance kappa puts
+    this weight on the per-element error, so at the bound GECO equals the ELBO with the variance fixed at kappa. The
+    authors' program has no bound. If the constraint cannot be satisfied, its lambda exceeds 1e19 within 100 epochs,
+    and the KL has no effect any more.
 
     Args:
         kappa: Target of the mean squared error of one element of y, units of y squared (paper: 0.020).
         rate: Step of log lambda for an average violation of 1 (the authors' program: 1).
-        decay: Of the moving average (the authors' program: 0.99).
+        decay: Weight of the past in the moving average (the authors' program: 0.99).
         initial_multiplier: lambda at the start, nats for a per-element error of 1 in one member.
         minimum_multiplier: Lower bound of lambda.
         maximum_multiplier: Upper bound of lambda; None for K / (2 kappa).
         num_particles: Draws of z for the expectation.
 
     Raises:
-        DataError: If a number is not positive and finite, `decay` is outside [0, 1), or the bounds are in the wrong
-            order.
+        ArgumentError: If a number is not positive and finite, `decay` is outside [0, 1), or the initial multiplier is
+            outside its bounds.
     """
 
     def __init__(
@@ -54,28 +55,25 @@ class GECO(Objective):
         maximum_multiplier: float | None = None,
         num_particles: int = 1,
     ) -> None:
-        positive = {"kappa": kappa, "rate": rate, "initial_multiplier": initial_multiplier}
-        positive["minimum_multiplier"] = minimum_multiplier
-        if maximum_multiplier is not None:
-            positive["maximum_multiplier"] = maximum_multiplier
-        for name, value in positive.items():
-            if not 0 < value < math.inf:
-                raise DataError(f"{name}: expected a positive finite number, got {value}. Try GECO(kappa=0.02).")
-        if not 0 <= decay < 1:
-            raise DataError(f"decay: expected a number in [0, 1), got {decay}. Try 0.99.")
-        if not minimum_multiplier <= initial_multiplier <= (maximum_multiplier or math.inf):
-            raise DataError(
-                "expected minimum_multiplier <= initial_multiplier <= maximum_multiplier, got "
-                f"{minimum_multiplier}, {initial_multiplier}, {maximum_multiplier}."
-            )
         super().__init__(num_particles)
-        self.kappa, self.rate, self.decay = kappa, rate, decay
-        self.minimum_multiplier, self.maximum_multiplier = minimum_multiplier, maximum_multiplier
+        self.kappa = check.positive(kappa, "kappa", hint="Try 0.02.")
+        self.rate = check.positive(rate, "rate", hint="Try 1.0.")
+        self.decay = check.positive(decay, "decay", zero=True, below=1, hint="Try 0.99.")
+        self.minimum_multiplier = check.positive(minimum_multiplier, "minimum_multiplier", hint="Try 1e-6.")
+        self.maximum_multiplier = maximum_multiplier
+        if maximum_multiplier is not None:
+            check.positive(maximum_multiplier, "maximum_multiplier", hint="Try None for K / (2 kappa).")
+        check.positive(initial_multiplier, "initial_multiplier", hint="Try 1.0.")
+        if not minimum_multiplier <= initial_multiplier <= (maximum_multiplier or math.inf):
+            raise ArgumentError(
+                "expected minimum_multiplier <= initial_multiplier <= maximum_multiplier, got "
+                f"{minimum_multiplier}, {initial_multiplier}, {maximum_multiplier}. Try None for the default maximum."
+            )
         self._log_multiplier = torch.tensor(math.log(initial_multiplier), dtype=torch.float64)
         self._average = torch.tensor(math.nan, dtype=torch.float64)  # NaN: no step yet
 
     def terms(self, model: Any, guide: Any, batch: GroupedBatch) -> Terms:
-        """The analytic parts of a pair on a batch.
+        """Return the analytic parts of a pair on a batch.
 
         Args:
             model: `m.model`, or m itself.
@@ -84,7 +82,7 @@ class GECO(Objective):
 
         Raises:
             DataError: If the two do not belong to one model of this package, or the likelihood has a variance to
-                learn: GECO looks at the error alone, so it would never move.
+                learn. GECO's loss contains only the error, so this variance would have no gradient.
         """
         likelihood = getattr(getattr(model, "__self__", model), "likelihood", None)
         parameters = likelihood.named_parameters() if isinstance(likelihood, Likelihood) else ()
@@ -102,7 +100,7 @@ class GECO(Objective):
         return self._log_multiplier.exp().item()
 
     def loss_of(self, terms: Terms) -> Tensor:
-        """(KL + lambda N (mse - kappa) - log p(hyperparameters)) / (1 + kappa lambda), scaled to the dataset."""
+        """Return (KL + lambda N (mse - kappa) - log p(hyperparameters)) / (1 + kappa lambda), for the dataset."""
         multiplier = self._log_multiplier.to(terms.kl_local.device).exp()
         kl = terms.scale * terms.kl.sum()
         if terms.log_supervision is not None:
@@ -113,10 +111,10 @@ class GECO(Objective):
 
     @torch.no_grad()
     def update(self, terms: Terms) -> None:
-        """Move the average of the constraint and the multiplier."""
+        """Update the moving average of the constraint, and the multiplier."""
         constraint = terms.mse.double() - self.kappa
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(constraint)  # one multiplier for all processes
+            torch.distributed.all_reduce(constraint)  # all processes have the same multiplier
             constraint = constraint / torch.distributed.get_world_size()
         average = self._average.to(constraint.device)
         self._average = torch.where(average.isnan(), constraint, torch.lerp(constraint, average, self.decay))
@@ -130,13 +128,13 @@ class GECO(Objective):
         self._log_multiplier = torch.minimum(moved, bound).clamp_min(math.log(self.minimum_multiplier))
 
     def report(self, terms: Terms) -> dict[str, Tensor]:
-        """The parts; `multiplier` is lambda."""
+        """Return the parts. `multiplier` is lambda."""
         return {**mean_parts(terms), "multiplier": self._log_multiplier.exp()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The multiplier and the moving average."""
+        """Return the multiplier and the moving average."""
         return {"log_multiplier": self._log_multiplier.clone(), "average": self._average.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self._log_multiplier, self._average = state["log_multiplier"].clone(), state["average"].clone()

@@ -10,6 +10,7 @@ import torch
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch._config import Configurable
 from fgp_gpytorch.data import GroupedBatch
 from fgp_gpytorch.errors import DataError
@@ -40,9 +41,7 @@ class Objective(pyro.infer.ELBO, Configurable):
     """
 
     def __init__(self, num_particles: int = 1) -> None:
-        if not isinstance(num_particles, int) or num_particles < 1:
-            raise DataError(f"num_particles: expected an integer >= 1, got {num_particles}. Try 1.")
-        super().__init__(num_particles=num_particles)
+        super().__init__(num_particles=check.count(num_particles, "num_particles"))
 
     @abstractmethod
     def loss_of(self, terms: Terms) -> Tensor:

@@ -2,42 +2,44 @@
 
 import importlib.util
 import logging
-import math
-import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from torch import nn
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedDataset, HeldOut
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import ArgumentError
+from fgp_gpytorch.likelihoods import DiagonalGaussianLikelihood, GaussianLikelihood
+from fgp_gpytorch.models import FGPVAE
 from fgp_gpytorch.objectives import ELBO, Objective
-from fgp_gpytorch.objectives.objective import HasTerms
-from fgp_gpytorch.training.arguments import check_data, check_numbers, check_options, warn_of_scale
-from fgp_gpytorch.training.lightning_module import OptimizerFactory, ScheduleFactory, TrainingModule
-from fgp_gpytorch.training.resume import PatientStopping, checkpoint_to_resume, checksum, existing, run
+from fgp_gpytorch.training.lightning_module import TrainingModule
+from fgp_gpytorch.training.resume import PatientStopping, checkpoint_to_resume, existing, run
+from fgp_gpytorch.training.settings import OptimizerFactory, RunSettings, ScheduleFactory
+
+_LARGEST_SCALE = 20.0  # of the root mean square of an element of y
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training run leaves.
+    """The results of a training run.
 
     Attributes:
         history: One row per epoch: log_likelihood, kl_local, kl_global (nats per group), mse (units of y squared per
-            element), multiplier, learning_rate, and val_loss (nats per member), val_mse if there was validation data.
-        folder: Where logs and checkpoints are, or None if nothing was written.
+            element), multiplier, learning_rate. With validation data also val_loss (nats per member) and val_mse.
+        folder: The folder of logs and checkpoints, or None if nothing was written.
         last_checkpoint: The last epoch that was saved.
-        best_checkpoint: The best epoch by validation, None without validation data.
-        interrupted: Whether the run was stopped by ctrl-C.
+        best_checkpoint: The best epoch by validation. None without validation data.
+        interrupted: Whether ctrl-C stopped the run.
         seconds_per_epoch: Mean wall time of the epochs that this call trained, seconds; NaN if there was none.
         trainer: Lightning's trainer.
     """
@@ -52,7 +54,7 @@ class FitResult:
 
 
 def fit(
-    model: HasTerms,
+    model: FGPVAE,
     train: GroupedDataset,
     *,
     validation: GroupedDataset | HeldOut | None = None,
@@ -75,32 +77,34 @@ def fit(
 ) -> FitResult:
     """Train a model in place.
 
-    Loops, devices, logging and checkpoints are Lightning's. Every epoch is seeded by (seed, epoch), so a run that was
-    cut anywhere and resumed ends bit for bit where the uninterrupted one does (same machine, same number of threads).
+    Lightning supplies loops, devices, logging and checkpoints. Every epoch is seeded by (seed, epoch). A run that was
+    interrupted anywhere and resumed therefore ends bit for bit where the uninterrupted run does, on the same machine
+    with the same number of threads.
 
     Args:
         model: An `FGPVAE`, or another model of this package.
         train: Training groups.
-        validation: Either groups (their negative ELBO is `val_loss`, nats per member), or a `HeldOut` (the error
-            of generating its members is `val_mse`): it decides what the best checkpoint is.
+        validation: Groups, whose negative ELBO is `val_loss` (nats per member), or held-out members, whose error is
+            `val_mse`. The smallest value decides which checkpoint is the best.
         objective: `ELBO()` if None.
-        epochs: Passes over the training groups, in all (a resumed run counts those before). A run that was to have
-            fewer goes on with the schedule of all.
+        epochs: Passes over the training groups, including those before a resume. A resumed run may have more epochs
+            than it was started with; its schedule is then that of all of them.
         batch_size: Groups per step and process.
         learning_rate: Of the default optimizer.
-        optimizer: Makes an optimizer of parameters; None for Adam in its fused form.
-        lr_schedule: "cosine" falls from the learning rate to zero over all steps; or a function of the optimizer and
-            the number of steps that gives a scheduler, stepped every step.
-        gradient_clip: Largest norm of the gradient of the loss per member, None for no clipping.
-        early_stopping: Validation epochs without improvement after which to stop; None never stops early.
-        seed: Of shuffling and sampling; None draws one, which is saved. The model's start is made before: call
-            `torch.manual_seed` before building it. PyTorch's global generators are left as they were.
-        folder: For logs (CSV, and TensorBoard if it is installed) and checkpoints; None writes nothing.
-        resume: True goes on from the folder's last checkpoint if there is one; a path from that one. Model, data,
-            objective and settings must be those it was started with.
+        optimizer: A function from parameters to an optimizer. None for Adam in its fused form.
+        lr_schedule: "cosine" falls from the learning rate to zero over all steps. A function takes the optimizer and
+            the number of steps, and returns a scheduler that is stepped every step.
+        gradient_clip: Largest norm of the gradient of the loss per member. None for no clipping.
+        early_stopping: Validation epochs without improvement after which training stops. None never stops early.
+        seed: Of shuffling and sampling. None draws one, which is saved. It does not seed the initial weights: call
+            `torch.manual_seed` before building the model. PyTorch's global generators are left unchanged.
+        folder: For logs (CSV, and TensorBoard if it is installed) and checkpoints. None writes nothing.
+        resume: True continues from the folder's last checkpoint if there is one, a path from that file. Model, data,
+            objective and settings must be those of the run; epochs, early_stopping, checkpoint_every and num_workers
+            may change.
         checkpoint_every: Epochs between checkpoints of the last state. The end is always saved.
         progress: Whether to show a progress bar.
-        num_workers: Processes that load data; the data sets of this package are in memory and need none.
+        num_workers: Processes that load data. The data sets of this package are in memory and need none.
         callbacks: More Lightning callbacks.
         **trainer_options: Lightning's own flags: `accelerator`, `devices`, `strategy`, `precision`, ...
 
@@ -108,71 +112,44 @@ def fit(
         UserWarning: If y looks unscaled: a Gaussian likelihood, and an element whose root mean square is above 20.
 
     Returns:
-        The history and where the checkpoints are. The model holds the last epoch's parameters, in evaluation mode.
+        The history and the checkpoints. The model holds the parameters of the last epoch, in evaluation mode.
 
     Raises:
-        DataError: If a number is out of range, the data are no `GroupedDataset`, or an option needs another one.
+        ArgumentError: If an argument has the wrong type, a number is out of range, or an option needs another one.
         ShapeError: If held-out members do not fit their context.
         MissingFileError: If the checkpoint to resume from does not exist.
         CheckpointError: If it is no checkpoint of `fit`, or of another model, data set (by its features and a million
             of its values), objective or setting.
-        NonFiniteError: If a loss or gradient is NaN or infinite; it names the term, the epoch and the groups.
+        NonFiniteError: If a loss or gradient is NaN or infinite. It contains the term, the epoch and the groups.
     """
-    check_data(model, train, validation)
-    check_options(objective, optimizer, lr_schedule, trainer_options)
-    if early_stopping is not None and validation is None:
-        raise DataError("early_stopping: expected validation data to judge by, got none. Try validation=held_out.")
-    whole = {"epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
-    check_numbers(
-        whole, learning_rate=learning_rate, gradient_clip=gradient_clip, early_stopping=early_stopping,
-        seed=seed, num_workers=num_workers,
+    check.instance(model, "model", FGPVAE, "Try FGPVAE(encoder, decoder, prior).")
+    check.instance(train, "train", GroupedDataset, "Try GroupedDataset(y, x, group).")
+    if validation is not None:
+        check.instance(validation, "validation", (GroupedDataset, HeldOut), "Try groups that are not in train.")
+    elif early_stopping is not None:
+        raise ArgumentError("early_stopping: expected validation data to judge by, got none. Try validation=held_out.")
+    if "max_epochs" in trainer_options:
+        raise ArgumentError("max_epochs: expected it as epochs, got it twice. Try fit(..., epochs=100).")
+    settings = RunSettings(
+        objective=ELBO() if objective is None else objective, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, optimizer=optimizer, lr_schedule=lr_schedule, gradient_clip=gradient_clip,
+        early_stopping=early_stopping, seed=seed, checkpoint_every=checkpoint_every, num_workers=num_workers,
     )  # fmt: skip
-    assert isinstance(model, nn.Module)
-    warn_of_scale(model, train)
+    _warn_of_scale(model, train)
     path = Path(folder) if folder is not None else None
     checkpoint = checkpoint_to_resume(resume, path)
-    given_seed = seed
-    if seed is None:
-        seed = secrets.randbelow(2**31)
-    module = TrainingModule(
-        model=model,
-        objective=objective or ELBO(),
-        optimizer=optimizer or _adam(learning_rate),
-        schedule=_cosine if lr_schedule == "cosine" else lr_schedule,
-        train=train,
-        validation=validation,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        seed=seed,
-        settings={
-            "objective": type(objective or ELBO()).__qualname__,
-            "settings of the objective": (objective or ELBO()).settings(),
-            "optimizer": "Adam" if optimizer is None else "your own",
-            "learning_rate": learning_rate if optimizer is None else None,
-            "lr_schedule": lr_schedule if lr_schedule is None or isinstance(lr_schedule, str) else "your own",
-            "gradient_clip": gradient_clip,
-            "batch_size": batch_size,
-            "groups": len(train),
-            "members": train.num_members,
-            **({} if path is None and checkpoint is None else {"checksum of the data": checksum(train)}),
-        },
-    )
-    monitor = "val_mse" if isinstance(validation, HeldOut) else "val_loss"
-    last, best, end = None, None, None
+    module = TrainingModule(model, settings, train, validation)
+    monitor = None if validation is None else "val_mse" if isinstance(validation, HeldOut) else "val_loss"
+    last, best, chosen = None, None, list(callbacks)
     if path is not None:
-        last = ModelCheckpoint(
-            path, "last", monitor=None, every_n_epochs=checkpoint_every, save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )  # fmt: skip
-        end = _SaveEnd(path / "last.ckpt", checkpoint_every)
-        if validation is not None:
-            # at the end of the epoch, not of its validation: the best epoch is in its own history
-            best = ModelCheckpoint(
-                path, "best", monitor=monitor, save_on_train_epoch_end=True, enable_version_counter=False
-            )
-    chosen = [callback for callback in (end, last, best, *callbacks) if callback is not None]
-    if early_stopping is not None:
-        chosen.append(PatientStopping(monitor, patience=early_stopping, check_on_train_epoch_end=False))
+        # checkpoints of the end of an epoch, not of its validation: the best epoch is in its own history
+        saving: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+        last = ModelCheckpoint(path, "last", monitor=None, every_n_epochs=settings.checkpoint_every, **saving)
+        best = None if monitor is None else ModelCheckpoint(path, "best", monitor=monitor, **saving)
+        end = LambdaCallback(on_train_end=partial(_save_end, path / "last.ckpt", settings.checkpoint_every))
+        chosen = [callback for callback in (end, last, best, *chosen) if callback is not None]
+    if settings.early_stopping is not None and monitor is not None:
+        chosen.append(PatientStopping(monitor, patience=settings.early_stopping, check_on_train_epoch_end=False))
     progress = bool(trainer_options.get("enable_progress_bar", progress))
     if progress:
         chosen.append(TQDMProgressBar(refresh_rate=10))
@@ -180,10 +157,10 @@ def fit(
     with _quiet(), torch.random.fork_rng(devices=cuda):
         trainer = lightning.Trainer(
             **{
-                "max_epochs": epochs,
+                "max_epochs": settings.epochs,
                 "callbacks": chosen,
                 "logger": _loggers(path),
-                "gradient_clip_val": gradient_clip,
+                "gradient_clip_val": settings.gradient_clip,
                 "enable_progress_bar": progress,
                 "enable_checkpointing": path is not None,
                 "enable_model_summary": False,
@@ -195,9 +172,9 @@ def fit(
             }
         )
         model.train()
-        run(trainer, module, checkpoint, given_seed)
+        run(trainer, module, checkpoint)
     model.eval()
-    # a file of an earlier run in this folder is not this run's
+    # the folder may hold a file of an earlier run
     last_is_ours = not trainer.interrupted or checkpoint is not None or bool(last and last.best_model_path)
     return FitResult(
         history=pd.DataFrame(module.history),
@@ -210,36 +187,32 @@ def fit(
     )
 
 
-class _SaveEnd(Callback):
-    """Saves the end of the run, unless the last epoch's checkpoint just did; in every process, as Lightning asks."""
-
-    def __init__(self, path: Path, checkpoint_every: int) -> None:
-        self._path, self._checkpoint_every = path, checkpoint_every
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save."""
-        if trainer.current_epoch % self._checkpoint_every != 0:
-            trainer.save_checkpoint(self._path)
+def _save_end(path: Path, checkpoint_every: int, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+    if trainer.current_epoch % checkpoint_every != 0:  # else the last epoch's checkpoint was just saved
+        trainer.save_checkpoint(path)
 
 
-def _adam(learning_rate: float) -> OptimizerFactory:
-    def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=learning_rate, fused=True)
-
-    return make
-
-
-def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    # not CosineAnnealingLR, whose state brings back its old length when a run is resumed for more epochs
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
-    )
+def _warn_of_scale(model: FGPVAE, train: GroupedDataset) -> None:
+    """Warn if y has raw units: networks start near 0 and variances near 1, so training may leave the latents unused."""
+    gaussian = type(model.likelihood) in (GaussianLikelihood, DiagonalGaussianLikelihood)
+    if not gaussian or train.is_lazy:
+        return
+    batch = train[range(min(len(train), 64))]
+    observed = batch.observed.sum((0, 1)).clamp_min(1)
+    largest = float((batch.y.double().square().sum((0, 1)) / observed).sqrt().max())
+    if largest > _LARGEST_SCALE:
+        warnings.warn(
+            f"y: expected elements of a scale near 1, got one with a root mean square of {largest:.3g}. Training may "
+            "end at the mean of y. Try (y - y.mean(0)) / y.std(0), or grey levels in [0, 1].",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _loggers(path: Path | None) -> list[Logger]:
     if path is None:
         return []
-    # a new version for each (re)start: Lightning would delete an earlier one's file
+    # each start gets a new version: Lightning would delete the file of an earlier one
     loggers: list[Logger] = [CSVLogger(path, name="log", flush_logs_every_n_steps=1)]
     if importlib.util.find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(path, name="tensorboard", version=loggers[0].version))
@@ -248,17 +221,14 @@ def _loggers(path: Path | None) -> list[Logger]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back Lightning's advice that does not apply here, for the run alone."""
+    """Silence Lightning's advice that does not apply here, during the run only."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-        warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
-        warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", ".*GPU available but not used.*")
-        warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+        advice = "does not have many workers|exists and is not empty|callbacks used to create the checkpoint need to be"
+        advice += r"|smaller than the logging interval|GPU available but not used|isinstance\(treespec, LeafSpec\)"
+        warnings.filterwarnings("ignore", f".*({advice})")
         try:
             yield
         finally:
