@@ -422,7 +422,7 @@ def _check_lengths(y: Tensor, x: Tensor, codes: Tensor) -> None:
 
 def _column_names(names: Any, argument: str) -> list[Hashable]:
     """Return a name, or a sequence of names, as a list."""
-    listed = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+    listed: list[Hashable] = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
     for name in listed:
         check.instance(name, argument, Hashable, "Try the names of columns, such as ['a', 'b'].")
     return listed
