@@ -11,9 +11,10 @@ from torch.autograd import gradcheck
 
 from factories import make_data
 from fgp_gpytorch import FGPVAE, CoregionalizedChannels, FactorizedGPPrior, GlobalChannels, LocalChannels, fit
+from fgp_gpytorch.coupled import GroupVectors
 from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
-from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 from fgp_gpytorch.feature_maps import NystromFeatures, PeriodicFeatures
+from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 from fgp_gpytorch.prior import exact_gp
 
 F64 = torch.float64
@@ -135,7 +136,7 @@ def test_gradients_reach_loadings_kernel_and_pseudo_observations():
     x, mean, variance, mask = pseudo(angles(2, 3), 2)
 
     def everything(loadings, lengthscale, mean, log_variance):
-        parameters = {"blocks.0.loadings": loadings, "blocks.0.root.kernel.raw_lengthscale": lengthscale}
+        parameters = {"blocks.0.loadings": loadings, "blocks.0.features.kernel.raw_lengthscale": lengthscale}
 
         class Ask(torch.nn.Module):
             def __init__(self):
@@ -184,7 +185,9 @@ def test_float32_prior_stays_float32():
 def test_model_is_trained_saved_and_told_new_groups(tmp_path):
     torch.manual_seed(0)
     data = make_data()
-    root = NystromFeatures(RBFKernel(lengthscale_constraint=gpytorch.constraints.GreaterThan(0.1)), torch.linspace(0, 3, 6))
+    root = NystromFeatures(
+        RBFKernel(lengthscale_constraint=gpytorch.constraints.GreaterThan(0.1)), torch.linspace(0, 3, 6)
+    )
     mean = gpytorch.means.ConstantMean(batch_shape=torch.Size([2]))
     prior = FactorizedGPPrior([CoregionalizedChannels(2, 3, root, mean), GlobalChannels(1)])
     model = FGPVAE(MLPEncoder([3], 3, (8,)), MLPDecoder(3, [3], (8,)), prior, member_dropout=0.2)
@@ -207,11 +210,27 @@ def root_of(kernel):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: CoregionalizedChannels(0, 2, root_of(RBFKernel())), ArgumentError, "num_channels: expected an integer"),
+        (
+            lambda: CoregionalizedChannels(0, 2, root_of(RBFKernel())),
+            ArgumentError,
+            "num_channels: expected an integer",
+        ),
         (lambda: CoregionalizedChannels(2, 0, root_of(RBFKernel())), ArgumentError, "num_factors: expected an integer"),
-        (lambda: CoregionalizedChannels(2, 2.0, root_of(RBFKernel())), ArgumentError, "num_factors: expected an integer"),
-        (lambda: CoregionalizedChannels(2, 2, RBFKernel()), ArgumentError, "features: expected a PeriodicFeatures or Nystrom"),
-        (lambda: CoregionalizedChannels(2, 2, FourierFeatures()), ArgumentError, "features: expected a PeriodicFeatures or"),
+        (
+            lambda: CoregionalizedChannels(2, 2.0, root_of(RBFKernel())),
+            ArgumentError,
+            "num_factors: expected an integer",
+        ),
+        (
+            lambda: CoregionalizedChannels(2, 2, RBFKernel()),
+            ArgumentError,
+            "features: expected a PeriodicFeatures or Nystrom",
+        ),
+        (
+            lambda: CoregionalizedChannels(2, 2, GroupVectors(3, 2)),
+            ArgumentError,
+            "features: expected a PeriodicFeatures or",
+        ),
         (
             lambda: CoregionalizedChannels(2, 2, PeriodicFeatures(PeriodicKernel(batch_shape=torch.Size([2])))),
             ShapeError,
