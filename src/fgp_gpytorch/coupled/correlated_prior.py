@@ -43,12 +43,12 @@ class CorrelatedPrior(CoupledPrior):
         self.num_global_channels = check.count(num_global_channels, "num_global_channels")
         self.local = FactorizedGPPrior(local)
         self.dtype = self.local.dtype
-        self.num_channels = self.local.num_channels + num_global_channels
+        self.num_channels = self.local.num_channels + self.num_global_channels
 
     @property
     def is_global(self) -> Tensor:
         """True for the channels that have one value per group, (L,), on the CPU."""
-        return torch.arange(self.num_channels) >= self.local.num_channels
+        return torch.cat([self.local.is_global, torch.ones(self.num_global_channels, dtype=torch.bool)])
 
     def condition(self, inputs: GroupInputs, scale: float = 1.0) -> "CorrelatedPosterior":
         """Condition on some groups: exact, for these groups together. `scale` acts on the global channels alone."""
@@ -81,8 +81,8 @@ class CorrelatedPosterior(CoupledPosterior):
     @property
     def kl_terms(self) -> KLTerms:
         """The KL of local channels group by group, and of global ones in equal shares for P groups, nats, (G,)."""
-        groups = len(self.x)
-        return KLTerms(self.local.kl, (self.shared.kl().sum() / (groups * self.scale)).expand(groups))
+        share, local = self.shared.kl().sum() / (len(self.x) * self.scale), self.local.kl_terms
+        return KLTerms(local.kl_local, local.kl_global + share)
 
     @property
     def log_evidence(self) -> Tensor:
