@@ -12,7 +12,7 @@ from torch import nn
 from factories import SIZES, make_data, same_state, state_of
 from fgp_gpytorch import ELBO, GaussianLikelihood, fit
 from fgp_gpytorch.data import GroupedDataset, HeldOut
-from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, GroupError, ShapeError
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.models import GPVAE
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures, RepresentationNetwork
@@ -247,9 +247,9 @@ def test_mistakes_are_explained():
         GPVAE(MLPEncoder([3], 3), MLPDecoder(3, [3]), 3)
     with pytest.raises(GroupError, match=r"num_groups: expected None with a representation, .* got 7"):
         make_amortized(num_groups=len(SIZES))
-    with pytest.raises(ShapeError, match="representation: expected a torch Module, got function"):
+    with pytest.raises(ArgumentError, match="representation: expected a Module, got function"):
         make_amortized(representation=lambda y, mask: y)
-    with pytest.raises(DataError, match="num_factors: expected an integer >= 1, got 0"):
+    with pytest.raises(ArgumentError, match="num_factors: expected an integer >= 1, got 0"):
         make_amortized(num_factors=0)
     with pytest.raises(ShapeError, match=r"representation: expected shape \(G, 5\), got \(7, 2\). .*num_factors=m"):
         make_amortized(num_factors=5).terms(data[:])
@@ -258,13 +258,13 @@ def test_mistakes_are_explained():
     for call in (model.terms, model.model, model.guide):
         with pytest.raises(GroupError, match=r"expected all 7 groups once, got 3.*Try batch_size=len\(data\)"):
             call(data[[0, 1, 2]])
-    with pytest.raises(GroupError, match="got one whose representation network gives them"):
+    with pytest.raises(GroupError, match="got one whose representation network computes them"):
         model.initialize_vectors(data)
-    with pytest.raises(GroupError, match=r"groups whose images give their group vectors, got none. Try at least one"):
+    with pytest.raises(GroupError, match=r"whose observations give their group vectors, got none. Try at least one"):
         model.generate(x_new)
-    with pytest.raises(DataError, match="context: expected 'new', 'seen' or None, got 'old'"):
+    with pytest.raises(ArgumentError, match="context: expected one of 'new', 'seen', None, got 'old'"):
         model.condition_on(data, context="old")
-    with pytest.raises(GroupError, match=r"context: expected some of the 7 groups .* given\(train, context='new'\)"):
+    with pytest.raises(GroupError, match=r"context: expected some of the 7 .* condition_on\(train, context='new'\)"):
         model.condition_on(data, context="seen").generate(x_new, unseen)
     with pytest.raises(GroupError, match=r"x_new: expected \(G, Q\*, D\) with G = 2 and D = 1, .*got \(3, 1, 1\)"):
         model.condition_on(data).generate(torch.zeros(3, 1, 1), unseen)

@@ -140,9 +140,9 @@ def test_mistakes_are_explained(kind):
         make_amortized(kind, num_groups=7)
     with pytest.raises(GroupError, match="num_groups: expected the groups of the training data, got None"):
         build(kind, MLPEncoder([3], 3), MLPDecoder(3, [3]))
-    with pytest.raises(GroupError, match="got one whose representation network gives them"):
+    with pytest.raises(GroupError, match="got one whose representation network computes them"):
         model.initialize_vectors(data)
-    with pytest.raises(GroupError, match=r"context: expected some of the 7 groups .* given\(train, context='new'\)"):
+    with pytest.raises(GroupError, match=r"context: expected some of the 7 .* condition_on\(train, context='new'\)"):
         model.condition_on(data, context="seen").generate(torch.zeros(2, 1, 1), make_data(sizes=(2, 3)))
     model.representation = RepresentationNetwork(MLPFeatures([3], 4), MLPFeatures([4], 5))
     with pytest.raises(ShapeError, match=r"representation: expected shape \(G, 2\), got \(7, 5\). .*num_factors=m"):

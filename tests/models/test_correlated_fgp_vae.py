@@ -49,14 +49,14 @@ def test_kl_of_the_sites_is_the_posteriors():
         name: torch.distributions.kl_divergence(guide.nodes[name]["fn"], trace.nodes[name]["fn"]).sum()
         for name in ("u_0",)
     }
-    q = guide.nodes["u_objects"]["fn"]
+    q = guide.nodes["u_global"]["fn"]
     standard = torch.distributions.MultivariateNormal(torch.zeros_like(q.mean), torch.eye(2, dtype=q.mean.dtype))
-    kl["u_objects"] = torch.distributions.kl_divergence(q, standard).sum()
+    kl["u_global"] = torch.distributions.kl_divergence(q, standard).sum()
     terms = model.terms(batch)
     torch.testing.assert_close(terms.kl_local.sum(), kl["u_0"], rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(terms.kl_global.sum(), kl["u_objects"], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(terms.kl_global.sum(), kl["u_global"], rtol=1e-9, atol=1e-10)
     assert trace.nodes["z"]["value"].shape == (7, 6, 3)
-    assert {trace.nodes[name]["scale"] for name in ("u_0", "u_objects", "y")} == {1.0}
+    assert {trace.nodes[name]["scale"] for name in ("u_0", "u_global", "y")} == {1.0}
 
 
 def test_orthogonal_objects_give_the_fgp_vae():
@@ -75,7 +75,7 @@ def test_orthogonal_objects_give_the_fgp_vae():
     torch.testing.assert_close(correlated.condition_on(data).generate(x_new, context), fgp_vae.generate(x_new, context))
 
 
-def testother_groups_teach_about_a_group():
+def test_other_groups_teach_about_a_group():
     model, data = make_correlated().eval(), make_data()
     x_new, context = torch.rand(2, 4, 1), data[[4, 1]]
     alone, together = model.generate(x_new, context), model.condition_on(data).generate(x_new, context)
@@ -134,7 +134,7 @@ def test_fitted_in_minibatches():
     assert ELBO(num_particles=100).loss(model, model, data[:]) < before - 20
 
 
-def testother_groups_are_refused():
+def test_other_groups_are_refused():
     model = make_correlated()
     for call in (model.terms, model.model, model.guide):
         with pytest.raises(GroupError, match="expected groups of the data set of 7 groups"):
@@ -162,7 +162,7 @@ def test_fitted_saved_and_loaded(tmp_path, learn_vectors):
     fit(model, data, epochs=60, batch_size=len(data), learning_rate=0.02, folder=tmp_path, progress=False, seed=0)
     assert ELBO(num_particles=100).loss(model, model, data[:]) < before - 20
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
-    assert ("prior.group_vectors.vectors" in moved) == learn_vectors
+    assert ("group_vectors.vectors" in moved) == learn_vectors
     assert "prior.local.blocks.0.kernel.base_kernel.raw_lengthscale" in moved
     for path in (tmp_path / "model.pt", tmp_path / "last.ckpt"):
         model.save(tmp_path / "model.pt")

@@ -7,7 +7,7 @@ from torch import nn
 
 from factories import BlindDecoder, ConstantEncoder, make_data, make_model, make_prior
 from fgp_gpytorch import CVAE, FGPVAE, BernoulliLikelihood, GaussianLikelihood, GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
 
@@ -278,7 +278,7 @@ def test_negative_variances_of_an_encoder_are_refused_by_infer():
 def test_what_is_no_batch_is_refused():
     model, y = make_model(), torch.ones(2, 3, 3)
     for call in (model.infer, model.reconstruct, lambda value: model.generate(torch.ones(2, 1, 1), value)):
-        with pytest.raises(DataError, match=r"expected a GroupedBatch or a GroupedDataset, got Tensor\. Try Grouped"):
+        with pytest.raises(ArgumentError, match=r"expected a GroupedBatch or GroupedDataset, got Tensor\. Try Grouped"):
             call(y)
 
 
@@ -318,7 +318,7 @@ def test_parts_of_another_kind_are_refused(name):
         "likelihood": GaussianLikelihood(),
     }
     parts[name] = "nothing"
-    with pytest.raises(ShapeError, match=rf"{name}: expected a .*, got str\. Try FGPVAE\(encoder, decoder, prior"):
+    with pytest.raises(ArgumentError, match=rf"{name}: expected a .*, got str\. Try FGPVAE\(encoder, decoder, prior"):
         FGPVAE(**parts)
 
 

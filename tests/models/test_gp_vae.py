@@ -14,6 +14,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from factories import SIZES, BlindDecoder, make_data, same_state, state_of
 from fgp_gpytorch import ELBO, GaussianLikelihood, GroupedDataset, fit
+from fgp_gpytorch.coupled import GroupInputs, unit_length
 from fgp_gpytorch.data import HeldOut
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 from fgp_gpytorch.feature_maps import PeriodicFeatures
@@ -124,7 +125,7 @@ def gradients_of(model, loss):
 def test_minibatches_with_a_summary_have_the_exact_gradient_of_the_kl():
     model, data = make_gp_vae().double(), make_data(element_mask=True, dtype=torch.float64)
     full = gradients_of(model, model.terms(data[:]).kl_local.sum())
-    assert {"prior.raw_noise", "prior.root.group_vectors.vectors", "encoder.layers.0.weight"} <= set(full)
+    assert {"prior.raw_noise", "group_vectors.vectors", "encoder.layers.0.weight"} <= set(full)
     model.summary = model.summarize(data, batch_size=3)
     batches = [data[[4, 0, 2]], data[[6, 1]], data[[3, 5]]]
     parts = gradients_of(model, sum(model.terms(batch).kl_local.sum() for batch in batches))
@@ -176,11 +177,12 @@ def test_summary_is_exact_where_one_row_moves_alone():
     with torch.no_grad():
         start = model.training_posterior(batch)
         for group, member, mean_step, factor in ((0, 1, 3.0, 1.0), (4, 2, 0.0, 7.0), (6, 3, -20.0, 0.01)):
-            mean, variance = start.raw_mean.clone(), start.raw_variance.clone()
+            mean, variance = start.inputs.mean.clone(), start.inputs.variance.clone()
             mean[group, member] += mean_step
             variance[group, member] *= factor
-            moved = model.prior.condition(batch.group_index, batch.x, mean, variance, batch.mask)
-            form = summary.separable_kl(moved, model.prior).sum()
+            vectors, dtype = model.used_vectors(batch), model.prior.dtype
+            moved = model.prior.condition(GroupInputs.of(vectors, batch.x, mean, variance, batch.mask, dtype))
+            form = summary.separable_kl(moved, batch.group_index).sum()
             torch.testing.assert_close(form, moved.kl_channels.sum(), rtol=1e-9, atol=1e-9)
 
 
@@ -205,7 +207,7 @@ def test_groups_without_an_object_vector_are_refused():
     for call in (model.infer, model.terms, model.reconstruct, lambda b: model.generate(x_new, b)):
         with pytest.raises(GroupError, match=message):
             call(other[:])
-    with pytest.raises(GroupError, match=r"got none. A new group has no group vector .* try FGPVAE"):
+    with pytest.raises(GroupError, match=r"got none. A new group has no group vector .* Try FGPVAE"):
         model.generate(x_new)
     unknown = replace(make_data()[[0, 1]], group_index=torch.tensor([0, 9]))
     with pytest.raises(GroupError, match="expected positions from 0 to 6, got 0 to 9"):
@@ -287,7 +289,7 @@ def test_fitted_saved_and_loaded(tmp_path):
     assert ELBO(num_particles=100).loss(model, model, data[:]) < before - 20
     still = {name for name, value in model.state_dict().items() if torch.equal(value, start[name])}
     assert "prior.features.kernel.raw_period_length" in still
-    moved = {"prior.raw_noise", "prior.root.group_vectors.vectors", "prior.features.kernel.raw_lengthscale"}
+    moved = {"prior.raw_noise", "group_vectors.vectors", "prior.features.kernel.raw_lengthscale"}
     assert not moved & still
     for path in (tmp_path / "model.pt", tmp_path / "last.ckpt"):
         model.save(tmp_path / "model.pt")
@@ -345,7 +347,8 @@ def test_own_view_root_is_used_learned_and_saved(tmp_path):
     kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.PeriodicKernel())
     kernel.base_kernel.period_length, kernel.outputscale = 3.0, 1.7
     model, data = make_gp_vae(view_features=PeriodicFeatures(kernel, period=3.0, harmonics=12)), make_data()
-    root = model.prior.features(torch.tensor([2, 2]), torch.tensor([[0.4], [3.4]])).detach()
+    vectors = unit_length(model.group_vectors(torch.tensor([2, 2])))
+    root = model.prior.root(vectors, torch.tensor([[[0.4]], [[3.4]]])).detach().squeeze(1)
     torch.testing.assert_close(root @ root.T, torch.full((2, 2), 1.7).double(), rtol=1e-5, atol=0)
     model.terms(data[:]).kl_local.sum().backward()
     assert kernel.raw_outputscale.grad.abs() > 0

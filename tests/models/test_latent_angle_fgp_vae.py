@@ -25,7 +25,7 @@ from fgp_gpytorch import (
     LocalChannels,
     fit,
 )
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 from fgp_gpytorch.models import AnglePosterior
 from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures
@@ -247,13 +247,13 @@ def test_other_models_say_that_they_cannot():
 def test_mistakes_are_explained():
     model, (data, _) = make_model(), make_circle()
     parts = model.encoder, model.decoder, model.prior
-    with pytest.raises(ShapeError, match=r"angle_encoder: expected a torch Module, got int. Try nets.ConvFeatures"):
+    with pytest.raises(ArgumentError, match=r"angle_encoder: expected a Module, got int. Try nets.ConvFeatures"):
         LatentAngleFGPVAE(*parts, 2)
     with pytest.raises(ShapeError, match=r"angle_encoder: expected .* \(25, 2\), got \(25, 3\)"):
         LatentAngleFGPVAE(*parts, nn.Linear(3, 3)).terms(data[:])
     wrong = {"feature": [-1, True], "period": [0.0, math.inf], "supervision": [-1.0, math.inf]}
     for name, value in ((name, value) for name, values in wrong.items() for value in values):
-        with pytest.raises(DataError, match=f"{name}: expected"):
+        with pytest.raises(ArgumentError, match=f"{name}: expected"):
             LatentAngleFGPVAE(*parts, model.angle_encoder, **{name: value})
     with pytest.raises(DataError, match="feature: expected one of the 1 auxiliary features, got 2"):
         LatentAngleFGPVAE(*parts, model.angle_encoder, feature=2).terms(data[:])

@@ -3,7 +3,7 @@ import torch
 
 from factories import ConstantEncoder, make_data, make_model
 from fgp_gpytorch import FGPVAE
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.models.member_dropout import drop_members
 
 
@@ -128,6 +128,6 @@ def test_model_trains_and_is_saved_with_a_pair(tmp_path):
 )
 def test_a_fraction_that_leaves_nothing_is_refused(fraction):
     with pytest.raises(
-        DataError, match=r"member_dropout: expected a fraction in \[0, 1\), or a pair .*Try 0\.2, 0, or"
+        ArgumentError, match=r"member_dropout: expected a fraction in \[0, 1\), or a pair .*Try 0\.2, 0, or"
     ):
         make_model(member_dropout=fraction)

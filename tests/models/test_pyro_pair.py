@@ -14,7 +14,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
 from factories import SIZES, make_data, make_model, same_state, state_of
 from fgp_gpytorch import ELBO, BernoulliLikelihood, GaussianLikelihood, GroupedDataset
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import ArgumentError
 
 GROUPS = [4, 0, 5, 2]  # of 6, 3, 1 and 2 members
 
@@ -41,7 +41,7 @@ def test_a_whole_data_set_is_a_batch_and_other_things_are_named():
         torch.manual_seed(0)
         losses.append(Trace_ELBO().loss(model.model, model.guide, batch))
     assert losses[0] == losses[1]
-    with pytest.raises(DataError, match="batch: expected a GroupedBatch or a GroupedDataset, got Tensor"):
+    with pytest.raises(ArgumentError, match="batch: expected a GroupedBatch or GroupedDataset, got Tensor"):
         model.guide(data[:].y)
 
 

@@ -10,7 +10,8 @@ from torch.distributions import MultivariateNormal
 
 from factories import SIZES, make_data, same_state
 from fgp_gpytorch import ELBO, SVGPVAE, GaussianLikelihood, HeldOut, fit
-from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.coupled import InducingPrior, unit_length
+from fgp_gpytorch.errors import ArgumentError, GroupError, ShapeError
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures, RepresentationNetwork
 
@@ -170,16 +171,16 @@ def test_fitted_in_minibatches_saved_loaded_and_asked_about_held_out_members(tmp
 def test_groups_without_an_object_vector_are_refused():
     model, data = make_svgp_vae(), make_data()
     for use in (model.terms, model.infer, model.guide):
-        with pytest.raises(GroupError, match="7 groups whose group vectors the model has, got a batch of a data set"):
+        with pytest.raises(GroupError, match="7 groups whose vectors the model has, got a batch of a data set"):
             use(data.subset([0, 1])[:])
     with pytest.raises(GroupError, match="context: expected groups of the training data, got none"):
         model.generate(torch.rand(1, 2, 1))
 
 
 def test_numbers_and_kernels_that_do_not_fit_are_refused():
-    with pytest.raises(DataError, match="num_inducing: expected an integer >= 1, got 0"):
+    with pytest.raises(ArgumentError, match="num_inducing: expected an integer >= 1, got 0"):
         InducingPrior(2, 2, gpytorch.kernels.RBFKernel(), 0)
-    with pytest.raises(DataError, match=r"kernel: expected batch_shape \[\], got \[2\]"):
+    with pytest.raises(ShapeError, match=r"kernel: expected batch_shape \[\], got \[2\]"):
         InducingPrior(2, 2, gpytorch.kernels.RBFKernel(batch_shape=torch.Size([2])))
 
 

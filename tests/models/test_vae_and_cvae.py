@@ -20,7 +20,7 @@ from fgp_gpytorch import (
     IndependentChannels,
     fit,
 )
-from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch.errors import ArgumentError, ShapeError
 from fgp_gpytorch.nets import ConvDecoder, ConvEncoder, FourierFeatures, MLPDecoder, MLPEncoder
 
 
@@ -136,7 +136,7 @@ def test_features_of_the_wrong_shape_are_refused():
         def forward(self, x):
             return x.flatten()
 
-    with pytest.raises(ShapeError, match=r"features: expected one row for each row of x \(3, 1\), got \(3,\)"):
+    with pytest.raises(ShapeError, match=r"features: expected the leading dimensions of x \(3, 1\), got \(3,\)"):
         CVAE(MLPEncoder([3], 3), MLPDecoder(3, [3]), make_prior(), Flat()).infer(make_data()[[0]])
 
 
@@ -169,7 +169,7 @@ def test_a_module_of_the_features_gets_them_in_its_own_precision():
 
 def test_features_that_are_no_module_are_refused():
     networks = MLPEncoder([3], 2, num_features=1), MLPDecoder(2, [3], num_features=1)
-    with pytest.raises(ShapeError, match="features: expected a torch Module of x, got builtin_function_or_method"):
+    with pytest.raises(ArgumentError, match="features: expected a torch Module of x, got builtin_function_or_method"):
         CVAE(*networks, FactorizedGPPrior([GlobalChannels(2)]), features=torch.sin)
-    with pytest.raises(ShapeError, match=r"got GaussianLikelihood.* likelihood=\.\.\."):  # FGPVAE has it at this place
+    with pytest.raises(ArgumentError, match=r"got GaussianLikelihood.* likelihood=\.\.\."):  # FGPVAE has it here
         CVAE(*networks, FactorizedGPPrior([GlobalChannels(2)]), GaussianLikelihood())

@@ -260,19 +260,19 @@ def test_evaluating_a_loss_keeps_the_multiplier():
 
 def test_a_pair_of_somebody_else_is_refused():
     model, other, batch = make_model(), make_model(), make_data()[:]
-    with pytest.raises(DataError, match=r"model and guide of one FGPVAE, got .*FGPVAE\.model.*TraceMeanField_ELBO\(\)"):
+    with pytest.raises(DataError, match=r"and guide of one GroupedVAE, got .*FGPVAE\.model.*TraceMeanField_ELBO\(\)"):
         ELBO().loss(model.model, other.guide, batch)
-    with pytest.raises(DataError, match=r"expected model and guide of one FGPVAE, got test_a_pair"):
+    with pytest.raises(DataError, match=r"expected model and guide of one GroupedVAE, got test_a_pair"):
         ELBO().loss(lambda b: None, lambda b: None, batch)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kappa": 0.0}, r"kappa: expected a finite number > 0, got 0\.0"),
-        ({"kappa": 0.1, "rate": -1.0}, "rate: expected a finite number > 0"),
-        ({"kappa": 0.1, "decay": 1.0}, r"decay: expected a number below 1 >= 0, got 1\.0"),
-        ({"kappa": 0.1, "initial_multiplier": math.inf}, "initial_multiplier: expected a finite number > 0"),
+        ({"kappa": 0.0}, r"kappa: expected a positive finite number, got 0\.0"),
+        ({"kappa": 0.1, "rate": -1.0}, "rate: expected a positive finite"),
+        ({"kappa": 0.1, "decay": 1.0}, r"decay: expected a number in \[0, 1\), got 1\.0"),
+        ({"kappa": 0.1, "initial_multiplier": math.inf}, "initial_multiplier: expected a positive"),
         ({"kappa": 0.1, "minimum_multiplier": 2.0}, "minimum_multiplier <= initial_multiplier"),
         ({"kappa": 0.1, "maximum_multiplier": 0.5}, "minimum_multiplier <= initial_multiplier"),
         ({"kappa": 0.1, "num_particles": 0}, "num_particles: expected an integer >= 1, got 0"),

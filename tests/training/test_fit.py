@@ -706,9 +706,9 @@ def test_a_missing_checkpoint_is_named_and_true_starts_anew(tmp_path):
         ({"epochs": 0}, "epochs: expected an integer >= 1, got 0"),
         ({"batch_size": 0}, "batch_size: expected an integer >= 1, got 0"),
         ({"checkpoint_every": 0}, "checkpoint_every: expected an integer >= 1"),
-        ({"learning_rate": 0.0}, r"learning_rate: expected a finite number > 0, got 0\.0"),
-        ({"learning_rate": math.inf}, "learning_rate: expected a finite number > 0, got inf"),
-        ({"gradient_clip": -1.0}, r"gradient_clip: expected a finite number > 0, got -1\.0"),
+        ({"learning_rate": 0.0}, r"learning_rate: expected a positive finite number, got 0\.0"),
+        ({"learning_rate": math.inf}, "learning_rate: expected a positive finite number, got inf"),
+        ({"gradient_clip": -1.0}, r"gradient_clip: expected a positive finite number, got -1\.0"),
         ({"epochs": 1.5}, r"epochs: expected an integer >= 1, got 1\.5"),
         ({"seed": -1}, "seed: expected an integer >= 0, got -1"),
         ({"early_stopping": -1, "validation": make_data(seed=9)}, "early_stopping: expected an integer >= 1, got -1"),
@@ -724,7 +724,7 @@ def test_a_missing_checkpoint_is_named_and_true_starts_anew(tmp_path):
         ({"early_stopping": 3}, "early_stopping: expected validation data to judge by"),
         ({"data": [1, 2]}, "train: expected a GroupedDataset, got list"),
         ({"validation": [1, 2]}, "validation: expected a GroupedDataset or HeldOut, got list"),
-        ({"model": nn.Linear(1, 1)}, "model: expected a FGPVAE, got Linear"),
+        ({"model": nn.Linear(1, 1)}, "model: expected a GroupedVAE, got Linear"),
     ],
 )
 def test_impossible_options_are_refused(options, words):

@@ -101,7 +101,7 @@ def check_group_count(x_new: Tensor, context: GroupedBatch, features: int) -> No
     Raises:
         ArgumentError: If `x_new` is not a tensor.
         GroupError: If the number of groups differs.
-        ShapeError: If there are not three dimensions.
+        ShapeError: If there are not three dimensions, or other features.
     """
     hint = "One feature is x_new.unsqueeze(-1), one group x_new.unsqueeze(0)."
     check.shape(check.floating(x_new, "x_new"), "x_new", ("G", "Q*", "D"), hint)
@@ -111,3 +111,4 @@ def check_group_count(x_new: Tensor, context: GroupedBatch, features: int) -> No
             f"group of the context, got {tuple(x_new.shape)}. Try context=data[[...]] with the groups of x_new. An "
             "FGPVAE draws new groups with context=None."
         )
+    check.shape(x_new, "x_new", (context.num_groups, "Q*", features), hint)

@@ -1,14 +1,16 @@
 """Base class of the models whose groups are independent."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedBatch
+from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import PseudoObservations, features_of
 from fgp_gpytorch.models.grouped_vae import GroupedVAE
 from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, LatentPosterior
@@ -22,6 +24,17 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
     """
 
     prior_kind = FactorizedGPPrior
+
+    @abstractmethod
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        prior: FactorizedGPPrior,
+        likelihood: Likelihood | None = None,
+        member_dropout: float | tuple[float, float] = 0.0,
+    ) -> None:
+        super().__init__(encoder, decoder, prior, likelihood, member_dropout)
 
     def condition(self, batch: GroupedBatch, pseudo: PseudoObservations) -> LatentPosterior:
         """The exact GP posterior of the pseudo-observations."""

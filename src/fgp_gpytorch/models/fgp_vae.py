@@ -1,6 +1,10 @@
 """The factorized Gaussian-process variational autoencoder of the paper."""
 
+from torch import nn
+
+from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models.factorized_vae import FactorizedVAE
+from fgp_gpytorch.prior import FactorizedGPPrior
 
 
 class FGPVAE(FactorizedVAE):
@@ -29,3 +33,13 @@ class FGPVAE(FactorizedVAE):
         >>> fit(model, data.train, epochs=100)
         >>> images = model.generate(x_new, context=data.test.context)
     """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        prior: FactorizedGPPrior,
+        likelihood: Likelihood | None = None,
+        member_dropout: float | tuple[float, float] = 0.0,
+    ) -> None:
+        super().__init__(encoder, decoder, prior, likelihood, member_dropout)

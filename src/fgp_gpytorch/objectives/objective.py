@@ -95,7 +95,7 @@ class Objective(pyro.infer.ELBO, Configurable):
         owner = getattr(model, "__self__", model)
         if getattr(guide, "__self__", guide) is not owner or not isinstance(owner, GroupedVAE):
             raise DataError(
-                f"expected model and guide of one FGPVAE, got {_describe(model)} and {_describe(guide)}. Try "
+                f"expected model and guide of one GroupedVAE, got {_describe(model)} and {_describe(guide)}. Try "
                 "SVI(m.model, m.guide, optimizer, loss=ELBO()); for another pair, pyro.infer.TraceMeanField_ELBO()."
             )
         return owner
