@@ -36,12 +36,12 @@ lint: install  ## format check and lint
 types: install  ## pyright on src
 	$(BIN)/pyright --pythonpath $(BIN)/python src
 
-bench: install  ## step time and posterior time, side by side with their rivals
-	$(BIN)/python benchmarks/step_time.py
-	$(BIN)/python benchmarks/posterior.py
+bench: install  ## step time and posterior time beside their rivals, measured here
+	rm -rf runs/bench
+	$(BIN)/python -m benchmarks.runner --only step_time posterior --out runs/bench
 
-paper: install  ## the paper's evaluation, what is missing of it (a night; ARGS='--jobs 2', ARGS=--quick for a look)
-	$(BIN)/python benchmarks/paper.py $(ARGS)
+paper: install  ## the missing runs of all studies, figures, pages (ARGS='--jobs 2', ARGS=--quick for a short form)
+	$(BIN)/python -m benchmarks.runner $(ARGS)
 
 ci: lint types test  ## what .ci/run does in an environment that exists
 	$(BIN)/python examples/rotated_mnist.py --epochs 20 --no-progress --out runs/ci --assert-test-mse-below 0.042

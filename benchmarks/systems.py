@@ -1,11 +1,11 @@
-"""The systems of the paper's evaluation: how each is built, trained and asked, the same way for all.
+"""The models of the paper's evaluation: how each is built, trained, loaded and conditioned on the training data.
 
-What a system may differ in is its `Recipe`. Networks (Table A.1), loader, optimizer and number of epochs are the same.
+Systems differ in their `Recipe`. Networks (Table A.1), loader, optimizer and number of epochs are the same for all.
+Other files of this package call the library's less common names through this file.
 """
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import gpytorch
 import lightning
 import torch
-
-sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from fgp_gpytorch.models.known_groups_vae import KnownGroupsVAE
+from torch import Tensor
 
 import fgp_gpytorch
+from examples.rotated_mnist import PRESETS, Preset, build, objective_of
 from fgp_gpytorch import (
     CVAE,
     ELBO,
@@ -37,27 +36,26 @@ from fgp_gpytorch import (
     LocalChannels,
     fit,
 )
-from fgp_gpytorch.data import align_held_out
+from fgp_gpytorch.data import HeldOut
+from fgp_gpytorch.feature_maps import PeriodicFeatures
 from fgp_gpytorch.means import FourierMean
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.nets import (
+    ConvDecoder,
+    ConvEncoder,
+    ConvFeatures,
     FourierFeatures,
     MLPFeatures,
-    PaperDecoder,
-    PaperEncoder,
-    PaperFeatures,
     RepresentationNetwork,
 )
-from fgp_gpytorch.prior import FourierRoot
 from fgp_gpytorch.training import FitResult
-from rotated_mnist import PRESETS, build
 
 CHANNELS = 16  # L of Table A.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a system is trained; a system looks at what concerns it."""
+    """How a system is trained. A system ignores the values that do not concern it."""
 
     epochs: int = 1000
     batch_size: int = 20
@@ -69,8 +67,23 @@ class Recipe:
     num_local: int = 8  # J
     learn_lengthscale: bool = False
     period: float = 2 * math.pi
-    num_factors: int = 8  # m, length of an object vector
+    num_factors: int = 8  # m, length of a group vector, or R of the coregionalized channels
     num_inducing: int = 64  # M
+
+
+def encoder(num_features: int = 0) -> ConvEncoder:
+    """The encoder of Table A.1."""
+    return ConvEncoder(CHANNELS, num_features=num_features)
+
+
+def decoder(num_features: int = 0) -> ConvDecoder:
+    """The decoder of Table A.1."""
+    return ConvDecoder(CHANNELS, num_features=num_features)
+
+
+def image_features(num_features: int) -> ConvFeatures:
+    """The encoder of Table A.1 with other outputs."""
+    return ConvFeatures(num_features)
 
 
 def likelihood(recipe: Recipe) -> GaussianLikelihood:
@@ -78,7 +91,7 @@ def likelihood(recipe: Recipe) -> GaussianLikelihood:
 
 
 def vae(recipe: Recipe, groups: int) -> VAE:
-    return VAE(PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), CHANNELS, likelihood(recipe))
+    return VAE(encoder(), decoder(), CHANNELS, likelihood(recipe))
 
 
 def cvae(recipe: Recipe, groups: int) -> CVAE:
@@ -90,85 +103,84 @@ def cvae_of_context(recipe: Recipe, groups: int) -> CVAE:
 
 
 def conditional(prior: FactorizedGPPrior, recipe: Recipe) -> CVAE:
-    encoder, decoder = PaperEncoder(CHANNELS, num_features=2), PaperDecoder(CHANNELS, num_features=2)
-    return CVAE(encoder, decoder, prior, FourierFeatures(), likelihood(recipe), recipe.member_dropout)
+    return CVAE(encoder(2), decoder(2), prior, FourierFeatures(), likelihood(recipe), recipe.member_dropout)
 
 
 def gp_vae(recipe: Recipe, groups: int) -> GPVAE:
     return GPVAE(
-        PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), CHANNELS, num_groups=groups, num_factors=recipe.num_factors,
+        encoder(), decoder(), CHANNELS, num_groups=groups, num_factors=recipe.num_factors,
         likelihood=likelihood(recipe),
     )  # fmt: skip
 
 
 def gp_vae_of_images(recipe: Recipe, groups: int) -> GPVAE:
     return GPVAE(
-        PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), CHANNELS, num_factors=recipe.num_factors,
+        encoder(), decoder(), CHANNELS, num_factors=recipe.num_factors,
         likelihood=likelihood(recipe), representation=representation(recipe),
     )  # fmt: skip
 
 
 def representation(recipe: Recipe) -> RepresentationNetwork:
-    """Object vectors of images: a mean of their convolutional features, and a small perceptron of it (Appendix C)."""
-    return RepresentationNetwork(PaperFeatures(16), MLPFeatures([16], recipe.num_factors), "mean")
+    """Group vectors from images: the mean of their convolutional features, then a small perceptron (Appendix C)."""
+    return RepresentationNetwork(image_features(16), MLPFeatures([16], recipe.num_factors), "mean")
 
 
 def svgp_vae(recipe: Recipe, groups: int) -> SVGPVAE:
     return SVGPVAE(
-        PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), CHANNELS, num_groups=groups, num_factors=recipe.num_factors,
+        encoder(), decoder(), CHANNELS, num_groups=groups, num_factors=recipe.num_factors,
         num_inducing=recipe.num_inducing, likelihood=likelihood(recipe),
     )  # fmt: skip
 
 
 def svgp_vae_of_images(recipe: Recipe, groups: int) -> SVGPVAE:
     return SVGPVAE(
-        PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), CHANNELS, num_factors=recipe.num_factors,
+        encoder(), decoder(), CHANNELS, num_factors=recipe.num_factors,
         num_inducing=recipe.num_inducing, likelihood=likelihood(recipe), representation=representation(recipe),
     )  # fmt: skip
 
 
 def fgp_vae(recipe: Recipe, groups: int) -> FGPVAE:
     prior = FactorizedGPPrior([local_channels(recipe), GlobalChannels(CHANNELS - recipe.num_local)])
-    return FGPVAE(PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), prior, likelihood(recipe), recipe.member_dropout)
+    return FGPVAE(encoder(), decoder(), prior, likelihood(recipe), recipe.member_dropout)
 
 
 def fgp_vae_of_any_context(recipe: Recipe, groups: int) -> FGPVAE:
-    """Every channel's mean over the angle and its variance are learned, as in the default run of the example."""
+    """Each channel learns its mean over the angle and its variance, as in the default run of the example."""
     assert recipe.period == 2 * math.pi
     changed = {name: getattr(recipe, name) for name in ("num_local", "member_dropout", "learn_lengthscale", "kappa")}
     return build(dataclasses.replace(PRESETS["short"], **changed))
 
 
-def correlated_fgp_vae(recipe: Recipe, groups: int, learn_objects: bool = True) -> CorrelatedFGPVAE:
+def correlated_fgp_vae(recipe: Recipe, groups: int, learn_vectors: bool = True) -> CorrelatedFGPVAE:
     return CorrelatedFGPVAE(
-        PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), [local_channels(recipe)], CHANNELS - recipe.num_local,
-        num_groups=groups, num_factors=recipe.num_factors, learn_objects=learn_objects, likelihood=likelihood(recipe),
+        encoder(), decoder(), [local_channels(recipe)], CHANNELS - recipe.num_local,
+        num_groups=groups, num_factors=recipe.num_factors, learn_vectors=learn_vectors, likelihood=likelihood(recipe),
         member_dropout=recipe.member_dropout,
     )  # fmt: skip
 
 
 def correlated_fgp_vae_of_images(recipe: Recipe, groups: int) -> CorrelatedFGPVAE:
     return CorrelatedFGPVAE(
-        PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), [local_channels(recipe)], CHANNELS - recipe.num_local,
+        encoder(), decoder(), [local_channels(recipe)], CHANNELS - recipe.num_local,
         num_factors=recipe.num_factors, likelihood=likelihood(recipe), member_dropout=recipe.member_dropout,
         representation=representation(recipe),
     )  # fmt: skip
 
 
 def pca_correlated_fgp_vae(recipe: Recipe, groups: int) -> CorrelatedFGPVAE:
-    return correlated_fgp_vae(recipe, groups, learn_objects=False)
+    return correlated_fgp_vae(recipe, groups, learn_vectors=False)
 
 
 def coregionalized_fgp_vae(recipe: Recipe, groups: int) -> FGPVAE:
-    """All channels share factors of their digit, about a mean of each over the angle."""
-    root = FourierRoot(periodic(recipe), recipe.period)
+    """All channels share factors of their digit. Each has a mean over the angle."""
+    root = PeriodicFeatures(periodic(recipe), recipe.period)
     mean = FourierMean(4, recipe.period, batch_shape=torch.Size([CHANNELS]))
     prior = FactorizedGPPrior([CoregionalizedChannels(CHANNELS, recipe.num_factors, root, mean)])
-    return FGPVAE(PaperEncoder(CHANNELS), PaperDecoder(CHANNELS), prior, likelihood(recipe), recipe.member_dropout)
+    return FGPVAE(encoder(), decoder(), prior, likelihood(recipe), recipe.member_dropout)
 
 
 def local_channels(recipe: Recipe) -> LocalChannels:
-    """The paper's kernel, with a length of its own for each channel if it is learned."""
+    """The paper's kernel, with a lengthscale for each channel if it is learned."""
     return LocalChannels(recipe.num_local, periodic(recipe, [recipe.num_local] if recipe.learn_lengthscale else []))
 
 
@@ -201,7 +213,7 @@ BUILD: dict[str, Callable[[Recipe, int], FGPVAE]] = {
 
 
 class Summarize(lightning.Callback):
-    """Gives a `GPVAE` its exact linear form of the KL at the start of every epoch, as Casale et al. did."""
+    """Computes the exact linear form of a `GPVAE`'s KL at the start of every epoch, as Casale et al. do."""
 
     def __init__(self, data: GroupedDataset) -> None:
         self.data = data
@@ -213,7 +225,7 @@ class Summarize(lightning.Callback):
 
 
 class Watch(lightning.Callback):
-    """The test error every so many epochs, which the paper's best epoch is chosen by; its time is not counted."""
+    """Measures the test error every few epochs. The paper takes the best of them. This time is not counted."""
 
     def __init__(self, train: GroupedDataset, test: Any, every: int) -> None:
         self.train, self.test, self.every = train, test, every
@@ -233,20 +245,20 @@ class Watch(lightning.Callback):
 
 
 def load(path: Path) -> FGPVAE:
-    """A saved system of any class."""
+    """Return a saved system of any class."""
     kind = torch.load(path, map_location="cpu", weights_only=True)["class"]
     return getattr(fgp_gpytorch, kind).load(path)
 
 
 class Asked(NamedTuple):
-    """What generates held-out views, and the views: for seen groups, and for new ones if the system knows any."""
+    """A generator and its held-out views, for seen groups, and for new groups if the system accepts them."""
 
     test: tuple[Any, Any] | None
     extrapolation: tuple[Any, Any] | None
 
 
 def ask(model: FGPVAE, train: GroupedDataset, test: Any | None, extrapolation: Any | None) -> Asked:
-    """Condition the model on all that it may know: of a prior that couples groups, on all training rows.
+    """Condition a model whose prior couples groups on all training members. Other models stay as they are.
 
     Args:
         model: A trained system.
@@ -254,23 +266,38 @@ def ask(model: FGPVAE, train: GroupedDataset, test: Any | None, extrapolation: A
         test: Held-out views of training groups, or None.
         extrapolation: Held-out views of other groups, or None.
     """
-    if not isinstance(model, KnownGroupsVAE):
+    if not couples_groups(model):
         return Asked(*(None if views is None else (model, views) for views in (test, extrapolation)))
     seen = unseen = None
     if test is not None:
-        seen = (model.given(train, context="seen"), align_held_out(test, train))
+        seen = (model.condition_on(train, context="seen"), test.align(train))
     if extrapolation is not None and model.representation is not None:
-        unseen = (model.given(train, context="new"), extrapolation)
+        unseen = (model.condition_on(train, context="new"), extrapolation)
     return Asked(seen, unseen)
+
+
+def held_out(context: GroupedDataset, targets: GroupedDataset) -> HeldOut:
+    """Pair each group's context with the members to predict."""
+    return HeldOut.of(context, targets)
+
+
+def decode(model: FGPVAE, z: Tensor, x: Tensor) -> Tensor:
+    """Return the decoded mean of latents z at x."""
+    return model.likelihood.mean(model.decode(z, x))
+
+
+def couples_groups(model: FGPVAE) -> bool:
+    """Whether the prior couples groups through a vector of each."""
+    return model.prior.couples_groups
 
 
 def train_system(
     system: str, recipe: Recipe, data: GroupedDataset, seed: int, callbacks: Sequence[lightning.Callback] = ()
 ) -> tuple[FGPVAE, FitResult]:
-    """Build a system and train it with one seed.
+    """Build and train a system with one seed.
 
     Raises:
-        KeyboardInterrupt: If ctrl-C cut it.
+        KeyboardInterrupt: If ctrl-C stopped it.
     """
     torch.manual_seed(seed)
     model = BUILD[system](recipe, len(data))
@@ -280,14 +307,14 @@ def train_system(
 def train(
     model: FGPVAE, recipe: Recipe, data: GroupedDataset, seed: int, callbacks: Sequence[lightning.Callback] = ()
 ) -> FitResult:
-    """Train a model that was built, as all systems are trained.
+    """Train a model as all systems are trained.
 
     Raises:
-        KeyboardInterrupt: If ctrl-C cut it.
+        KeyboardInterrupt: If ctrl-C stopped it.
     """
     callbacks = list(callbacks)
-    if isinstance(model, KnownGroupsVAE) and model.representation is None:
-        model.initialize_objects(data)
+    if couples_groups(model) and model.representation is None:
+        model.initialize_vectors(data)
     elif isinstance(model, SVGPVAE):
         model.initialize_inducing(data)
     if isinstance(model, GPVAE):
@@ -303,3 +330,21 @@ def train(
     if isinstance(model, GPVAE):
         model.summary = None
     return result
+
+
+def train_preset(preset: Preset, data: GroupedDataset, seed: int) -> tuple[FGPVAE, FitResult]:
+    """Build and train the example's model at a preset.
+
+    Raises:
+        KeyboardInterrupt: If ctrl-C stopped it.
+    """
+    torch.manual_seed(seed)
+    model = build(preset)
+    result = fit(
+        model, data, objective=objective_of(preset), epochs=preset.epochs, batch_size=preset.batch_size,
+        learning_rate=preset.learning_rate, lr_schedule=preset.lr_schedule, seed=seed, folder=None, progress=False,
+        accelerator="cpu",
+    )  # fmt: skip
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return model, result

@@ -68,9 +68,9 @@ class Preset:
 PRESETS = {
     # Appendix A
     "paper": Preset(1000, 8, 1e-3, None, 0.0, False, 0.020),
-    # chosen on training instances and angles held out for validation: benchmarks/choose_settings.py
+    # chosen on training instances and angles held out for validation: benchmarks/studies/settings.py
     "best": Preset(1000, 12, 1e-2, "cosine", 2 / 11, True, beta=0.4),
-    # beyond the paper: benchmarks/choose_rivals.py
+    # beyond the paper: benchmarks/studies/rivals.py
     "coregionalized": Preset(1000, CHANNELS, 1e-2, "cosine", 2 / 11, False, beta=0.15, num_factors=16),
     "short": Preset(200, 12, 1e-2, "cosine", 2 / 11, True, learn_prior=True),
 }

@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from fgp_gpytorch import feature_maps, means, nets  # a saved model may name their classes
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, HeldOut
 from fgp_gpytorch.likelihoods import BernoulliLikelihood, DiagonalGaussianLikelihood, GaussianLikelihood
 from fgp_gpytorch.models import CVAE, FGPVAE, GPVAE, SVGPVAE, VAE, CorrelatedFGPVAE, LatentAngleFGPVAE
@@ -40,5 +41,8 @@ __all__ = [
     "IndependentChannels",
     "LatentAngleFGPVAE",
     "LocalChannels",
+    "feature_maps",
     "fit",
+    "means",
+    "nets",
 ]

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode, and leave each of its parts in the mode that it was in: one may be frozen."""
+    """Put a module in evaluation mode, then restore the mode of each of its parts: some may be frozen."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -16,3 +17,22 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+@contextmanager
+def evaluation(module: nn.Module, seed: int | None = None) -> Iterator[torch.device]:
+    """Put a module in evaluation mode without gradients. The mode and the global random numbers are restored.
+
+    Args:
+        module: The module.
+        seed: Of the random numbers inside. None uses the global generator.
+
+    Yields:
+        The device of the module's parameters.
+    """
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    forked = [device] if device.type == "cuda" else []
+    with evaluation_mode(module), torch.no_grad(), torch.random.fork_rng(devices=forked, enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield device

@@ -13,12 +13,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import ShapeError
-from fgp_gpytorch.metrics._evaluation import evaluation
 from fgp_gpytorch.models import GroupedVAE
-from fgp_gpytorch.models._batches import observed_members, whole_batch
-from fgp_gpytorch.prior import FactorizedGPPrior
 
 
 def image_rows(
@@ -92,16 +90,14 @@ def latent_paths(model: GroupedVAE, context: GroupedBatch | GroupedDataset, x: T
     Raises:
         ArgumentError: If `x` is not numeric.
     """
-    context = whole_batch(context, "context")
     x = check.as_tensor(x, "x").flatten()
     with evaluation(model):
         posterior = model.infer(context)
         prediction = posterior.predict(x.to(posterior.x.device).reshape(1, -1, 1))
         mean, deviation = prediction.mean[0].cpu(), prediction.variance[0].sqrt().cpu()
-        there = observed_members(context)[0]  # q is not conditioned on the others
-        observed = there.cpu()
         pseudo = model.encode(context)
-        encoded, variance = pseudo.mean[0][there].cpu(), pseudo.variance[0][there].cpu()
+        observed = slice(None) if pseudo.mask is None else pseudo.mask[0].cpu()
+        encoded, variance = pseudo.mean[0].cpu()[observed], pseudo.variance[0].cpu()[observed]
     is_global = model.prior.is_global
     local, shared = ((~is_global).nonzero().flatten().tolist(), is_global.nonzero().flatten().tolist())
     panels = len(local) + bool(shared)
@@ -111,7 +107,7 @@ def latent_paths(model: GroupedVAE, context: GroupedBatch | GroupedDataset, x: T
     for axes, c in zip(grid, local, strict=False):
         _band(axes, x.cpu(), mean[:, c], deviation[:, c])
         axes.errorbar(
-            posterior.x[0][observed, 0].cpu().numpy(), encoded[:, c].numpy(), yerr=2 * variance[:, c].sqrt().numpy(),
+            posterior.x[0, :, 0].cpu()[observed].numpy(), encoded[:, c].numpy(), yerr=2 * variance[:, c].sqrt().numpy(),
             fmt="o", ms=3, lw=0.8, color="tab:orange", zorder=3,
         )  # fmt: skip
         low, high = (mean[:, c] - 3 * deviation[:, c]).min(), (mean[:, c] + 3 * deviation[:, c]).max()
@@ -122,7 +118,7 @@ def latent_paths(model: GroupedVAE, context: GroupedBatch | GroupedDataset, x: T
         axes = grid[len(local)]
         value, error = mean[0, shared].numpy(), 2 * deviation[0, shared].numpy()
         axes.errorbar(range(len(shared)), value, yerr=error, fmt="o", ms=4, capsize=3)
-        drawn = isinstance(model.prior, FactorizedGPPrior)  # coupled priors depend on the other groups
+        drawn = not model.prior.couples_groups  # coupled priors depend on the other groups
         if drawn:
             prior_mean, prior_deviation = (part.cpu() for part in _prior_marginals(model, posterior.x))
             for position, c in enumerate(shared):

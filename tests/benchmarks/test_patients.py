@@ -1,20 +1,16 @@
 """The question that patients.py asks, on made-up visits: what is held out, from whom, and what needs no model."""
 
-from types import ModuleType
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-
-@pytest.fixture(scope="module")
-def patients(benchmark) -> ModuleType:
-    return benchmark("patients")
+from benchmarks.records import Plan
+from benchmarks.studies import patients
 
 
 @pytest.fixture(scope="module")
-def visits(patients) -> pd.DataFrame:
+def visits() -> pd.DataFrame:
     """Forty patients with one to six visits, in no order; some values missing."""
     generator = np.random.default_rng(0)
     count = generator.integers(1, 7, 40)
@@ -25,7 +21,7 @@ def visits(patients) -> pd.DataFrame:
     return table.sample(frac=1, random_state=0)
 
 
-def test_last_visits_of_untrained_patients_are_asked_for(patients, visits) -> None:
+def test_last_visits_of_untrained_patients_are_asked_for(visits) -> None:
     asked = patients.question(visits, [0, 1, 2, 3], 4)
     assert set(asked.train.labels) == set(visits["id"][visits["fold"] != 4])
     long = visits[visits["fold"] == 4].groupby("id").filter(lambda own: len(own) >= 3)
@@ -37,7 +33,7 @@ def test_last_visits_of_untrained_patients_are_asked_for(patients, visits) -> No
         assert asked.held_out.x_new[position, 0, 0] == own["year"].iloc[-1]
 
 
-def test_values_are_in_deviations_of_the_training_patients(patients, visits) -> None:
+def test_values_are_in_deviations_of_the_training_patients(visits) -> None:
     asked = patients.question(visits, [0, 1, 2, 3], 4)
     batch = asked.train[:]
     for lab in range(len(patients.LABS)):
@@ -47,7 +43,7 @@ def test_values_are_in_deviations_of_the_training_patients(patients, visits) -> 
 
 
 @pytest.mark.parametrize("system", ["last value", "mean value"])
-def test_predictions_without_a_model_by_hand(patients, visits, system) -> None:
+def test_predictions_without_a_model_by_hand(visits, system) -> None:
     known = visits[visits["fold"] != 4][patients.LABS]
     mean, scale = known.mean(), known.std()
     errors = []
@@ -63,11 +59,12 @@ def test_predictions_without_a_model_by_hand(patients, visits, system) -> None:
     assert patients.simple_record(system, visits, 4)["mse"] == pytest.approx(np.mean(errors), rel=1e-5)
 
 
-def test_every_system_is_asked_the_same(patients, visits, monkeypatch) -> None:
+def test_every_system_is_asked_the_same(visits, monkeypatch) -> None:
     monkeypatch.setattr(patients, "CANDIDATES", patients.CANDIDATES[:2])
     monkeypatch.setattr(patients, "table", lambda: visits)
     for system in patients.SYSTEMS:
-        record = patients.run(system, 1, epochs=2)
+        settings, record = patients.run({"system": system, "fold": 1}, Plan(quick=True))
+        assert settings == {"epochs": 2}
         assert record["mse"] > 0
         assert np.isfinite(record["mse"])
         if system not in ("last value", "mean value"):
@@ -75,7 +72,7 @@ def test_every_system_is_asked_the_same(patients, visits, monkeypatch) -> None:
             assert 0 <= record["coverage_90"] <= 1
 
 
-def test_a_perfect_belief_of_the_classical_gp_scores_as_scipy_says(patients, visits) -> None:
+def test_a_perfect_belief_of_the_classical_gp_scores_as_scipy_says(visits) -> None:
     """Of values that are noise alone the GP learns mean 0 and variance 1, with the scores of a standard normal."""
     generator = np.random.default_rng(1)
     table = pd.DataFrame({"id": np.repeat(np.arange(200), 3), "year": np.tile([0.0, 1.0, 2.0], 200)})

@@ -1,19 +1,14 @@
 """The judge of prior samples, on digits that do rotate."""
 
 import math
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.studies import prior_samples as judge
 from fgp_gpytorch.datasets import rotated_mnist
-
-
-@pytest.fixture(scope="module")
-def judge(benchmark) -> ModuleType:
-    return benchmark("prior_samples")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +16,7 @@ def data():
     return rotated_mnist((0, 1), views=1)
 
 
-def test_recognised_is_the_fraction_at_each_angle(judge) -> None:
+def test_recognised_is_the_fraction_at_each_angle() -> None:
     class First(nn.Module):
         def forward(self, images):
             return nn.functional.one_hot(images[:, 0, 0, 0].long(), 10)
@@ -33,7 +28,7 @@ def test_recognised_is_the_fraction_at_each_angle(judge) -> None:
     assert judge.recognised(First(), views, torch.tensor([3, 5, 0, 1])).tolist() == [0.5, 0.5, 0.25]
 
 
-def test_digits_that_rotate_are_consistent_and_others_are_not(judge, data) -> None:
+def test_digits_that_rotate_are_consistent_and_others_are_not(data) -> None:
     views, degrees = data.truth(range(10)), np.rad2deg(data.angles.numpy())
     assert judge.angle_consistency(views, degrees, 0).max() < 1e-10
     assert judge.angle_consistency(views, degrees, 1).max() < 2e-3  # two interpolations
@@ -44,12 +39,12 @@ def test_digits_that_rotate_are_consistent_and_others_are_not(judge, data) -> No
     assert another[0] == pytest.approx((views[:, 0] - views.roll(1, 0)[:, 0]).square().mean().item(), rel=1e-5)
 
 
-def test_means_leave_out_the_angle_compared_with_itself(judge) -> None:
+def test_means_leave_out_the_angle_compared_with_itself() -> None:
     columns = {"recognised": torch.tensor([1.0, 0.0, 0.5]), "from_upright_mse": torch.tensor([0.0, 1.0, 2.0])}
     assert judge.summarize(columns) == {"recognised": 0.5, "from_upright_mse": 1.5}
 
 
-def test_judged_instances_are_not_those_trained_on(judge, data) -> None:
+def test_judged_instances_are_not_those_trained_on(data) -> None:
     training, digit = judge.digit_views(data, training=True)
     unseen, unseen_digit = judge.digit_views(data, training=False)
     assert training.shape == (720, 16, 1, 28, 28)
@@ -58,7 +53,7 @@ def test_judged_instances_are_not_those_trained_on(judge, data) -> None:
     torch.testing.assert_close(unseen[:40, 0, 0], data.images[360:400] / 255.0)
 
 
-def test_classifier_learns_noughts_and_ones_and_leaves_the_random_numbers_alone(judge, data) -> None:
+def test_classifier_learns_noughts_and_ones_and_leaves_the_random_numbers_alone(data) -> None:
     images, digit = judge.digit_views(data, training=True)
     before = torch.get_rng_state()
     classifier = judge.train_classifier(images[::4].flatten(0, 1), digit[::4].repeat_interleave(16), epochs=2)

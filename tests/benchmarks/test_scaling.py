@@ -2,24 +2,19 @@
 
 import math
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.studies import scaling
 from fgp_gpytorch.data import LazyDataset
 from fgp_gpytorch.datasets import rotated_mnist
 from fgp_gpytorch.datasets.rotated_mnist import rotate_images
 
 
-@pytest.fixture(scope="module")
-def scaling(benchmark) -> ModuleType:
-    return benchmark("scaling")
-
-
 @pytest.fixture
-def small_mnist(scaling, monkeypatch):
+def small_mnist(monkeypatch):
     """Fifty threes in place of the complete MNIST, nine of which are tested."""
     images = rotated_mnist(views=1).images[:50]
     monkeypatch.setattr(scaling, "complete_mnist", lambda root: (images, torch.full((50,), 3)))
@@ -27,7 +22,7 @@ def small_mnist(scaling, monkeypatch):
     return images
 
 
-def test_held_out_angle_of_the_complete_set_is_never_trained_on(scaling, small_mnist) -> None:
+def test_held_out_angle_of_the_complete_set_is_never_trained_on(small_mnist) -> None:
     train, test = scaling.load("mnist", Path(), seed=0)
     assert isinstance(train, LazyDataset)
     assert train.group_sizes.tolist() == [11] * 50
@@ -41,13 +36,13 @@ def test_held_out_angle_of_the_complete_set_is_never_trained_on(scaling, small_m
         assert torch.equal(test.context[position].y, train[instance].y)
 
 
-def test_all_sixteen_views_leave_none_to_test(scaling, small_mnist) -> None:
+def test_all_sixteen_views_leave_none_to_test(small_mnist) -> None:
     train, test = scaling.load("mnist-all", Path(), seed=0)
     assert train.num_members == 50 * 16
     assert test is None
 
 
-def test_a_part_of_the_tests_keeps_rows_together(scaling) -> None:
+def test_a_part_of_the_tests_keeps_rows_together() -> None:
     _, test = scaling.load("1", None, seed=0)
     part = scaling.first_groups(test, 30)
     assert part.context.labels.tolist() == part.instance.tolist()

@@ -194,5 +194,5 @@ def test_errors_say_what_to_try():
         posterior.predict(x[:1], torch.tensor([5]))
     with pytest.raises(GroupError, match="expected positions from 0 to 4"):
         VECTORS(torch.tensor([5]))
-    with pytest.raises(ArgumentError, match=r"noise: expected a finite number > 0, got 0. Try 0.1"):
+    with pytest.raises(ArgumentError, match=r"noise: expected a positive finite number, got 0. Try 0.1"):
         ProductPrior(3, prior.features, noise=0)

@@ -4,13 +4,15 @@ import dataclasses
 import itertools
 import math
 
+import lightning
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from factories import make_data, make_model
 from fgp_gpytorch import GroupedDataset, HeldOut, fit
-from fgp_gpytorch.data import LazyDataset
+from fgp_gpytorch.data import HeldOutBatch, LazyDataset
 from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
 from fgp_gpytorch.metrics import central_interval, held_out_calibration, held_out_mse, mse_by_context_size, swap_errors
 from fgp_gpytorch.metrics.swap import other_group
@@ -319,6 +321,23 @@ def test_a_plain_loader_returns_batches_of_groups(visits):
         assert torch.equal(both.context.y, held_out.context[:].y)
         moved = first.to("meta")
         assert {part.device.type for part in moved if part is not None} == {"meta"}
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("64-true", torch.float64)])
+def test_lightning_moves_and_casts_batches(visits, precision, dtype):
+    fabric = lightning.Fabric(accelerator="cpu", devices=1, precision=precision)
+    batch = HeldOut.random(visits, 0.5)[:]
+    cast = fabric._precision.convert_input(fabric.to_device(batch))
+    assert (cast.x_new.dtype, cast.y_new.dtype, cast.context.y.dtype) == (dtype, dtype, dtype)
+    assert cast.observed.dtype == torch.bool
+
+
+def test_every_tensor_is_pinned(visits, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor) or tensor.clone())
+    batch = pin_memory(HeldOut.random(visits, 0.5)[:])
+    assert len(pinned) == 3 + 4
+    assert isinstance(batch, HeldOutBatch)
 
 
 def test_observations_of_a_batch_are_masked(visits):

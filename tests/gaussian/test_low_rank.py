@@ -14,7 +14,6 @@ from fgp_gpytorch.gaussian import (
     low_rank_factor,
     mean_field_factor,
     rank_one_factor,
-    whitened_factor,
 )
 
 F64 = torch.float64
@@ -72,7 +71,7 @@ def test_kl_equals_torch_distributions_where_z_has_a_density():
 
 
 @pytest.mark.parametrize("shape", [(7, 3), (4, 9)])
-def test_low_rank_form_agrees_with_the_dense_and_the_whitened_form(shape):
+def test_low_rank_form_agrees_with_the_dense_form(shape):
     root, variance, residual = _problem(*shape)
     precision = variance.reciprocal()
     precision[0, 1] = residual[0, 1] = 0.0
@@ -83,9 +82,83 @@ def test_low_rank_form_agrees_with_the_dense_and_the_whitened_form(shape):
     torch.testing.assert_close(factor.kl(), dense.kl, rtol=1e-9, atol=1e-11)
     evidence = dense_factor(covariance, precision, residual).log_evidence()
     torch.testing.assert_close(factor.log_evidence(), evidence, rtol=1e-9, atol=1e-11)
-    whitened = whitened_factor(root, precision, residual)
-    torch.testing.assert_close(factor.weights, whitened.mean)
-    torch.testing.assert_close(factor.cholesky, whitened.cholesky)
+    b = torch.eye(shape[1], dtype=F64) + root.mT @ torch.diag_embed(precision) @ root
+    torch.testing.assert_close(factor.cholesky @ factor.cholesky.mT, b, rtol=1e-12, atol=1e-12)
+    projected = root.mT @ (precision * residual).unsqueeze(-1)
+    torch.testing.assert_close(factor.weights, torch.linalg.solve(b, projected).squeeze(-1), rtol=1e-9, atol=1e-11)
+
+
+# q(u) itself: the same posterior as the dense form, and a density where z has none
+
+
+@pytest.mark.parametrize("rank", [1, 3, 5])
+def test_pushed_forward_moments_equal_the_dense_posterior(rank):
+    g = torch.Generator().manual_seed(rank)
+    root = torch.randn(2, 5, rank, generator=g, dtype=F64)
+    precision = torch.exp(torch.randn(2, 5, generator=g, dtype=F64))
+    residual = torch.randn(2, 5, generator=g, dtype=F64)
+    precision[0, 1] = residual[0, 1] = 0.0
+    factor = low_rank_factor(root, precision, residual)
+    covariance = torch.linalg.inv(factor.cholesky @ factor.cholesky.mT)
+    dense = dense_marginals(root @ root.mT, precision, residual)
+    torch.testing.assert_close((root @ factor.weights.unsqueeze(-1)).squeeze(-1), dense.mean, rtol=1e-9, atol=1e-11)
+    variance = (root @ covariance @ root.mT).diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(variance, dense.variance, rtol=1e-9, atol=1e-11)
+    # the divergence is the same for u and for z
+    q = MultivariateNormal(factor.weights, covariance)
+    p = MultivariateNormal(torch.zeros(2, rank, dtype=F64), torch.eye(rank, dtype=F64))
+    torch.testing.assert_close(kl_divergence(q, p), dense.kl, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_joint_covariance_equals_the_dense_posterior_covariance(rank):
+    root, variance, residual = _problem(5, rank)
+    new = torch.randn(2, 4, rank, generator=torch.Generator().manual_seed(1), dtype=F64)
+    precision = variance.reciprocal()
+    precision[0, 1] = residual[0, 1] = 0.0
+    factor = low_rank_factor(root, precision, residual)
+    observed = torch.tensor([0, 2, 3, 4]), torch.arange(5)
+    for batch, rows in enumerate(observed):
+        noisy = root[batch, rows] @ root[batch, rows].T + torch.diag(variance[batch, rows])
+        for features in (root, new):
+            cross = features[batch] @ root[batch, rows].T
+            wanted = features[batch] @ features[batch].T - cross @ torch.linalg.solve(noisy, cross.T)
+            torch.testing.assert_close(factor.covariance(features)[batch], wanted, rtol=1e-9, atol=1e-11)
+    for features in (root, new):
+        diagonal = factor.covariance(features).diagonal(dim1=-2, dim2=-1)
+        torch.testing.assert_close(diagonal, factor.predict_variance(features), rtol=1e-12, atol=1e-14)
+
+
+def test_draws_are_the_mean_plus_a_root_of_the_posterior_covariance():
+    """The noise of a seed is solved out of the draws. The columns of A with A A' = Phi B^-1 Phi' remain, exactly."""
+    g = torch.Generator().manual_seed(0)
+    root = torch.randn(4, 3, generator=g, dtype=F64)
+    precision, residual = torch.rand(4, generator=g, dtype=F64), torch.randn(4, generator=g, dtype=F64)
+    factor = low_rank_factor(root, precision, residual)
+    torch.manual_seed(5)
+    draws = factor.rsample_weights(torch.Size([4]))
+    assert draws.shape == (4, 3)
+    torch.manual_seed(5)
+    noise = torch.randn(4, 3, 1, dtype=F64).squeeze(-1)
+    # [draws] = [1 noise] [mean; A'], four equations for the four rows of the mean and A'
+    solved = torch.linalg.solve(torch.cat([torch.ones(4, 1, dtype=F64), noise], dim=-1), draws @ root.mT)
+    mean, columns = solved[0], solved[1:].mT
+    wanted = root @ torch.linalg.inv(torch.eye(3, dtype=F64) + root.mT @ torch.diag(precision) @ root) @ root.mT
+    torch.testing.assert_close(columns @ columns.mT, wanted, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(mean, root @ factor.weights, rtol=1e-12, atol=1e-12)
+
+
+def test_draws_of_weights_and_the_covariance_pass_gradcheck():
+    g = torch.Generator().manual_seed(0)
+    root = torch.randn(2, 4, 3, generator=g, dtype=F64)
+    precision, residual = torch.rand(2, 4, generator=g, dtype=F64), torch.randn(2, 4, generator=g, dtype=F64)
+
+    def function(root, precision, residual):
+        factor = low_rank_factor(root, precision, residual)
+        torch.manual_seed(0)  # the same noise at every call
+        return factor.weights, factor.rsample_weights(torch.Size([2])), factor.covariance(root)
+
+    assert gradcheck(function, [t.requires_grad_() for t in (root, precision + 0.1, residual)])
 
 
 def test_one_constant_column_is_a_global_channel():

@@ -13,6 +13,7 @@ from linear_operator.test.linear_operator_test_case import (
     LinearOperatorTestCase,
     RectangularLinearOperatorTestCase,
 )
+from linear_operator.utils.errors import NotPSDError
 
 from fgp_gpytorch.kernels import GlobalKernel, LocalKernel
 from fgp_gpytorch.kernels._group_layout import group_layouts
@@ -221,6 +222,14 @@ def test_product_of_two_operators_on_the_same_rows_is_the_product_of_their_matri
     product = noisy @ delta
     assert isinstance(product, GroupBlockLinearOperator)
     torch.testing.assert_close(product.to_dense(), noisy.to_dense() @ delta.to_dense())
+
+
+def test_a_cross_covariance_has_no_factorization():
+    cross = local_kernel()(grouped_rows(RAGGED), grouped_rows((3,) * 9, seed=1)).evaluate_kernel()
+    words = r"Expected a covariance, got a cross-covariance of shape \(31, 27\)"
+    for factorize in (cross._cholesky, cross.root_decomposition, cross.root_inv_decomposition, cross.inv_quad_logdet):
+        with pytest.raises(NotPSDError, match=words):
+            factorize()
 
 
 def test_ragged_sizes_of_these_tests_do_need_padding():

@@ -15,7 +15,7 @@ from fgp_gpytorch import (
     GaussianLikelihood,
     fit,
 )
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 
 
 @pytest.fixture
@@ -106,13 +106,59 @@ def test_gradient_in_optimal_mode_is_that_of_the_profile_likelihood(observations
 
 
 @pytest.mark.parametrize("mode", ["fixed", "learned", "optimal"])
-def test_density_from_the_squared_error_is_the_density(observations, mode):
+@pytest.mark.parametrize("masked", [False, True])
+def test_density_from_the_squared_error_is_the_density(observations, mode, masked):
     output, y, observed = observations
     first, second = GaussianLikelihood(mode, 0.7).double(), GaussianLikelihood(mode, 0.7).double()
-    error = torch.where(observed, (output - y).square(), 0.0).flatten(2).sum(-1)
-    mine = first.log_prob_of_squared_error(error, observed.flatten(1).sum(-1).double())
-    torch.testing.assert_close(mine, second.log_prob(output, y, observed).sum(-1))
+    where = observed if masked else torch.ones_like(observed)
+    error = torch.where(where, (output - y).square(), 0.0).flatten(2).sum(-1)
+    mine = first.score(output, y, observed if masked else None)
+    torch.testing.assert_close(mine.log_prob, second.log_prob(output, y, where).sum(-1))
     torch.testing.assert_close(first.variance, second.variance)
+    torch.testing.assert_close(mine.squared_error, error)
+    assert torch.equal(mine.num_elements, where.flatten(1).sum(-1).double())
+    # "optimal" takes the mean squared error of the batch
+    optimum = error.sum() / (4 * where.sum())
+    variance = optimum if mode == "optimal" else torch.tensor(0.7)  # stored as a float32 before .double()
+    terms = distributions.Normal(output, variance.double().sqrt()).log_prob(y)
+    torch.testing.assert_close(mine.log_prob, summed(terms, where).sum(-1), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ["diagonal", "bernoulli"])
+def test_score_of_any_likelihood_is_the_sum_of_its_density_over_each_group(observations, kind, masked):
+    output, y, observed = observations
+    observed = observed if masked else None
+    where = torch.ones(y.shape, dtype=torch.bool) if observed is None else observed
+    if kind == "bernoulli":
+        y, likelihood = (y > 0).double(), BernoulliLikelihood()
+        terms, mean = distributions.Bernoulli(logits=output).log_prob(y), 1 / (1 + (-output).exp())
+    else:
+        likelihood = DiagonalGaussianLikelihood((2, 3)).double()
+        with torch.no_grad():
+            likelihood.log_variance.copy_(torch.linspace(-2, 1, 6).reshape(2, 3))
+        terms = distributions.Normal(output, torch.linspace(-2, 1, 6).double().reshape(2, 3).exp().sqrt()).log_prob(y)
+        mean = output
+    score = likelihood.score(output, y, observed)
+    torch.testing.assert_close(score.log_prob, summed(terms, where).sum(-1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(score.squared_error, summed((mean - y).square(), where).sum(-1))
+    assert torch.equal(score.num_elements, where.flatten(1).sum(-1).double())
+
+
+def test_score_in_optimal_mode_has_the_gradient_of_the_log_density_and_none_of_the_variance(observations):
+    output, y, observed = observations
+    output.requires_grad_()
+    first, second = GaussianLikelihood().double(), GaussianLikelihood().double()
+    (mine,) = torch.autograd.grad(first.score(output, y, observed).log_prob.sum(), output)
+    (theirs,) = torch.autograd.grad(second.log_prob(output, y, observed).sum(), output)
+    torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("variance", [True, "1", None, torch.tensor(1.0)])
+def test_variance_is_a_number(variance):
+    for make in (lambda v: GaussianLikelihood("fixed", v), lambda v: DiagonalGaussianLikelihood([3], v)):
+        with pytest.raises(ArgumentError, match=r"variance: expected a positive finite number, got .*Try 1\.0"):
+            make(variance)
 
 
 def test_perfect_reconstruction_gives_no_infinity_in_optimal_mode():
@@ -152,12 +198,12 @@ def test_a_grey_pixel_counts_as_an_expected_one(observations):
 
 @pytest.mark.parametrize("variance", [0.0, -1.0, math.inf, math.nan])
 def test_impossible_variances_are_refused(variance):
-    with pytest.raises(DataError, match=r"variance: expected a positive finite number, got .*Try 1\.0"):
+    with pytest.raises(ArgumentError, match=r"variance: expected a positive finite number, got .*Try 1\.0"):
         GaussianLikelihood("fixed", variance)
 
 
 def test_unknown_mode_is_refused():
-    with pytest.raises(DataError, match=r'mode: expected "optimal", "learned" or "fixed", got \'best\''):
+    with pytest.raises(ArgumentError, match="mode: expected one of 'optimal', 'learned', 'fixed', got 'best'"):
         GaussianLikelihood("best")
 
 
@@ -165,7 +211,7 @@ def test_running_variance_ends_with_the_error_of_the_last_steps_and_not_of_the_f
     likelihood = GaussianLikelihood()
     errors = [max(0.5**k, 0.01) for k in range(60)]
     for error in errors:
-        likelihood.log_prob_of_squared_error(torch.tensor([20 * error]), torch.tensor([20.0]))
+        likelihood.score(torch.full((1, 4, 5), error**0.5), torch.zeros(1, 4, 5))
     assert likelihood.variance.item() == pytest.approx(0.01, rel=0.3)  # a memory of a hundred steps has 0.55
 
 
@@ -227,7 +273,7 @@ def test_diagonal_gaussian_comes_back_and_names_other_shapes(tmp_path):
     assert torch.equal(loaded.likelihood.variance, model.likelihood.variance)
     with pytest.raises(ShapeError, match=r"y_shape: expected observations of shape \(4,\), got \(3,\)"):
         make_model(DiagonalGaussianLikelihood([4])).terms(make_data()[:])
-    with pytest.raises(DataError, match="variance: expected a positive finite number, got 0"):
+    with pytest.raises(ArgumentError, match="variance: expected a positive finite number, got 0"):
         DiagonalGaussianLikelihood([3], variance=0.0)
     with pytest.raises(DataError, match="DiagonalGaussianLikelihood whose log_variance would never move"):
         GECO(0.02).terms(model, model, make_data()[:])

@@ -11,6 +11,7 @@ from torch.autograd import gradcheck
 
 from factories import make_data
 from fgp_gpytorch import FGPVAE, CoregionalizedChannels, FactorizedGPPrior, GlobalChannels, LocalChannels, fit
+from fgp_gpytorch.coupled import GroupVectors
 from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 from fgp_gpytorch.feature_maps import NystromFeatures, PeriodicFeatures
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
@@ -135,7 +136,7 @@ def test_gradients_reach_loadings_kernel_and_pseudo_observations():
     x, mean, variance, mask = pseudo(angles(2, 3), 2)
 
     def everything(loadings, lengthscale, mean, log_variance):
-        parameters = {"blocks.0.loadings": loadings, "blocks.0.root.kernel.raw_lengthscale": lengthscale}
+        parameters = {"blocks.0.loadings": loadings, "blocks.0.features.kernel.raw_lengthscale": lengthscale}
 
         class Ask(torch.nn.Module):
             def __init__(self):
@@ -226,7 +227,7 @@ def root_of(kernel):
             "features: expected a PeriodicFeatures or Nystrom",
         ),
         (
-            lambda: CoregionalizedChannels(2, 2, FourierFeatures()),
+            lambda: CoregionalizedChannels(2, 2, GroupVectors(3, 2)),
             ArgumentError,
             "features: expected a PeriodicFeatures or",
         ),

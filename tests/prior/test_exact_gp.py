@@ -10,7 +10,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from prior_cases import CASES, data_for
 
 from fgp_gpytorch import FactorizedGPPrior, GlobalChannels
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 from fgp_gpytorch.prior import exact_gp
 
 
@@ -131,13 +131,15 @@ def test_wrong_shapes_are_errors():
 def test_what_the_posterior_refuses_is_refused_here_too():
     prior = FactorizedGPPrior([GlobalChannels(2)])
     block, x, mean, variance = prior.blocks[0], torch.rand(3, 4, 1), torch.randn(3, 4, 2), torch.ones(3, 4, 2)
-    with pytest.raises(ShapeError, match=r"block: expected a block of channels, got FactorizedGPPrior. Try prior"):
+    with pytest.raises(ArgumentError, match=r"block: expected a ChannelBlock, got FactorizedGPPrior. Try prior"):
         exact_gp(prior, x, mean, variance)
-    with pytest.raises(ShapeError, match=r"x: expected \(\*b, G, Q, D\), got \(4, 1\)"):
+    with pytest.raises(ShapeError, match=r"x: expected shape \(..., G, Q, D\), got \(4, 1\)"):
         exact_gp(block, x[0], mean[0], variance[0])
     with pytest.raises(DataError, match="mean: expected finite values"):
         exact_gp(block, x, mean.index_fill(0, torch.tensor(1), torch.nan), variance)
-    with pytest.raises(DataError, match="variance: expected positive entries, got -1"):
+    with pytest.raises(
+        DataError, match=r"variance: expected positive pseudo-variances, got 24 entries <= 0, the smallest -1\.0"
+    ):
         exact_gp(block, x, mean, -variance)
     with pytest.raises(DataError, match=r"mask: expected torch.bool, got torch.float32"):
         exact_gp(block, x, mean, variance, torch.ones(3, 4))

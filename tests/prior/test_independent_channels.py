@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from fgp_gpytorch import FactorizedGPPrior, IndependentChannels
-from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.gaussian import dense_factor, dense_marginals
 from fgp_gpytorch.kernels import IndependentKernel
 from fgp_gpytorch.prior import exact_gp
@@ -85,5 +85,5 @@ def test_kernel_is_the_identity_on_one_set_of_rows_and_zero_between_two():
 
 
 def test_an_empty_block_is_refused():
-    with pytest.raises(ShapeError, match="num_channels: expected an integer >= 1, got 0"):
+    with pytest.raises(ArgumentError, match="num_channels: expected an integer >= 1, got 0"):
         IndependentChannels(0)

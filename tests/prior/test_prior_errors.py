@@ -9,7 +9,7 @@ from prior_cases import CASES, data_for
 
 from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, LocalChannels
 from fgp_gpytorch.coupled import ProductPrior
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 from fgp_gpytorch.feature_maps import PeriodicFeatures
 
 NAN, INF = float("nan"), float("inf")
@@ -36,10 +36,10 @@ def test_ungrouped_rows_are_recognized(case, name):
 
 def test_ungrouped_features_are_recognized(case):
     data = data_for(case)
-    with _raises(ShapeError, "x: expected (*b, G, Q, D), got (12, 1). The rows look ungrouped"):
+    with _raises(ShapeError, "x: expected shape (..., G, Q, D), got (12, 1). The rows look ungrouped"):
         case.prior.posterior(data.x.flatten(0, 1), data.mean.flatten(0, 1), data.variance.flatten(0, 1))
     for call in (case.prior.sample, case.prior):
-        with _raises(ShapeError, "x: expected (*b, G, Q, D), got (12,)"):
+        with _raises(ShapeError, "x: expected shape (..., Q, D), got (12,). The rows look ungrouped"):
             call(data.x.flatten())
 
 
@@ -70,7 +70,7 @@ def test_mask_has_one_boolean_for_each_member(case, shape):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.uint8])
 def test_mask_of_numbers_is_not_guessed_at(case, dtype):
     data = data_for(case)
-    words = f"mask: expected torch.bool, got {dtype}. Try mask.bool(), True = observed."
+    words = f"mask: expected torch.bool, got {dtype}. Try mask.bool(), where True = observed."
     with _raises(DataError, words):
         case.prior.posterior(data.x, data.mean, data.variance, data.mask.to(dtype))
 
@@ -112,7 +112,10 @@ def test_variances_must_be_positive(case, value):
 def test_new_features_belong_to_the_groups_of_the_posterior(case, shape):
     data = data_for(case)
     posterior = case.prior.posterior(*data.observations)
-    words = f"x_new: expected (*b, G, Q*, D) = (3, Q*, 1) for the groups of this posterior, got {shape}. For new groups"
+    words = (
+        f"x_new: expected shape (3, Q*, 1), got {shape}. It needs the groups of this posterior, in their order. "
+        "For new groups"
+    )
     for call in (posterior.predict, posterior.rsample_paths):
         with _raises(ShapeError, words):
             call(torch.zeros(shape))
@@ -151,26 +154,28 @@ def test_devices_must_agree(case):
 @pytest.mark.parametrize("blocks", [[], ()])
 def test_prior_needs_a_block(blocks):
     words = "blocks: expected a sequence of LocalChannels and GlobalChannels, got none. Try FactorizedGPPrior(["
-    with _raises(ShapeError, words):
+    with _raises(ArgumentError, words):
         FactorizedGPPrior(blocks)
 
 
 def test_kernel_in_the_place_of_a_block_is_named():
-    with _raises(ShapeError, "blocks: expected a sequence of LocalChannels and GlobalChannels, got ['RBFKernel']"):
+    with _raises(ArgumentError, "blocks: expected a sequence of LocalChannels and GlobalChannels, got ['RBFKernel']"):
         FactorizedGPPrior([gpytorch.kernels.RBFKernel(), GlobalChannels(2)])
 
 
 def test_one_block_may_not_stand_twice():
     block = GlobalChannels(2)
     with _raises(
-        ShapeError, "blocks: expected different blocks, got one block twice. Try one block with more channels."
+        ArgumentError, "blocks: expected different blocks, got one block twice. Try one block with more channels."
     ):
         FactorizedGPPrior([block, block])
 
 
 def test_prior_dtype_must_be_floating():
     for dtype in (torch.int64, torch.float16, "float64"):
-        with _raises(DataError, f"dtype: expected torch.float64 or torch.float32, got {dtype}. Try torch.float64."):
+        with _raises(
+            ArgumentError, f"dtype: expected one of torch.float64, torch.float32, got {dtype!r}. Try torch.float64."
+        ):
             FactorizedGPPrior([GlobalChannels(1)], dtype=dtype)
 
 
@@ -199,16 +204,16 @@ def test_batch_shape_of_a_mean_is_empty_or_the_channels():
 
 
 def test_local_block_needs_a_kernel():
-    with _raises(ShapeError, "kernel: expected a gpytorch.kernels.Kernel, got str. Try LocalChannels(8, "):
+    with _raises(ArgumentError, "kernel: expected a Kernel, got str. Try LocalChannels(8, "):
         LocalChannels(3, "rbf")
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.0, "4", None])
 def test_number_of_channels_is_a_positive_integer(number):
     words = f"num_channels: expected an integer >= 1, got {number!r}. Leave a block out instead of making it empty."
-    with _raises(ShapeError, words):
+    with _raises(ArgumentError, words):
         GlobalChannels(number)
-    with _raises(ShapeError, words):
+    with _raises(ArgumentError, words):
         LocalChannels(number, gpytorch.kernels.RBFKernel())
 
 

@@ -687,7 +687,7 @@ def test_cosine_counts_the_steps_of_the_optimizer():
 def test_targets_of_the_wrong_shape_are_refused():
     others = held_out()
     with pytest.raises(ShapeError, match=r"y_new: expected shape \(3, 1, 3\), got \(3, 3\)\. .*y_new\.unsqueeze\(1\)"):
-        dataclasses.replace(others, y_new=others.y_new[:, 0])
+        HeldOut(others.context, others.x_new, others.y_new[:, 0])
 
 
 def test_a_missing_checkpoint_is_named_and_true_starts_anew(tmp_path):

@@ -43,12 +43,12 @@ class CorrelatedPrior(CoupledPrior):
         self.num_global_channels = check.count(num_global_channels, "num_global_channels")
         self.local = FactorizedGPPrior(local)
         self.dtype = self.local.dtype
-        self.num_channels = self.local.num_channels + num_global_channels
+        self.num_channels = self.local.num_channels + self.num_global_channels
 
     @property
     def is_global(self) -> Tensor:
         """True for the channels that have one value per group, (L,), on the CPU."""
-        return torch.arange(self.num_channels) >= self.local.num_channels
+        return torch.cat([self.local.is_global, torch.ones(self.num_global_channels, dtype=torch.bool)])
 
     def condition(self, inputs: GroupInputs, scale: float = 1.0) -> "CorrelatedPosterior":
         """Condition on some groups: exact, for these groups together. `scale` acts on the global channels alone."""
@@ -79,20 +79,10 @@ class CorrelatedPosterior(CoupledPosterior):
         self.at_members = self._beside(self.local, inputs.vectors)
 
     @property
-    def mean(self) -> Tensor:
-        """Marginal means at x, (G, Q, L)."""
-        return self.at_members.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """Marginal variances at x, (G, Q, L)."""
-        return self.at_members.variance
-
-    @property
     def kl_terms(self) -> KLTerms:
         """The KL of local channels group by group, and of global ones in equal shares for P groups, nats, (G,)."""
-        groups = len(self.x)
-        return KLTerms(self.local.kl, (self.shared.kl().sum() / (groups * self.scale)).expand(groups))
+        share, local = self.shared.kl().sum() / (len(self.x) * self.scale), self.local.kl_terms
+        return KLTerms(local.kl_local, local.kl_global + share)
 
     @property
     def log_evidence(self) -> Tensor:
@@ -109,21 +99,13 @@ class CorrelatedPosterior(CoupledPosterior):
         """The posterior of the groups of both together, those of `other` after these. Every member counts once."""
         return CorrelatedPosterior(self.prior, self.inputs.cat(other.inputs))
 
-    def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
-        """Draw coherent paths, the global channels over groups too, (*s, G, Q, L)."""
-        return self.at_members.rsample_jointly(sample_shape)
-
-    def rsample_marginals(self, sample_shape: torch.Size) -> Tensor:
-        """Draw every member by itself, (*s, G, Q, L)."""
-        return self.at_members.rsample_marginals(sample_shape)
-
     def distribution(self) -> MultitaskMultivariateNormal:
         """The joint distribution of z at `x`: event shape (G Q, L), group after group."""
         (groups, members), local = self.x.shape[:2], self.prior.local.num_channels
         size = groups, members, self.prior.num_channels
         whole = self.x.new_zeros(*size, *size)
-        own = self.local.distribution().covariance_matrix.unflatten(-1, (members, local))
-        own = own.unflatten(-3, (members, local))  # shape: (G, Q, J, Q, J)
+        own: Tensor = self.local.distribution().covariance_matrix  # pyright: ignore[reportAssignmentType]
+        own = own.unflatten(-1, (members, local)).unflatten(-3, (members, local))  # shape: (G, Q, J, Q, J)
         for group in range(groups):
             whole[group, :, :local, group, :, :local] = own[group]
         shared = self.shared.covariance(self.shared.root)  # shape: (L - J, N, N)
@@ -147,14 +129,10 @@ class JointPrediction(Prediction):
         self.x, self.parts = parts[0].x, parts
 
     @property
-    def mean(self) -> Tensor:
-        """Marginal means, (G, Q, L)."""
-        return torch.cat([part.mean for part in self.parts], dim=-1)
-
-    @property
-    def variance(self) -> Tensor:
-        """Marginal variances, (G, Q, L)."""
-        return torch.cat([part.variance for part in self.parts], dim=-1)
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """Means and variances, each (G, Q, L)."""
+        means, variances = zip(*(part.marginals for part in self.parts), strict=True)
+        return torch.cat(means, dim=-1), torch.cat(variances, dim=-1)
 
     def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
         """Draw coherent paths, (*s, G, Q, L)."""

@@ -15,7 +15,10 @@ from fgp_gpytorch.prior import Posterior, Prediction, check_new_members
 class LowRank(Protocol):
     """A Gaussian over weights u of each of L channels; see `gaussian.LowRankFactor`."""
 
-    weights: Tensor  # shape: (L, M)
+    @property
+    def weights(self) -> Tensor:
+        """Mean of u, (L, M)."""
+        ...
 
     def predict_mean(self, root: Tensor) -> Tensor:
         """Mean of Phi u at rows (N, M): (L, N)."""
@@ -57,6 +60,11 @@ class LowRankPrediction(Prediction):
             variance.clamp_min(torch.finfo(variance.dtype).tiny) if self.residual is None else variance + self.residual
         )
 
+    @property
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """Means and variances, each (G, Q, L)."""
+        return self.mean, self.variance
+
     def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
         """Draw coherent paths, over groups too, (*s, G, Q, L)."""
         noise = None
@@ -80,10 +88,31 @@ class CoupledPosterior(Posterior):
         inputs: What it was conditioned on.
         x: Auxiliary features of the members, (G, Q, D).
         scale: How often each member counted.
+        at_members: The latents of the members, which were conditioned on.
     """
+
+    at_members: Prediction
 
     def __init__(self, inputs: GroupInputs, scale: float = 1.0) -> None:
         self.inputs, self.x, self.scale = inputs, inputs.x, scale
+
+    @property
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """Means and variances at x, each (G, Q, L)."""
+        return self.at_members.marginals
+
+    @property
+    def mean(self) -> Tensor:
+        """Marginal means at x, (G, Q, L)."""
+        return self.at_members.mean
+
+    def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
+        """Draw coherent paths, over groups too, (*s, G, Q, L)."""
+        return self.at_members.rsample_jointly(sample_shape)
+
+    def rsample_marginals(self, sample_shape: torch.Size) -> Tensor:
+        """Draw every member by itself, (*s, G, Q, L)."""
+        return self.at_members.rsample_marginals(sample_shape)
 
     def predict(self, x_new: Tensor, groups: Tensor | None = None) -> Prediction:
         """The posterior at other members of its groups.

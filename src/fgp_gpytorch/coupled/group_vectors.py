@@ -62,9 +62,8 @@ class GroupVectors(Configurable, nn.Module):
         """
         if group_index.numel() and not 0 <= int(group_index.min()) <= int(group_index.max()) < self.num_groups:
             raise GroupError(
-                f"group_index: expected positions from 0 to {self.num_groups - 1}, the groups that have a group "
-                f"vector, got {int(group_index.min())} to {int(group_index.max())}. A new group needs training here. "
-                "Try FGPVAE, which needs none."
+                f"group_index: expected positions from 0 to {self.num_groups - 1}, got {int(group_index.min())} to "
+                f"{int(group_index.max())}. A new group needs training to have a vector. Try FGPVAE, which needs none."
             )
         return self.vectors[group_index]
 

@@ -126,24 +126,15 @@ class InducingPosterior(CoupledPosterior):
 
     Attributes:
         factor: q(u), L channels of M variables.
+        residual: The variance of z that u leaves, (G, Q, 1).
     """
 
     def __init__(self, prior: InducingPrior, inputs: GroupInputs, scale: float = 1.0) -> None:
         super().__init__(inputs, scale)
         self.prior = prior
-        root, residual = prior.root(inputs.vectors, inputs.x)
+        root, self.residual = prior.root(inputs.vectors, inputs.x)
         self.factor: LowRankFactor = low_rank_factor(root.flatten(0, 1), *inputs.targets(scale))
-        self.at_members = LowRankPrediction(self.factor, root, residual, inputs.x)
-
-    @property
-    def mean(self) -> Tensor:
-        """Marginal means of z, (G, Q, L)."""
-        return self.at_members.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """Marginal variances of z, (G, Q, L)."""
-        return self.at_members.variance
+        self.at_members = LowRankPrediction(self.factor, root, self.residual, inputs.x)
 
     @property
     def kl_channels(self) -> Tensor:
@@ -165,12 +156,8 @@ class InducingPosterior(CoupledPosterior):
         """The posterior of the groups of both together, those of `other` after these. Every member counts once."""
         return InducingPosterior(self.prior, self.inputs.cat(other.inputs))
 
-    def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
-        """Draw coherent paths, over groups too, (*s, G, Q, L)."""
-        return self.at_members.rsample_jointly(sample_shape)
-
     def distribution(self) -> MultitaskMultivariateNormal:
         """The joint distribution of z at `x`: event shape (G Q, L), group after group."""
-        own = torch.diag_embed(self.at_members.residual.flatten())  # pyright: ignore[reportOptionalMemberAccess]
-        covariances = self.factor.covariance(self.factor.root) + own  # shape: (L, N, N)
+        # shape: (L, N, N)
+        covariances = self.factor.covariance(self.factor.root) + torch.diag_embed(self.residual.flatten())
         return multitask_normal(self.mean.flatten(0, 1), list(covariances))

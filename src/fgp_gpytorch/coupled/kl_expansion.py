@@ -100,9 +100,10 @@ def expand_kl(prior: ProductPrior, inputs: GroupInputs) -> KLExpansion:
     with torch.enable_grad():
         kl = prior.condition(here).kl_channels.sum()
         gradients = torch.autograd.grad(kl, [vectors, mean, variance, *learned])
+    towards_vectors, towards_mean, towards_variance, *towards = gradients
     then = tuple(parameter.detach().clone() for parameter in learned)
     here = GroupInputs(*(value.detach() for value in here))
-    return KLExpansion(kl.detach(), here, *gradients[:3], then, tuple(gradients[3:]))
+    return KLExpansion(kl.detach(), here, towards_vectors, towards_mean, towards_variance, then, tuple(towards))
 
 
 def _learned(prior: ProductPrior) -> list[Tensor]:

@@ -12,7 +12,7 @@ from fgp_gpytorch.coupled.group_inputs import GroupInputs
 from fgp_gpytorch.errors import ArgumentError, ShapeError
 from fgp_gpytorch.feature_maps import PeriodicFeatures, angle_kernel
 from fgp_gpytorch.gaussian import MeanFieldFactor, RepeatedRows, mean_field_factor, row_products
-from fgp_gpytorch.prior import KLTerms, cached_by_grad_mode
+from fgp_gpytorch.prior import KLTerms, Prediction, cached_by_grad_mode
 
 
 class ProductPrior(CoupledPrior):
@@ -114,14 +114,14 @@ class MeanFieldPosterior(CoupledPosterior):
         self.prior, self.predict_unobserved = prior, predict_unobserved
 
     @property
-    def mean(self) -> Tensor:
-        """Marginal means, (G, Q, L): mu, and the prediction at members that were not observed."""
-        return self._filled[0]
-
-    @property
-    def variance(self) -> Tensor:
-        """Marginal variances, (G, Q, L): sigma^2, and the prediction's at members that were not observed."""
-        return self._filled[1]
+    def at_members(self) -> "IndependentPrediction":  # pyright: ignore[reportIncompatibleVariableOverride]
+        """mu and sigma^2, and the GP's prediction at members that were not observed."""
+        inputs = self.inputs
+        if not self.predict_unobserved or bool(inputs.mask.all()):
+            return IndependentPrediction(inputs.mean, inputs.variance, self.x)
+        prediction, observed = self.predict_checked(self.x), inputs.mask.unsqueeze(-1)
+        mean = torch.where(observed, inputs.mean, prediction.mean)
+        return IndependentPrediction(mean, torch.where(observed, inputs.variance, prediction.variance), self.x)
 
     @property
     def kl_channels(self) -> Tensor:
@@ -146,14 +146,10 @@ class MeanFieldPosterior(CoupledPosterior):
         """The posterior of the groups of both together, those of `other` after these."""
         return MeanFieldPosterior(self.prior, self.inputs.cat(other.inputs), self.predict_unobserved)
 
-    def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
-        """Draw z, (*s, G, Q, L). Members are independent under q, so this draws the marginals."""
-        return self.rsample_marginals(sample_shape)
-
     def distribution(self) -> MultitaskMultivariateNormal:
         """The distribution of z at `x`, all members independent: event shape (G Q, L)."""
-        mean, variance = self.mean.flatten(0, 1), self.variance.flatten(0, 1)
-        return MultitaskMultivariateNormal(mean, torch.diag_embed(variance.flatten()))
+        mean, variance = self.marginals
+        return MultitaskMultivariateNormal(mean.flatten(0, 1), torch.diag_embed(variance.flatten()))
 
     @cached_by_grad_mode
     def factor(self) -> MeanFieldFactor:
@@ -161,11 +157,18 @@ class MeanFieldPosterior(CoupledPosterior):
         rows = self.prior.repeated_rows(self.inputs.vectors, self.x, self.inputs.mask)
         return mean_field_factor(rows if rows.pays else rows.dense(), self.prior.noise, *self.at_observed())
 
+
+class IndependentPrediction(Prediction):
+    """Members that are independent of each other, with given means and variances (G, Q, L)."""
+
+    def __init__(self, mean: Tensor, variance: Tensor, x: Tensor) -> None:
+        self.x, self._marginals = x, (mean, variance)
+
     @property
-    def _filled(self) -> tuple[Tensor, Tensor]:
-        inputs = self.inputs
-        if not self.predict_unobserved or bool(inputs.mask.all()):
-            return inputs.mean, inputs.variance
-        prediction, observed = self.predict_checked(self.x), inputs.mask.unsqueeze(-1)
-        mean = torch.where(observed, inputs.mean, prediction.mean)
-        return mean, torch.where(observed, inputs.variance, prediction.variance)
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """Means and variances, each (G, Q, L)."""
+        return self._marginals
+
+    def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
+        """Draw z, (*s, G, Q, L). Joint draws of independent members are draws of the marginals."""
+        return self.rsample_marginals(sample_shape)

@@ -10,7 +10,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data._inputs import as_features, as_numbers, expand_mask, hide_unknown
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.errors import DataError, FGPError, ShapeError
 
 __all__ = ["GroupedBatch", "same_labels"]
 
@@ -116,9 +116,10 @@ class GroupedBatch:
         check.device(y=y, x=x, mask=mask, group_index=index, **({} if y_mask is None else {"y_mask": y_mask}))
         groups, members = num_dataset_groups, num_dataset_members
         groups = len(y) if groups is None else check.count(groups, "num_dataset_groups", hint="Try len(data).")
-        if members is None:
+        if members is not None:
+            check.count(members, "num_dataset_members", hint="Try data.num_members.")
+        else:
             members = round(int(mask.sum()) * groups / max(len(y), 1))
-        members = check.count(members, "num_dataset_members", least=0, hint="Try data.num_members.")
         batch = cls(y, x, mask, index, y_mask, groups, members)
         if ((index < 0) | (index >= groups)).any():
             raise DataError(
@@ -251,30 +252,22 @@ def _check_padded(y: Tensor) -> None:
         )
 
 
-def _check_mergeable(first: GroupedBatch, other: GroupedBatch) -> None:
+def _check_mergeable(*pair: GroupedBatch) -> None:
     """Require two batches of one data set."""
-    if not same_labels(first.labels_digest, other.labels_digest):
+    if not same_labels(*(batch.labels_digest for batch in pair)):
         raise DataError(
             "batches: expected one data set, got two with other labels. Try one GroupedDataset of all rows."
         )
-    source, shape, dtype = "batches of one data set", "equal observations and features", "equal dtypes"
-    for expected, name, of, error, hint in (
-        (
-            source,
-            "(groups, members)",
-            _counts,
-            DataError,
-            "one GroupedDataset of all rows, or the counts of from_tensors",
-        ),
-        (shape, "(shape of y, D)", lambda b: (tuple(b.y.shape[2:]), b.x.shape[-1]), ShapeError, "y.reshape(...) first"),
-        (dtype, "(y, x)", lambda b: (b.y.dtype, b.x.dtype), DataError, "batch.to(dtype) first"),
-    ):
-        if of(first) != of(other):
-            raise error(f"batches: expected {expected}, got {name} = {of(first)} and {of(other)}. Try {hint}.")
 
+    def same(expected: str, name: str, values: list, hint: str, error: type[FGPError] = DataError) -> None:
+        if values[0] != values[1]:
+            raise error(f"batches: expected {expected}, got {name} = {values[0]} and {values[1]}. Try {hint}.")
 
-def _counts(batch: GroupedBatch) -> tuple[int, int]:
-    return batch.num_dataset_groups, batch.num_dataset_members
+    counts = [(batch.num_dataset_groups, batch.num_dataset_members) for batch in pair]
+    same("batches of one data set", "(groups, members)", counts, "one GroupedDataset, or its counts in from_tensors")
+    shapes = [(tuple(batch.y.shape[2:]), batch.x.shape[-1]) for batch in pair]
+    same("equal observations and features", "(shape of y, D)", shapes, "one shape for all of them", ShapeError)
+    same("equal dtypes", "(y, x)", [(batch.y.dtype, batch.x.dtype) for batch in pair], "batch.to(dtype) first")
 
 
 def _dtype_name(tensor: Tensor) -> str:

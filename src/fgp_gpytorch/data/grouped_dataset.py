@@ -163,11 +163,8 @@ class GroupedDataset(Dataset):
             GroupError: If a label is missing.
         """
         y_columns, x_columns = _column_names(y, "y"), _column_names(x, "x")
-        if not isinstance(group, Hashable):
-            raise ArgumentError(
-                f"group: expected the name of one column, got {group!r}. Labels of several columns become one with "
-                "df.groupby(columns).ngroup()."
-            )
+        hint = "It is the name of one column. Labels of several columns become one with df.groupby(columns).ngroup()."
+        check.instance(group, "group", Hashable, hint)
         names = [*y_columns, *x_columns, group]
         for name in df.columns[df.columns.duplicated()].intersection(names):
             raise DataError(f"df: expected one column {name!r}, got several. Try df.loc[:, ~df.columns.duplicated()].")
@@ -337,9 +334,8 @@ class GroupedDataset(Dataset):
                 "members.to_numpy() if it was made of data.flat()."
             )
         hint = "It masks the members as data.features() sorts them, by group."
-        mask = check.mask(as_numbers(members, "members"), "members", (self.num_members,), hint).to(
-            self.group_sizes.device
-        )
+        mask = check.mask(as_numbers(members, "members"), "members", (self.num_members,), hint)
+        mask = mask.to(self.group_sizes.device)
         if not bool(mask.any()):
             raise DataError("members: expected at least one member, got none. Try ~members if True was to drop them.")
         sizes = torch.bincount(self.features().group[mask], minlength=self.num_groups)
@@ -360,7 +356,18 @@ class GroupedDataset(Dataset):
             ArgumentError: If the reference is no data set.
             GroupError: If a label does not occur in the reference.
         """
-        return copy.copy(self)._store(self.members._replace(reference=self._find_in(reference)))
+        check.instance(reference, "reference", GroupedDataset, "Try data.subset(groups) in place of a batch.")
+        positions = {label: index for index, label in enumerate(reference.labels.tolist())}
+        index = [positions.get(label, -1) for label in self.labels.tolist()]
+        if -1 in index:
+            raise GroupError(
+                f"data: expected labels of the reference's {len(reference)} groups, got {index.count(-1)} others, the "
+                f"first {self.labels.tolist()[index.index(-1)]!r}. Try data.subset(...) without them. A group that was "
+                "never trained on has no group vector."
+            )
+        group_index = torch.tensor(index, device=self.group_sizes.device)
+        other = Reference(group_index, reference.num_groups, reference.num_members, reference.labels_digest)
+        return copy.copy(self)._store(self.members._replace(reference=other))
 
     def features(self) -> Features:
         """Return features and groups of all members, sorted by group. Observations are not made for it."""
@@ -386,21 +393,6 @@ class GroupedDataset(Dataset):
     def _describe_y(self) -> str:
         return f"{tuple(self.y_shape)} {self.members.y.dtype}"
 
-    def _find_in(self, reference: "GroupedDataset") -> Reference:
-        """Find the groups of this data set in another one by their labels."""
-        check.instance(reference, "reference", GroupedDataset, "Try data.subset(groups) in place of a batch.")
-        positions = {label: index for index, label in enumerate(reference.labels.tolist())}
-        labels = self.labels.tolist()
-        unknown = [label for label in labels if label not in positions]
-        if unknown:
-            raise GroupError(
-                f"data: expected labels of the reference's {len(reference)} groups, got {len(unknown)} others, the "
-                f"first {unknown[0]!r}. Try data.subset(...) without them. A group that was never trained on has no "
-                "group vector."
-            )
-        index = torch.tensor([positions[label] for label in labels], device=self.group_sizes.device)
-        return Reference(index, reference.num_groups, reference.num_members, reference.labels_digest)
-
     def _part(self, rows: Tensor, groups: Tensor, sizes: Tensor) -> Self:
         """Return a data set of members at `rows`, which belong to `groups` and are sorted by them."""
         y, x, y_mask, _, labels, reference = self.members
@@ -412,12 +404,7 @@ class GroupedDataset(Dataset):
 
 
 def _check_lengths(y: Tensor, x: Tensor, codes: Tensor) -> None:
-    """Require as many observations, features and labels, and at least one.
-
-    Raises:
-        ShapeError: If the numbers differ, or `x` is neither (N, D) nor (N,).
-        DataError: If there are none, or one of the sizes of `y` or `x` is 0.
-    """
+    """Require as many observations, features and labels, and at least one."""
     lengths = [len(value) if value.ndim > 0 else None for value in (y, x, codes)]
     if len(set(lengths)) > 1 or None in lengths:
         raise ShapeError(
@@ -434,25 +421,15 @@ def _check_lengths(y: Tensor, x: Tensor, codes: Tensor) -> None:
 
 
 def _column_names(names: Any, argument: str) -> list[Hashable]:
-    """Return a name, or a sequence of names, as a list.
-
-    Raises:
-        ArgumentError: If it is neither.
-    """
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        return [names]
-    listed = list(names)
+    """Return a name, or a sequence of names, as a list."""
+    listed: list[Hashable] = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
     for name in listed:
         check.instance(name, argument, Hashable, "Try the names of columns, such as ['a', 'b'].")
     return listed
 
 
 def _numbers(df: pd.DataFrame, columns: list[Hashable]) -> np.ndarray:  # shape: (N, number of columns)
-    """Return columns as float64 with NaN where a value is missing.
-
-    Raises:
-        DataError: If a column is not numeric.
-    """
+    """Return numeric columns as float64 with NaN where a value is missing."""
     for name in columns:
         kind = df[name].dtype
         if kind.kind in "mM" or not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_complex_dtype(kind):

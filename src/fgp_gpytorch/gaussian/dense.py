@@ -1,4 +1,4 @@
-"""Channels with a full covariance within a group (design: B-form; paper, Appendix B, "exact GP posterior")."""
+"""Channels with a full covariance within a group (paper, Appendix B, "exact GP posterior"), in B-form."""
 
 from typing import Any, NamedTuple
 
@@ -25,22 +25,17 @@ class DenseMarginals(NamedTuple):
 class _DenseMarginals(torch.autograd.Function):
     r"""Mean, variance and KL at the members, with the gradient written out.
 
-    The letters are the names below:
+    The names in the code are these letters, with DS for D S and dX for the gradient of the loss with respect to X:
 
-        K   prior covariance, (*b, Q, Q)                D   precisions, (*b, Q), also as a diagonal matrix
-        R   D^(1/2)                                     r   residual, (*b, Q)
-        B   I + R K R                                   C   chol(B)
-        A   C^-1                                        E   C^-1 R
-        P   R B^-1 R = E' E                             w   (K + D^-1)^-1 r = P r
-        m   K w, the mean                               S   K - K P K, the posterior covariance
-        v   diag S, the variance                        T   I - D S = (I + D K)^-1
-
-    and dm, dv, dKL are the gradients of the loss with respect to the outputs. Then, for h = dm + dKL w and
-    g = dv - dKL/2 D, the gradients are
+        K   prior covariance        D   precisions = R^2            r   residual
+        B   I + R K R               C   chol(B)                     A   C^-1
+        E   C^-1 R                  P   R B^-1 R = E' E             w   (K + D^-1)^-1 r = P r
+        m   mean = K w              S   covariance = K - K P K      v   variance = diag S
+        T   I - D S = (I + D K)^-1  h   dm + dKL w                  g   dv - dKL/2 D
 
         KL = 1/2 { [log|B| + tr B^-1 - Q] + w' K w }
         dr = D S h
-        dD = (S h) (r - m) - S^2 g                       (elementwise products and squares)
+        dD = (S h) (r - m) - S^2 g,  with elementwise products and squares
         dK = T diag(dv) T' + (T h - dKL/2 w) w' + dKL/2 D S P
 
     Autograd through the Cholesky factor gives the same numbers (a test) in two to three times the time.
@@ -61,7 +56,7 @@ class _DenseMarginals(torch.autograd.Function):
         S = _posterior_covariance(K, precise, R, A, E)
         DS = D.unsqueeze(-1) * S
         v = S.diagonal(dim1=-2, dim2=-1)
-        # the diagonal of C is >= 1: a sum of log c^2 + c^-2 - 1 >= 0, and of squares below the diagonal
+        # the bracket: over the diagonal of C, c >= 1, a sum of log c^2 + c^-2 - 1 >= 0; below it a sum of squares
         bracket = log_plus_inverse(C.diagonal(dim1=-2, dim2=-1).log().mul_(2)).sum(-1)
         bracket += A.square().tril_(-1).sum((-2, -1))
         KL = 0.5 * (bracket + (w * m).sum(-1))
@@ -119,7 +114,7 @@ def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor) -> 
 
         m = K R C^-T a,   v = diag(K - K R B^-1 R K),   KL = 1/2 { [ log|B| + tr B^-1 - Q ] + m' K^-1 m }
 
-    Both braces of the KL are non-negative and computed without cancellation.
+    The bracket of the KL and the term after it are non-negative. Neither is computed by a difference that cancels.
 
     Args:
         covariance: Prior covariance K of the members, (*b, Q, Q), positive semi-definite, possibly singular.
@@ -187,8 +182,8 @@ class DenseFactor(NamedTuple):
 def dense_factor(covariance: Tensor, precision: Tensor, residual: Tensor) -> DenseFactor:
     """Factorize B = I + R K R.
 
-    Accurate for pseudo-variances from 1e-12 to 1e12 times the prior variance in float64: B's condition number is at
-    most 1 + Q max(R^2 K).
+    In float64 it is accurate for pseudo-variances from 1e-12 to 1e12 times the prior variance: the condition number of
+    B is at most 1 + Q max(R^2 K).
 
     Args:
         covariance: Prior covariance K of the members, (*b, Q, Q), positive semi-definite, possibly singular.

@@ -132,9 +132,8 @@ def group_layouts(
     sides = [row_labels] if square else [row_labels, col_labels]
     labels = torch.cat(sides)
     found, inverse = torch.unique(labels, return_inverse=True)
-    first_seen = torch.full_like(found, len(labels)).scatter_reduce(
-        0, inverse, torch.arange(len(labels), device=labels.device), "amin"
-    )
+    positions = torch.arange(len(labels), device=labels.device)
+    first_seen = torch.full_like(found, len(labels)).scatter_reduce(0, inverse, positions, "amin")
     groups = torch.split(torch.argsort(torch.argsort(first_seen))[inverse], [len(side) for side in sides])
     sizes = [torch.bincount(side, minlength=len(found)) for side in groups]
 
@@ -148,11 +147,7 @@ def group_layouts(
     return layouts[0], layouts[-1]
 
 
-def _lay_out(
-    group: Tensor,  # shape: (N,)
-    sizes: Tensor,  # shape: (G,)
-    counts: list[int],
-) -> GroupLayout:
+def _lay_out(group: Tensor, sizes: Tensor, counts: list[int]) -> GroupLayout:  # shapes: (N,), (G,)
     widths = [int(stack.max()) if len(stack) else 0 for stack in torch.split(sizes, counts)]
     group_of_slot, place = _groups_and_places(counts, widths, group.device)
     occupied = place < sizes[group_of_slot]

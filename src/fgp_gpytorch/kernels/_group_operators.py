@@ -20,6 +20,7 @@ from linear_operator.utils.getitem import _is_noop_index
 from linear_operator.utils.memoize import cached
 from torch import Tensor
 
+from fgp_gpytorch.gaussian import symmetric_square_root
 from fgp_gpytorch.kernels._group_layout import GroupLayout, group_layouts
 
 __all__ = ["GroupBlockLinearOperator", "posterior_covariance"]
@@ -45,6 +46,7 @@ class GroupBlockLinearOperator(LinearOperator):
     Raises:
         linear_operator.utils.errors.NotPSDError: On factorization, if a block is not positive definite even with
             jitter, or if rows and columns have different layouts.
+        DataError: On `root_decomposition`, if a block has a negative eigenvalue beyond rounding.
 
     Example:
         >>> rows, cols = group_layouts(torch.tensor([4, 4, 7, 7]))
@@ -71,17 +73,12 @@ class GroupBlockLinearOperator(LinearOperator):
         upper = None if self.upper is None else not self.upper
         return GroupBlockLinearOperator(*(b.mT for b in self.blocks), rows=self.cols, cols=self.rows, upper=upper)
 
-    def _by_block(
-        self,
-        function: Callable[[Tensor, Tensor], Tensor],
-        blocks: Sequence[Tensor],
-        rhs: Tensor,  # shape: (*batch, M, C) or (M,)
-    ) -> Tensor:  # shape: (*batch, N, C) or (N,)
-        """`S blockdiag(f) T' rhs`: gather rows into slots, apply `function(block, piece)`, scatter back."""
+    def _by_block(self, f: Callable[[Tensor, Tensor], Tensor], blocks: Sequence[Tensor], rhs: Tensor) -> Tensor:
+        """`S f(blocks, T' rhs)` for each stack, where rhs is (*batch, M, C) or (M,)."""
         is_vector = rhs.dim() == 1
         dtype = torch.promote_types(self.blocks[0].dtype, rhs.dtype)
         pieces = self.cols.pad((rhs.unsqueeze(-1) if is_vector else rhs).to(dtype))
-        result = self.rows.unpad([function(b.to(dtype), p) for b, p in zip(blocks, pieces, strict=True)])
+        result = self.rows.unpad([f(b.to(dtype), p) for b, p in zip(blocks, pieces, strict=True)])
         return result.squeeze(-1) if is_vector else result
 
     # Reading entries.
@@ -105,7 +102,7 @@ class GroupBlockLinearOperator(LinearOperator):
         if _is_noop_index(row_index) and _is_noop_index(col_index):
             return chosen
         row_slots, col_slots = self.rows.slot[row_index], self.cols.slot[col_index]
-        (row_groups, _), (col_groups, _) = self.rows.groups_and_places(), self.cols.groups_and_places()
+        row_groups, col_groups = self.rows.groups_and_places()[0], self.cols.groups_and_places()[0]
         layouts = group_layouts(row_groups[row_slots], col_groups[col_slots])
         return chosen._blocks_between(row_slots, col_slots, *layouts)
 
@@ -116,12 +113,9 @@ class GroupBlockLinearOperator(LinearOperator):
         return self._blocks_between(self.rows.slot, self.cols.slot, rows, cols)
 
     def _blocks_between(
-        self,
-        row_slots: Tensor,  # shape: (N',), in this operator, of the rows of `rows`
-        col_slots: Tensor,  # shape: (M',)
-        rows: GroupLayout,
-        cols: GroupLayout,
+        self, row_slots: Tensor, col_slots: Tensor, rows: GroupLayout, cols: GroupLayout
     ) -> "GroupBlockLinearOperator":
+        """The entries between slots of this operator, (N',) and (M',), laid out by `rows` and `cols`."""
         pieces = zip(rows.split(row_slots[rows.source], -1), cols.split(col_slots[cols.source], -1), strict=True)
         blocks = [self._entries(r.unsqueeze(-1), c.unsqueeze(-2)) for r, c in pieces]
         return GroupBlockLinearOperator(*blocks, rows=rows, cols=cols)
@@ -138,7 +132,7 @@ class GroupBlockLinearOperator(LinearOperator):
         place = torch.cat(starts)[row_slots] + col_places[col_slots]
         zero = self.blocks[0].new_zeros(*self.batch_shape, 1)  # at place -1, the entry between two groups
         flat = torch.cat([*(b.flatten(-3) for b in self.blocks), zero], dim=-1)
-        return flat[(*(batch_indices or (...,)), torch.where(same, place, -1))]
+        return flat[(*(batch_indices or [...]), torch.where(same, place, -1))]
 
     # Sums and products that stay in blocks.
 
@@ -160,12 +154,6 @@ class GroupBlockLinearOperator(LinearOperator):
         pieces = self.rows.pad(diag.expand(*batch, self.rows.num_rows).unsqueeze(-1))
         return self._with([b + torch.diag_embed(p.squeeze(-1)) for b, p in zip(self.blocks, pieces, strict=True)])
 
-    def mul(self, other: Any) -> LinearOperator:
-        """Multiply by a number, by a number for each batch element, (*batch, 1, 1), or elementwise."""
-        if torch.is_tensor(other) and other.dim() >= 2 and other.shape[-2:] == (1, 1):
-            return self._mul_constant(other.squeeze(-1).squeeze(-1))
-        return super().mul(other)
-
     def _mul_constant(self, other: Any) -> LinearOperator:  # other: () or (*batch)
         factor = torch.as_tensor(other)[..., None, None, None]
         return self._with([b * factor for b in self.blocks])
@@ -174,6 +162,8 @@ class GroupBlockLinearOperator(LinearOperator):
         other = to_linear_operator(other).evaluate_kernel()
         if self._is_laid_out_like(other):
             return self._with([a * b for a, b in zip(self.blocks, other.blocks, strict=True)])
+        if other.matrix_shape == (1, 1):  # a number for each element of a larger batch
+            return self._mul_constant(other.to_dense().squeeze(-1).squeeze(-1))
         if other.matrix_shape != self.matrix_shape:
             return to_linear_operator(self.to_dense() * other.to_dense())
         blocks = []
@@ -213,7 +203,7 @@ class GroupBlockLinearOperator(LinearOperator):
     def _proper_blocks(self) -> Sequence[Tensor]:
         """The blocks with an identity in the padding."""
         if not self._same_layouts:
-            raise NotPSDError(f"Expected one layout of rows and columns, got a cross-covariance of size {self.shape}.")
+            raise NotPSDError(f"Expected a covariance, got a cross-covariance of shape {tuple(self.shape)}.")
         occupied = self.rows.occupied_pieces()
         if occupied is None:
             return self.blocks
@@ -237,7 +227,7 @@ class GroupBlockLinearOperator(LinearOperator):
         if needs_gradient or not any(bool(torch.linalg.cholesky_ex(b.detach()).info.any()) for b in blocks):
             return CholLinearOperator(TriangularLinearOperator(self._factor()))
         # The symmetric root is zero between members and padding, so it has the layout of its matrix.
-        return RootLinearOperator(self._with([_symmetric_root(b) for b in blocks]))
+        return RootLinearOperator(self._with([symmetric_square_root(b) for b in blocks]))
 
     def root_inv_decomposition(
         self, initial_vectors: Tensor | None = None, test_vectors: Tensor | None = None, method: str | None = None
@@ -323,9 +313,8 @@ class GroupBlockLinearOperator(LinearOperator):
         return self.rows.agrees_with(self.cols)
 
     def _is_laid_out_like(self, other: Any) -> bool:
-        if not isinstance(other, GroupBlockLinearOperator):
-            return False
-        return self.rows.agrees_with(other.rows) and self.cols.agrees_with(other.cols)
+        blocks = isinstance(other, GroupBlockLinearOperator)
+        return blocks and self.rows.agrees_with(other.rows) and self.cols.agrees_with(other.cols)
 
     def _with(self, blocks: Sequence[Tensor]) -> "GroupBlockLinearOperator":
         # Batch operations, elementwise products and a new diagonal keep a triangle.
@@ -348,8 +337,3 @@ def posterior_covariance(
 
 def _identity(block: Tensor) -> Tensor:
     return torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
-
-
-def _symmetric_root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT

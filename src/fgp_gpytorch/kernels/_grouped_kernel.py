@@ -26,14 +26,10 @@ def group_labels(
     x2: Tensor,  # shape: (*batch, M, 1 + D)
     need_feature: bool = False,
 ) -> tuple[Tensor, Tensor]:  # shapes: (N,), (M,)
-    """Read the group labels, the first column, as int64. All batch elements share one grouping.
+    """Read the group labels, the first column, as int64: one label a row, for all batch elements.
 
-    Batch elements may label their groups differently. Which rows belong together must be the same.
-
-    Args:
-        x1: Rows.
-        x2: Rows.
-        need_feature: Whether a feature must follow the group column.
+    Batch elements may label their groups differently, but the same rows must form a group. `need_feature` requires a
+    feature after the group column.
 
     Raises:
         ShapeError: If a table has too few columns.

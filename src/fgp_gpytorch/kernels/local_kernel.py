@@ -81,11 +81,10 @@ class LocalKernel(GroupedKernel):
         features1, features2 = x1[..., 1:], x2[..., 1:]
         outputs = self.num_outputs_per_input(x1, x2)
         outputs1, outputs2 = outputs if isinstance(outputs, tuple) else (outputs, outputs)
-        batch_of_features = ()
-        if last_dim_is_batch:
+        batch = torch.broadcast_shapes(self.batch_shape, x1.shape[:-2], x2.shape[:-2])
+        if last_dim_is_batch:  # the dimension of the features follows the batch's
             params["last_dim_is_batch"] = True
-            batch_of_features = (x1.shape[-1] - 1,)
-        batch = torch.broadcast_shapes(self.batch_shape, x1.shape[:-2], x2.shape[:-2]) + batch_of_features
+            batch = torch.Size((*batch, x1.shape[-1] - 1))
         if diag:
             values = to_dense(self.base_kernel(features1, features2, diag=True, **params))
             values = values * (labels1 == labels2).repeat_interleave(outputs1)
@@ -118,15 +117,8 @@ class LocalKernel(GroupedKernel):
     def _check_rows(self, x1: Tensor, x2: Tensor) -> None:
         group_labels(x1, x2, need_feature=True)
 
-    def __getitem__(self, index: Any) -> "LocalKernel":
-        """Choose batch elements of the base kernel."""
-        return self._with_base(self.base_kernel[index])
-
     def expand_batch(self, *sizes: Any) -> "LocalKernel":
         """Expand the base kernel to a larger batch shape."""
-        return self._with_base(self.base_kernel.expand_batch(*sizes))
-
-    def _with_base(self, base_kernel: Kernel) -> "LocalKernel":
         kernel = deepcopy(self)
-        kernel.base_kernel = base_kernel
+        kernel.base_kernel = self.base_kernel.expand_batch(*sizes)
         return kernel

@@ -1,34 +1,12 @@
-"""Shared parts of the metrics of a model: evaluation mode, batches of held-out members, global channels."""
+"""Held-out members for the metrics, checked and in batches."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import HeldOut, HeldOutBatch
-from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
-
-
-@contextmanager
-def evaluation(model: GroupedVAE | ConditionedVAE, seed: int | None = None) -> Iterator[torch.device]:
-    """Put a model in evaluation mode without gradients. The mode and the global random numbers are restored.
-
-    Args:
-        model: The model.
-        seed: Of the random numbers inside. None uses the global generator.
-
-    Yields:
-        The device of the model's parameters.
-    """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    forked = [device] if device.type == "cuda" else []
-    with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng(devices=forked, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield device
 
 
 def checked(held_out: Any) -> HeldOut:

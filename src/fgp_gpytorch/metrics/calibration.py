@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import HeldOut
-from fgp_gpytorch.metrics._evaluation import batches, evaluation
+from fgp_gpytorch.metrics._evaluation import batches
 from fgp_gpytorch.metrics.scores import crps_of_sorted, interval_of_sorted, log_mean_exp
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 

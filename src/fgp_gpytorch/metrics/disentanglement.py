@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import evaluation
 from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information_gap
 from fgp_gpytorch.metrics.probes import centroid_accuracy, nearest_path_accuracy, ridge_r2
 from fgp_gpytorch.models import GroupedVAE

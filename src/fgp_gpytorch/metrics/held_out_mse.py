@@ -1,9 +1,10 @@
 """Squared error at held-out members."""
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import HeldOut
 from fgp_gpytorch.errors import ArgumentError
-from fgp_gpytorch.metrics._evaluation import batches, evaluation
+from fgp_gpytorch.metrics._evaluation import batches
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import HeldOut, HeldOutBatch
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import checked, evaluation
+from fgp_gpytorch.metrics._evaluation import checked
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
 

@@ -1,5 +1,6 @@
 """Models: each offers a Pyro pair, the terms of its objective, inference and generation."""
 
+from fgp_gpytorch.models._batches import PseudoObservations
 from fgp_gpytorch.models.angle_posterior import AnglePosterior
 from fgp_gpytorch.models.conditioned_vae import ConditionedVAE
 from fgp_gpytorch.models.correlated_fgp_vae import CorrelatedFGPVAE
@@ -27,5 +28,6 @@ __all__ = [
     "FactorizedVAE",
     "GroupedVAE",
     "LatentAngleFGPVAE",
+    "PseudoObservations",
     "Terms",
 ]

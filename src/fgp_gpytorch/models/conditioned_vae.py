@@ -157,8 +157,3 @@ def check_known_groups(batch: GroupedBatch, num_groups: int) -> None:
             f"batch of a data set of {batch.num_dataset_groups}. If these are some of them, try context.align(train). "
             "New groups need another model, such as FGPVAE."
         )
-    if not 0 <= int(batch.group_index.min()) <= int(batch.group_index.max()) < num_groups:
-        raise GroupError(
-            f"group_index: expected positions from 0 to {num_groups - 1}, got {int(batch.group_index.min())} to "
-            f"{int(batch.group_index.max())}. Try the positions of the groups in the training data."
-        )

@@ -16,7 +16,7 @@ from fgp_gpytorch.models.factorized_vae import standard_normal
 from fgp_gpytorch.prior import ChannelBlock
 
 
-class CorrelatedFGPVAE(CoupledVAE):
+class CorrelatedFGPVAE(CoupledVAE[CorrelatedPrior]):
     r"""An FGP-VAE whose global channels have a linear kernel over group vectors (`CorrelatedPrior`).
 
     Generative process, for P groups with group vectors D and members q with auxiliary features x_q:
@@ -29,23 +29,17 @@ class CorrelatedFGPVAE(CoupledVAE):
     Appendix C).
 
     **Minibatches.** A step on G of the P groups estimates q(u) by counting every member P/G times, as in `SVGPVAE`.
-    This estimate is biased: q(u) of a minibatch differs from q(u) of the data set. `fit` with `batch_size=len(data)` is
-    exact, and takes one step an epoch. `infer` afterwards is exact either way.
+    This estimate is biased: q(u) of a minibatch differs from q(u) of the data set.
+    `fit(model, data, batch_size=len(data))` is exact, and takes one step an epoch. `infer` is exact either way.
 
     `CoupledVAE` explains where group vectors come from, and what each call conditions on.
 
     Args:
-        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
-        decoder: Module from (*batch, L) to (*batch, *y_shape).
+        encoder, decoder, num_groups, num_factors, likelihood, normalize, representation: As in `CoupledVAE`.
         local: Blocks of local channels.
         num_global_channels: L - J. They come after the local ones.
-        num_groups: P, groups of the training data; None with a representation, which takes any number.
-        num_factors: m, the length of a group vector.
         learn_vectors: Whether group vectors are learned. It has no effect with a representation.
-        likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
         member_dropout: As in `GroupedVAE`.
-        normalize: Whether group vectors have unit length.
-        representation: As in `GPVAE`; None has one vector per training group.
 
     Raises:
         ArgumentError: If an argument is not a module of its kind, a number is out of range, or there is no local block
@@ -57,8 +51,6 @@ class CorrelatedFGPVAE(CoupledVAE):
         >>> model.initialize_vectors(data)
         >>> fit(model, data)
     """
-
-    prior: CorrelatedPrior
 
     def __init__(
         self,

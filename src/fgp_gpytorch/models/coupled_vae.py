@@ -1,8 +1,7 @@
 """Base class of VAEs whose prior identifies every group by a vector."""
 
-from abc import ABC
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,10 @@ from fgp_gpytorch.models._batches import PseudoObservations, cast_for, checked_b
 from fgp_gpytorch.models.conditioned_vae import ConditionedVAE, check_known_groups, check_labels
 from fgp_gpytorch.models.grouped_vae import GroupedVAE
 
+Coupled = TypeVar("Coupled", bound=CoupledPrior)
 
-class CoupledVAE(GroupedVAE, ABC):
+
+class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
     """Base class of VAEs whose prior identifies every group by a vector and couples the groups.
 
     The vectors have one of two sources:
@@ -57,7 +58,6 @@ class CoupledVAE(GroupedVAE, ABC):
         GroupError: If there are both a number of groups and a representation, or neither.
     """
 
-    prior: CoupledPrior
     prior_kind = CoupledPrior
     minibatch_hint = ""
     start_hint = "Try to train it as it is."
@@ -66,7 +66,7 @@ class CoupledVAE(GroupedVAE, ABC):
         self,
         encoder: nn.Module,
         decoder: nn.Module,
-        prior: CoupledPrior,
+        prior: Coupled,
         num_groups: int | None,
         num_factors: int,
         normalize: bool,
@@ -204,15 +204,10 @@ class CoupledVAE(GroupedVAE, ABC):
         Raises:
             GroupError: Always.
         """
+        need = "groups of the training data, got none. A new group has no group vector under this prior. Try"
         if self.representation is not None:
-            raise GroupError(
-                "context: expected groups whose observations give their group vectors, got none. Try at least one "
-                "member of each group, or FGPVAE, whose generate(x_new) draws new groups."
-            )
-        raise GroupError(
-            "context: expected groups of the training data, got none. A new group has no group vector under this "
-            "prior. Try FGPVAE, whose generate(x_new) draws new groups."
-        )
+            need = "groups whose observations give their group vectors, got none. Try at least one member of each, or"
+        raise GroupError(f"context: expected {need} FGPVAE, whose generate(x_new) draws new groups.")
 
     # conditioning on more than the context
 

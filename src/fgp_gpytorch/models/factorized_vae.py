@@ -1,6 +1,6 @@
 """Base class of the models whose groups are independent."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import pyro
@@ -16,14 +16,13 @@ from fgp_gpytorch.models.grouped_vae import GroupedVAE
 from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, LatentPosterior
 
 
-class FactorizedVAE(GroupedVAE, ABC):
+class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
     """Base class of the models with a `FactorizedGPPrior`. Minibatches of groups give unbiased gradients.
 
     The latent sites of the Pyro pair are the whitened variables "u_0", "u_1", ... of the prior's blocks, because z has
     no density where a covariance is singular, as in every global channel. "z" is a deterministic site.
     """
 
-    prior: FactorizedGPPrior
     prior_kind = FactorizedGPPrior
 
     @abstractmethod

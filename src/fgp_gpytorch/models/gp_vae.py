@@ -15,7 +15,7 @@ from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import KLTerms
 
 
-class GPVAE(CoupledVAE):
+class GPVAE(CoupledVAE[ProductPrior]):
     r"""A VAE with one Gaussian process over all members of all groups (Casale et al. 2018; paper, Section 2).
 
     Generative process, for the members i of all groups at once:
@@ -41,20 +41,13 @@ class GPVAE(CoupledVAE):
     vectors come from, and what each call conditions on.
 
     Args:
-        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
-        decoder: Module from (*batch, L) to (*batch, *y_shape).
+        encoder, decoder, num_groups, num_factors, likelihood, normalize, representation: As in `CoupledVAE`.
         num_channels: L.
-        num_groups: P, groups of the training data; None with a representation, which takes any number.
-        num_factors: m, the length of a group vector.
         view_features: Feature map of the kernel k, (*b, N, D) to (*b, N, M_S): `PeriodicFeatures` of a periodic kernel,
             `NystromFeatures` of any. It becomes float64 in place. None for the paper's periodic kernel of an angle in
             radians, its lengthscale learned.
-        likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
         noise: alpha at the start.
         learn_noise: Whether alpha is learned.
-        normalize: Whether group vectors have unit length, as in Casale et al.
-        representation: Module from y (G, Q, *y_shape) and a mask (G, Q) to group vectors (G, m), such as
-            `nets.RepresentationNetwork` (paper, Appendix C); None learns one vector per training group.
 
     Attributes:
         summary: None, or the result of `summarize`. Minibatches then use its form of the KL.
@@ -74,7 +67,6 @@ class GPVAE(CoupledVAE):
         >>> images = model.condition_on(data.train).generate(x_new, data.extrapolation.context)  # new digits
     """
 
-    prior: ProductPrior
     minibatch_hint = ", or model.summary = model.summarize(data)"
 
     def __init__(
@@ -160,13 +152,13 @@ class GPVAE(CoupledVAE):
         Raises:
             GroupError: If the data set does not contain all of its P groups once.
         """
-        parts, indices = [], []
+        parts, indices, groups = [], [], dataset[[0]].num_dataset_groups
         with torch.no_grad():
             for start in range(0, len(dataset), batch_size):
                 batch = self.check_step(dataset[start : start + batch_size])
                 parts.append(self.inputs_of(batch, self.encode(batch)))
                 indices.append(batch.group_index)
-        index, groups = torch.cat(indices), batch.num_dataset_groups
+        index = torch.cat(indices)
         order = index.argsort()
         if not torch.equal(index[order], torch.arange(groups, device=order.device)):
             raise GroupError(

@@ -5,7 +5,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import pyro
 import torch
@@ -31,12 +31,14 @@ from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import KLTerms, LatentPrior, Posterior, Prediction, check_variance
 from fgp_gpytorch.saving import Configurable, load_model, save_model
 
+Prior = TypeVar("Prior", bound=LatentPrior)
+
 # Pyro's parameter store is global, and two models of one name would share their parameters. Copies get new names.
 _pyro_names: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
 _numbers = itertools.count()
 
 
-class GroupedVAE(Configurable, nn.Module, ABC):
+class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
     r"""A variational autoencoder on grouped data: encoder, prior over latents, decoder, likelihood.
 
     The encoder gives pseudo-observations N(z | mu, sigma^2) of every member. The prior conditions on them, and the
@@ -75,7 +77,7 @@ class GroupedVAE(Configurable, nn.Module, ABC):
 
     encoder: nn.Module
     decoder: nn.Module
-    prior: LatentPrior
+    prior: Prior
     likelihood: Likelihood
     prior_kind: type[LatentPrior] = LatentPrior  # what the constructor takes
 
@@ -83,7 +85,7 @@ class GroupedVAE(Configurable, nn.Module, ABC):
         self,
         encoder: nn.Module,
         decoder: nn.Module,
-        prior: LatentPrior,
+        prior: Prior,
         likelihood: Likelihood | None = None,
         member_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
@@ -91,7 +93,8 @@ class GroupedVAE(Configurable, nn.Module, ABC):
         hint = f"Try {type(self).__name__}(encoder, decoder, prior, likelihood)."
         self.encoder = check.instance(encoder, "encoder", nn.Module, hint)
         self.decoder = check.instance(decoder, "decoder", nn.Module, hint)
-        self.prior = check.instance(prior, "prior", self.prior_kind, hint)
+        check.instance(prior, "prior", self.prior_kind, hint)
+        self.prior = prior
         likelihood = GaussianLikelihood() if likelihood is None else likelihood
         self.likelihood = check.instance(likelihood, "likelihood", Likelihood, hint)
         self.member_dropout = check_dropout(member_dropout)
@@ -190,9 +193,14 @@ class GroupedVAE(Configurable, nn.Module, ABC):
         """The posterior of a training step."""
         return self.condition(batch, pseudo)
 
-    def training_posterior(self, batch: GroupedBatch) -> Posterior:
-        """q of a training step: in training mode without the members that member dropout drops."""
-        pseudo = self.encode(batch)
+    def training_posterior(self, batch: GroupedBatch, pseudo: PseudoObservations | None = None) -> Posterior:
+        """q of a training step: in training mode without the members that member dropout drops.
+
+        Args:
+            batch: Groups of a data set.
+            pseudo: The encoder's pseudo-observations, if they are known.
+        """
+        pseudo = self.encode(batch) if pseudo is None else pseudo
         if self.training and self.member_dropout != 0:
             mask = batch.mask if pseudo.mask is None else pseudo.mask
             pseudo = pseudo._replace(mask=drop_members(mask, self.member_dropout))
@@ -304,10 +312,11 @@ class GroupedVAE(Configurable, nn.Module, ABC):
             GroupError: If the model cannot be trained on these groups.
         """
         batch = self.check_step(whole_batch(batch, "batch"))
-        posterior = self.training_posterior(batch)
-        z = posterior.rsample((num_particles,) if num_particles > 1 else (), marginals=True)
+        pseudo = self.encode(batch)
+        posterior = self.training_posterior(batch, pseudo)
+        z = posterior.rsample_marginals(torch.Size([num_particles] if num_particles > 1 else []))
         output = self.decode(z, batch.x, batch.y.shape[2:])
-        observed = None if batch.y_mask is None and is_full(batch) else batch.observed
+        observed = None if pseudo.mask is None else batch.observed
         score = self.likelihood.score(output, batch.y, observed)
         kl = self.split_kl(posterior, batch)
         return Terms(

@@ -14,7 +14,7 @@ from fgp_gpytorch.models._batches import checked_batch, features_of
 from fgp_gpytorch.models.coupled_vae import CoupledVAE
 
 
-class SVGPVAE(CoupledVAE):
+class SVGPVAE(CoupledVAE[InducingPrior]):
     r"""A VAE with one sparse Gaussian process over all members of all groups (Jazbec, Pearce and Fortuin 2021).
 
     Generative process, with the product kernel of group vectors and auxiliary features (paper, Section 2):
@@ -38,18 +38,12 @@ class SVGPVAE(CoupledVAE):
     normal, which is useless for x far from 0 and a kernel that is not periodic.
 
     Args:
-        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
-        decoder: Module from (*batch, L) to (*batch, *y_shape).
+        encoder, decoder, num_groups, num_factors, likelihood, normalize, representation: As in `CoupledVAE`.
         num_channels: L.
-        num_groups: P, groups of the training data; None with a representation, which takes any number.
-        num_factors: m, the length of a group vector.
         num_inducing: M.
         view_kernel: The kernel k of the auxiliary features. It becomes float64. None for the paper's periodic kernel of
             an angle in radians: r = 1 at the start and learned, the period of 2 pi fixed.
         num_features: D, auxiliary features of a member.
-        likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
-        normalize: Whether group vectors have unit length.
-        representation: As in `GPVAE`; None learns one vector per training group.
 
     Raises:
         ArgumentError: If an argument is not a module of its kind, or a number is out of range.
@@ -67,7 +61,6 @@ class SVGPVAE(CoupledVAE):
         >>> images = model.condition_on(data.train).generate(x_new, data.extrapolation.context)  # new digits
     """
 
-    prior: InducingPrior
     start_hint = "Try initialize_inducing(data)."
 
     def __init__(

@@ -56,7 +56,7 @@ class BlockPosterior(ABC):
 
     @abstractmethod
     def kl(self) -> Tensor:
-        """KL(q || p) of every channel, nats, (*b, G, J), or (*b, G, 1) if all channels have the same."""
+        """KL(q || p) of every channel, nats, (*b, G, J)."""
 
     @abstractmethod
     def log_evidence(self) -> Tensor:

@@ -2,14 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-Value = TypeVar("Value")
 
-
-def cached_by_grad_mode(method: Callable[[Any], Value]) -> Value:
+def cached_by_grad_mode(method: Callable[[Any], Any]) -> property:
     """Make a property that is computed once with gradients and once without.
 
     A value read under `torch.no_grad` has no graph, so it must not serve a later loss.
@@ -17,10 +15,10 @@ def cached_by_grad_mode(method: Callable[[Any], Value]) -> Value:
     keys = f"{method.__name__} without gradients", f"{method.__name__} with gradients"
 
     @functools.wraps(method)
-    def cached(self: Any) -> Value:
+    def cached(self: Any) -> Any:
         key, values = keys[torch.is_grad_enabled()], self.__dict__
         if key not in values:
             values[key] = method(self)
         return values[key]
 
-    return property(cached)  # pyright: ignore[reportReturnType]
+    return property(cached)

@@ -128,12 +128,12 @@ class CoregionalizedBlockPosterior(BlockPosterior):
         return self._at(self.block.covariance_root(x_new), x_new)
 
     def kl(self) -> Tensor:
-        """KL(q || p), nats, (*b, G, 1): a J-th of the block's KL, which its channels share."""
-        return (self.factor.kl() / self.block.num_channels).unsqueeze(-1)
+        """KL(q || p), nats, (*b, G, J): each channel gets a J-th of the block's KL."""
+        return self._shares(self.factor.kl())
 
     def log_evidence(self) -> Tensor:
-        """log Z, nats, (*b, G, 1): a J-th of the block's."""
-        return (self.factor.log_evidence() / self.block.num_channels).unsqueeze(-1)
+        """log Z, nats, (*b, G, J): each channel gets a J-th of the block's."""
+        return self._shares(self.factor.log_evidence())
 
     def whitened(self, x_new: Tensor | None = None) -> LowRankFactor:
         """q of the factors, one set for all channels: batch (*b, G, 1), rows J (Q + Q*)."""
@@ -145,6 +145,10 @@ class CoregionalizedBlockPosterior(BlockPosterior):
             one_set.root.unsqueeze(-3), one_set.precision.unsqueeze(-2), one_set.residual.unsqueeze(-2),
             one_set.cholesky.unsqueeze(-3), one_set.weights.unsqueeze(-2),
         )  # fmt: skip
+
+    def _shares(self, value: Tensor) -> Tensor:
+        channels = self.block.num_channels
+        return (value / channels).unsqueeze(-1).expand(*value.shape, channels)
 
     def _at(self, root: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         rows, shape = root.flatten(-3, -2), root.shape[-3:-1]

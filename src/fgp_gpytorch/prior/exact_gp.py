@@ -100,11 +100,12 @@ def exact_gp(
     check.shape(check.floating(x, "x"), "x", ("...", "G", "Q", "D"), "One group is x.unsqueeze(0).")
     members = tuple(x.shape[:-1])
     for name, value in (("mean", mean), ("variance", variance)):
-        check.shape(check.floating(value, name), name, (*members, block.num_channels))
+        hint = f"Try {name}[..., channels], only the {block.num_channels} channels of this block."
+        check.shape(check.floating(value, name), name, (*members, block.num_channels), hint)
     dtype = next((p.dtype for p in block.parameters()), x.dtype)
     rows = BlockExactGP.rows(x.to(dtype))
     observed = torch.ones(members, dtype=torch.bool, device=x.device) if mask is None else mask
-    check.mask(observed, "mask", members)
+    check.mask(observed, "mask", members, "One boolean for each member.")
     for name, value in (("x", x), ("mean", mean), ("variance", variance)):
         check.finite(value, name, observed.unsqueeze(-1))
     check_variance(variance, observed.unsqueeze(-1))

@@ -42,42 +42,33 @@ class LatentPosterior(Posterior):
         self.blocks, self.x, self.mask = tuple(blocks), x, mask
 
     @cached_by_grad_mode
-    def marginals(self) -> tuple[Tensor, Tensor]:
+    def marginals(self) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Marginal means and variances at x, each (*b, G, Q, L)."""
-        return _concatenate(self.blocks, [block.marginals() for block in self.blocks], self.x.shape[-2])
-
-    @property
-    def mean(self) -> Tensor:
-        """Marginal means at x, (*b, G, Q, L)."""
-        return self.marginals[0]
-
-    @property
-    def variance(self) -> Tensor:
-        """Marginal variances at x, (*b, G, Q, L)."""
-        return self.marginals[1]
+        means, variances = zip(*(block.marginals() for block in self.blocks), strict=True)
+        return torch.cat(means, dim=-2).mT, torch.cat(variances, dim=-2).mT
 
     @property
     def kl_terms(self) -> KLTerms:
         """The KL of local and of global channels, nats, each (*b, G)."""
         terms = [torch.zeros_like(self.x[..., 0, 0])] * 2
-        for block, kl in zip(self.blocks, self.kl_blocks, strict=True):
-            terms[block.block.is_global] = terms[block.block.is_global] + kl
+        for block in self.blocks:
+            terms[block.block.is_global] = terms[block.block.is_global] + block.kl().sum(-1)
         return KLTerms(*terms)
 
     @property
     def kl_channels(self) -> Tensor:
         """KL(q || p) of every channel, nats, (*b, G, L)."""
-        return torch.cat([_per_channel(block.kl(), block) for block in self.blocks], dim=-1)
+        return torch.cat([block.kl() for block in self.blocks], dim=-1)
 
     @property
     def kl_blocks(self) -> tuple[Tensor, ...]:
         """KL(q || p) of every block of channels, nats, each (*b, G)."""
-        return tuple(_per_channel(block.kl(), block).sum(-1) for block in self.blocks)
+        return tuple(block.kl().sum(-1) for block in self.blocks)
 
     @property
     def log_evidence(self) -> Tensor:
         """log Z(Y, X) of the pseudo-observations, summed over members and channels, nats, (*b, G)."""
-        return torch.stack([_per_channel(block.log_evidence(), block).sum(-1) for block in self.blocks]).sum(0)
+        return torch.stack([block.log_evidence().sum(-1) for block in self.blocks]).sum(0)
 
     def predict_checked(self, x_new: Tensor) -> "LatentPrediction":
         """`predict` without its checks."""
@@ -85,7 +76,7 @@ class LatentPosterior(Posterior):
 
     def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
         """Draw coherent paths at x, (*s, *b, G, Q, L)."""
-        return _members_first([(block.rsample(sample_shape), block) for block in self.blocks], self.x.shape[-2])
+        return torch.cat([block.rsample(sample_shape) for block in self.blocks], dim=-2).mT
 
     def rsample_paths(self, x_new: Tensor, sample_shape: Sequence[int] = ()) -> LatentPaths:
         """Draw z jointly at x and at x_new: one path per group and channel, seen at old and new members.
@@ -107,7 +98,7 @@ class LatentPosterior(Posterior):
     def paths_at(self, x_new: Tensor, sample_shape: torch.Size) -> LatentPaths:
         """`rsample_paths` without its checks."""
         old, new = self.x.shape[-2], x_new.shape[-2]
-        joint = _members_first([(block.rsample(sample_shape, x_new), block) for block in self.blocks], old + new)
+        joint = torch.cat([block.rsample(sample_shape, x_new) for block in self.blocks], dim=-2).mT
         return LatentPaths(*joint.split([old, new], dim=-2))
 
     def distribution(self) -> MultitaskMultivariateNormal:
@@ -124,41 +115,14 @@ class LatentPrediction(Prediction):
 
     def __init__(self, posterior: LatentPosterior, x_new: Tensor) -> None:
         self.x, self.posterior = x_new, posterior
-        blocks = posterior.blocks
-        parts = [block.predict(x_new) for block in blocks]
-        self.marginals = _concatenate(blocks, parts, x_new.shape[-2])
+        means, variances = zip(*(block.predict(x_new) for block in posterior.blocks), strict=True)
+        self._marginals = torch.cat(means, dim=-2).mT, torch.cat(variances, dim=-2).mT
 
     @property
-    def mean(self) -> Tensor:
-        """Marginal means at x_new, (*b, G, Q*, L)."""
-        return self.marginals[0]
-
-    @property
-    def variance(self) -> Tensor:
-        """Marginal variances at x_new, (*b, G, Q*, L)."""
-        return self.marginals[1]
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """Marginal means and variances at x_new, each (*b, G, Q*, L)."""
+        return self._marginals
 
     def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:
         """Draw coherent paths at x_new, (*s, *b, G, Q*, L)."""
         return self.posterior.paths_at(self.x, sample_shape).new
-
-
-def _per_channel(value: Tensor, block: BlockPosterior) -> Tensor:
-    """(*b, G, J or 1) to (*b, G, J)."""
-    return value.expand(*block.x.shape[:-2], block.block.num_channels)
-
-
-def _members_first(parts: Sequence[tuple[Tensor, BlockPosterior]], members: int) -> Tensor:
-    """(*s, *b, G, J or 1, Q) of every block to (*s, *b, G, Q, L)."""
-    full = [part.expand(*part.shape[:-2], block.block.num_channels, members) for part, block in parts]
-    return torch.cat(full, dim=-2).mT
-
-
-def _concatenate(
-    blocks: Sequence[BlockPosterior], parts: list[tuple[Tensor, Tensor]], members: int
-) -> tuple[Tensor, Tensor]:
-    """Means and variances (*b, G, J or 1, Q) of every block to (*b, G, Q, L)."""
-    shapes = [(*block.x.shape[:-2], block.block.num_channels, members) for block in blocks]
-    means = torch.cat([mean.expand(shape) for (mean, _), shape in zip(parts, shapes, strict=True)], dim=-2)
-    variances = torch.cat([variance.expand(shape) for (_, variance), shape in zip(parts, shapes, strict=True)], dim=-2)
-    return means.mT, variances.mT

@@ -76,7 +76,8 @@ class DenseBlockPosterior(BlockPosterior):
 
     def marginals(self) -> tuple[Tensor, Tensor]:
         """Mean and variance at the members, each (*b, G, J, Q)."""
-        return self.block.add_mean(self.members.mean, self.x), self.members.variance
+        mean, variance, _ = self.members
+        return self.block.add_mean(mean, self.x), variance
 
     def predict(self, x_new: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance at x_new (*b, G, Q*, D), each (*b, G, J, Q*)."""

@@ -34,13 +34,18 @@ class Prediction(ABC):
 
     @property
     @abstractmethod
-    def mean(self) -> Tensor:
-        """Marginal means of z, (*b, G, Q, L)."""
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """Means and variances of z, each (*b, G, Q, L)."""
 
     @property
-    @abstractmethod
+    def mean(self) -> Tensor:
+        """Marginal means of z, (*b, G, Q, L)."""
+        return self.marginals[0]
+
+    @property
     def variance(self) -> Tensor:
         """Marginal variances of z, (*b, G, Q, L)."""
+        return self.marginals[1]
 
     def rsample(self, sample_shape: Sequence[int] = (), marginals: bool = False) -> Tensor:
         """Draw z, with gradients.
@@ -61,9 +66,9 @@ class Prediction(ABC):
 
     def rsample_marginals(self, sample_shape: torch.Size) -> Tensor:
         """Draw every member by itself, (*s, *b, G, Q, L)."""
-        mean = self.mean
+        mean, variance = self.marginals
         noise = torch.randn(*sample_shape, *mean.shape, dtype=mean.dtype, device=mean.device)
-        return mean + self.variance.sqrt() * noise
+        return mean + variance.sqrt() * noise
 
     @abstractmethod
     def rsample_jointly(self, sample_shape: torch.Size) -> Tensor:

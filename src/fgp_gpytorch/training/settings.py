@@ -76,8 +76,7 @@ class RunSettings:
 def fingerprint(data: GroupedDataset) -> dict[str, int]:
     """Return numbers that tell data sets apart: their sizes, and a checksum.
 
-    The checksum is over all features and sizes, and over a million values of y at equal distances. For a LazyDataset
-    it takes the stored rows.
+    The checksum is over all features and sizes, and over a million values of y as stored, at equal distances.
     """
     y = data.members.y.flatten()
     parts = [*data.features(), y[:: max(1, y.numel() // 2**20)]]

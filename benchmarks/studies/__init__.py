@@ -1,0 +1,25 @@
+"""The studies, in the order in which their runs are made. Each file declares one."""
+
+from benchmarks.studies import (
+    ablations,
+    epoch_time,
+    patients,
+    posterior,
+    presets,
+    prior_samples,
+    reference,
+    rivals,
+    scaling,
+    settings,
+    step_time,
+    table1,
+    unknown_angles,
+)
+
+STUDIES = {
+    module.STUDY.name: module.STUDY
+    for module in (
+        presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
+        epoch_time, step_time, posterior,
+    )
+}  # fmt: skip

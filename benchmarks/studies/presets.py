@@ -1,0 +1,48 @@
+"""The example's presets: the paper's settings, our best ones, and the short run."""
+
+import dataclasses
+import time
+from typing import Any
+
+from benchmarks.evaluation import errors, evaluate
+from benchmarks.records import Key, Plan, Record
+from benchmarks.study import Study
+from benchmarks.systems import PRESETS, train_preset
+from benchmarks.timing import peak_memory_gb
+from fgp_gpytorch.datasets import rotated_mnist
+
+SEEDS = {"short": 1, "paper": 5, "best": 5}
+
+
+def keys(plan: Plan) -> list[Key]:
+    names = ["short"] if plan.quick else list(SEEDS)
+    return [{"preset": name, "seed": seed} for name in names for seed in range(plan.seeds or SEEDS[name])]
+
+
+def run(key: Key, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+    preset, data, started = PRESETS[key["preset"]], rotated_mnist(), time.perf_counter()
+    if plan.quick:
+        preset = dataclasses.replace(preset, epochs=2)
+    model, training = train_preset(preset, data.train, key["seed"])
+    return dataclasses.asdict(preset), {
+        **errors(model, data, key["seed"]),
+        "training_mse": float(training.history["mse"].iloc[-1]),
+        "seconds_per_epoch": training.seconds_per_epoch,
+        "evaluation": evaluate(model, data, rotated_mnist(views=15)),
+        "seconds": time.perf_counter() - started,
+        "peak_memory_gb": peak_memory_gb(),
+    }
+
+
+def say(record: Record) -> str:
+    name, seed = record.key["preset"], record.key["seed"]
+    return f"{name}, seed {seed}: test MSE {record['test_mse']:.4f}, extrapolation {record['extrapolation_mse']:.4f}"
+
+
+STUDY = Study(
+    "presets",
+    "Presets of the example",
+    "The presets of `examples/rotated_mnist.py`: `paper` has the settings of Appendix A, `best` those that validation "
+    "chose, `short` is the default run. Errors are of the last epoch.",
+    keys, run, say,
+)  # fmt: skip
