@@ -115,5 +115,6 @@ def mean_parts(terms: Terms) -> dict[str, Tensor]:
 
 def _describe(part: Any) -> str:
     owner = getattr(part, "__self__", None)
-    name = getattr(part, "__qualname__", type(part).__name__)
-    return f"{name} at {hex(id(owner))}" if owner is not None else name
+    if owner is not None:
+        return f"{type(owner).__name__}.{part.__name__} at {hex(id(owner))}"
+    return getattr(part, "__qualname__", type(part).__name__)
