@@ -289,6 +289,12 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             if parameter.requires_grad:
                 pyro.param(f"{name}.{parameter_name}", parameter)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The state of a pickle or a copy, without the weak references that Pyro attaches to parameters."""
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)
+        return self.__dict__.copy()
+
     # objectives
 
     def terms(self, batch: GroupedBatch | GroupedDataset, num_particles: int = 1) -> Terms:
