@@ -93,7 +93,7 @@ def shares_nothing(model: FGPVAE) -> bool:
 
 def has_both_kinds(model: FGPVAE) -> bool:
     """Whether the model has local and global latents, which can be swapped."""
-    if not isinstance(model.prior, FactorizedGPPrior):
-        return hasattr(model.prior, "num_global_channels")
+    if model.prior.couples_groups:
+        return bool(model.prior.is_global.any())
     kinds = {type(block) for block in model.prior.blocks}
     return {LocalChannels, GlobalChannels} <= kinds

@@ -22,7 +22,6 @@ from benchmarks.systems import BUILD, ask, decode
 from benchmarks.tables import label, systems_of
 from fgp_gpytorch import FGPVAE, GroupedBatch
 from fgp_gpytorch.datasets import RotatedMNIST, rotated_mnist
-from fgp_gpytorch.metrics._evaluation import global_channels
 from fgp_gpytorch.plots import image_rows, latent_paths
 
 COLORS = 64  # of a picture's palette
@@ -35,7 +34,7 @@ def all_angles(
     """Draw the same digits by all systems, with the truth above (Figure 1(a) and Figure D.1)."""
     x = data.angles.reshape(1, -1, 1).expand(len(positions), -1, -1)
     views = getattr(data, part)
-    truth = data.truth(views.instance[list(positions)])
+    truth = data.truth(views.labels[list(positions)])
     generated: dict[str, Tensor] = {}
     for (block, name), model in models.items():
         asked = getattr(ask(model, data.train, data.test, data.extrapolation), part)
@@ -58,7 +57,7 @@ def swaps(model: FGPVAE, data: RotatedMNIST, positions: Sequence[int]) -> Figure
     generator, views = ask(model, data.train, data.test, None).test  # pyright: ignore
     index = list(positions)
     prediction = generator.predict(views.x_new[index], views.context[index]).mean[:, 0]  # shape: (n, L)
-    shared = global_channels(generator)
+    shared = generator.prior.is_global
     count = len(index)
     z = torch.where(shared, prediction.expand(count, count, -1), prediction.unsqueeze(1).expand(count, count, -1))
     images = decode(generator, z, views.x_new[index].expand(-1, count, -1))
@@ -78,7 +77,7 @@ def one_example(model: FGPVAE, data: RotatedMNIST, positions: Sequence[int], dra
         context = data.extrapolation.context[[position]]
         alone = GroupedBatch.from_tensors(context.y[:, :1], context.x[:, :1])
         given = torch.isin(data.angles, alone.x[0, :, 0])
-        rows.append(("truth", data.truth(data.extrapolation.instance[[position]])[0]))
+        rows.append(("truth", data.truth(data.extrapolation.labels[[position]])[0]))
         marked += [(len(rows) - 1, int(column)) for column in given.nonzero()[:, 0]]
         rows.append(("from one image", model.generate(x, alone)[0]))
     torch.manual_seed(seed)
@@ -143,7 +142,7 @@ def unseen_digits(model: FGPVAE, data: RotatedMNIST, positions: Sequence[int]) -
     for position in positions:
         context = data.extrapolation.context[[position]]
         seen = torch.isin(data.angles, context.x[0, :, 0])
-        rows.append(("truth", data.truth(data.extrapolation.instance[[position]])[0]))
+        rows.append(("truth", data.truth(data.extrapolation.labels[[position]])[0]))
         rows.append(("model", model.generate(data.angles.reshape(1, -1, 1), context)[0]))
         marked += [(len(rows) - 1, int(column)) for column in (~seen).nonzero()[:, 0]]
     return image_rows(rows, degrees_of(data), title, marked)

@@ -1,9 +1,8 @@
-"""Another kernel for another dataset: patients by visit.
+"""Another kernel for another data set: patients by visit.
 
-Ragged time series with missing entries: each patient has 4 to 15 visits at irregular days, each visit five laboratory
-values, a tenth of them not measured. The kernel is a Matern with a lengthscale of its own for every channel. Besides,
-the encoder is told which values are missing, and each value has a noise of its own. Patients whose course was never
-seen in training are forecast from their first visits.
+Every patient has 4 to 15 visits at irregular days. A visit has five laboratory values, and a tenth of them are missing.
+The kernel is a Matern with one lengthscale per channel. The encoder takes a mask of the missing values, and the
+likelihood has one noise variance per value. The model forecasts the last visit of new patients from their earlier ones.
 """
 
 import argparse
@@ -19,16 +18,18 @@ from fgp_gpytorch import (
     FactorizedGPPrior,
     GlobalChannels,
     GroupedDataset,
+    HeldOut,
     LocalChannels,
     fit,
 )
+from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
 LABS = ["sodium", "potassium", "creatinine", "glucose", "albumin"]
 
 
 def visits(num_patients: int, seed: int) -> pd.DataFrame:
-    """Made-up records: two hidden courses that wander smoothly over months, and a constitution that stays."""
+    """Simulate records from two hidden courses that vary over months, and one constant of the patient."""
     generator = np.random.default_rng(seed)
     mixing = np.random.default_rng(0).normal(size=(3, len(LABS)))
     tables = []
@@ -57,14 +58,11 @@ def main(epochs: int) -> float:
     model = FGPVAE(encoder, decoder, prior, DiagonalGaussianLikelihood([len(LABS)]), member_dropout=0.2)
     fit(model, train, epochs=epochs, learning_rate=5e-3, lr_schedule="cosine", seed=0, folder=None, progress=False)
 
-    # forecast the last visit of new patients from all before it
+    # forecast the last visit of new patients from all visits before it
     new = GroupedDataset.from_dataframe(visits(100, seed=2), y=LABS, x="month", group="patient")
-    rows = new.flat()
-    is_last = torch.cat([rows.group[1:] != rows.group[:-1], torch.tensor([True])])
-    context, target = new.select(~is_last), new.select(is_last)[:]
-    generated = model.generate(target.x, context)
-    error = (generated - target.y)[target.observed].square().mean().item()
-    spread = target.y[target.observed].var().item()
+    held_out = HeldOut.last(new)
+    error = held_out_mse(model, held_out)
+    spread = held_out.y_new[held_out.y_new_mask].var().item()
     lengthscales = ", ".join(f"{value:.1f}" for value in kernel.lengthscale.flatten().tolist())
     print(f"last visits of new patients: mean squared error {error:.3f}, variance of the values {spread:.3f}")
     print(f"learned lengthscales of the {local} local channels, months: {lengthscales}")

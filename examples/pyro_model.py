@@ -1,7 +1,8 @@
-"""Stochastic variational inference by hand, with Pyro's own tools.
+"""Stochastic variational inference with Pyro's own tools.
 
-`model.model` and `model.guide` are an ordinary pair: `SVI`, `Trace_ELBO`, `Predictive` and `poutine` take them as they
-are. Here Pyro's ELBO trains the model; ours, with the analytic KL, has less noise and the same expectation.
+`model.model` and `model.guide` are an ordinary Pyro pair: `SVI`, `Trace_ELBO`, `Predictive` and `poutine` take them as
+they are. Here Pyro's ELBO trains the model. The ELBO of this package has the same expectation and less noise, because
+its KL is analytic.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
 
 def curves(num_groups: int) -> GroupedDataset:
-    """Made-up curves in three dimensions: an amplitude and an offset of each group's own, seen at 8 places."""
+    """Simulate curves in three dimensions, at 8 places each. Every group has an amplitude and an offset."""
     place = torch.rand(num_groups, 8).sort(-1).values
     amplitude, offset = torch.randn(2, num_groups, 1)
     wave = amplitude * torch.sin(4 * place)
@@ -46,7 +47,7 @@ def main(epochs: int) -> tuple[float, float]:
     before = svi.evaluate_loss(batch)
     for _ in range(epochs):
         for minibatch in DataLoader(data, batch_size=30, shuffle=True):
-            svi.step(minibatch)  # the plate knows that the dataset has 120 groups
+            svi.step(minibatch)  # the plate scales a minibatch to all 120 groups
     after = svi.evaluate_loss(batch)
     analytic = pyro.infer.SVI(model.model, model.guide, pyro.optim.Adam({}), loss=ELBO()).evaluate_loss(batch)
     print(f"negative ELBO per group: {before / len(data):.2f} before, {after / len(data):.2f} after training")

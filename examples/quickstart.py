@@ -1,8 +1,8 @@
-"""The prior alone, inside a variational autoencoder of one's own.
+"""The prior alone, inside your own variational autoencoder.
 
-Weather stations: each station (a group) reports four measurements at irregular times. The encoder, the decoder and the
-loop are plain PyTorch; fgp_gpytorch supplies the prior, the posterior and its KL. At the end the model fills in a time
-at which a station was silent.
+Every weather station (a group) reports four measurements at irregular times. The encoder, the decoder and the loop are
+plain PyTorch. fgp_gpytorch supplies the prior, the posterior and its KL. At the end the model predicts a hidden
+measurement of every station.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, GroupedDataset, Loca
 
 
 def stations(num_stations: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Made-up measurements: a daily cycle with a phase and a level of the station's own, at 5 to 12 random hours."""
+    """Simulate a daily cycle at 5 to 12 random hours. Every station has a phase and a level."""
     y, hours, station = [], [], []
     mixing = torch.randn(3, 4, generator=generator)
     for s in range(num_stations):
@@ -42,7 +42,7 @@ def main(steps: int) -> float:
     parameters = [*encoder.parameters(), *decoder.parameters(), *prior.parameters()]
     optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], lr=0.02)
 
-    batch = data[:]  # whole, padded groups
+    batch = data[:]  # all groups, padded to one size; batch.mask marks the members
     for _ in range(steps):
         mean, log_variance = encoder(batch.y).chunk(2, dim=-1)
         posterior = prior.posterior(batch.x, mean, log_variance.exp(), batch.mask)

@@ -1,8 +1,8 @@
 """The paper's main experiment: a factorized GP-VAE learns rotated digits.
 
-It trains on 360 handwritten threes, each seen under 11 of 15 angles, and is tested on an angle that was never shown
-(157.5 degrees) of 270 of them, and of 40 threes it never saw at all. It prints a table beside the paper's figures and
-writes results.json, pictures and checkpoints. The digits ship with the package.
+It trains on 360 handwritten threes, each at 11 of 15 angles. The test angle, 157.5 degrees, never occurs in training.
+The model generates it for 270 of these threes, and for 40 threes that it was not trained on. The program prints a table
+beside the paper's figures, and writes results.json, pictures and checkpoints. The digits ship with the package.
 """
 
 import argparse
@@ -49,7 +49,7 @@ PAPER = {"test_mse": (0.0284, 0.0004), "extrapolation_mse": (0.0316, 0.0005), "s
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Everything about a run that the networks and the data leave open."""
+    """Settings of a run, apart from the networks and the data."""
 
     epochs: int
     num_local: int  # J of Table A.1
@@ -60,9 +60,9 @@ class Preset:
     kappa: float | None = None  # GECO's target, None for the ELBO
     maximum_multiplier: float | None = None  # GECO's bound
     beta: float = 1.0  # the ELBO's weight of the KL
-    learn_prior: bool = False  # means and variances of the channels too: then draws of the prior turn as digits do
+    learn_prior: bool = False  # learn the channels' means and variances too, so that draws of the prior rotate
     batch_size: int = 20
-    num_factors: int | None = None  # R: all channels share factors of their digit, in place of the paper's two kinds
+    num_factors: int | None = None  # R of CoregionalizedChannels, in place of the paper's two kinds of channels
 
 
 PRESETS = {
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in range(options.seed, options.seed + options.seeds):
         run = run_seed(data, preset, seed, options)
         if run is None:
-            return 130  # as a shell counts ctrl-C
+            return 130  # the shell's status for ctrl-C
         runs.append(run)
         report = summarize(runs, preset, options, time.perf_counter() - started)
         (options.out / "results.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in draw(model, data, runs, preset, options.out):
             print(f"wrote {path}")
     print(f"wrote {options.out / 'results.json'}")
-    print(f"all in {time.perf_counter() - started:.0f} s, peak memory {peak_memory():.2f} GB")
+    print(f"total {time.perf_counter() - started:.0f} s, peak memory {peak_memory():.2f} GB")
     limit = options.assert_test_mse_below
     if limit is not None and not report["metrics"]["test_mse"]["mean"] < limit:
         print(f"test MSE {report['metrics']['test_mse']['mean']:.4f} is not below {limit}", file=sys.stderr)
@@ -137,14 +137,14 @@ def build(preset: Preset) -> FGPVAE:
 
 
 def objective_of(preset: Preset) -> Objective:
-    """GECO where the preset has a target, the ELBO elsewhere."""
+    """GECO if the preset has a target, else the ELBO."""
     return (
         ELBO(preset.beta) if preset.kappa is None else GECO(preset.kappa, maximum_multiplier=preset.maximum_multiplier)
     )
 
 
 def run_seed(data: RotatedMNIST, preset: Preset, seed: int, options: argparse.Namespace) -> dict[str, Any] | None:
-    """Train and test with one seed; None if ctrl-C stopped it."""
+    """Train and test with one seed. None means that ctrl-C stopped it."""
     folder = options.out / f"seed_{seed}"
     finished = folder / "result.json"
     source = {"data_seed": options.data_seed, "data": None if options.data is None else str(options.data)}
@@ -172,10 +172,10 @@ def run_seed(data: RotatedMNIST, preset: Preset, seed: int, options: argparse.Na
         devices=1 if device.index is None else [device.index],
     )
     if training.interrupted:
-        say_how_to_go_on(training.last_checkpoint)
+        print_how_to_continue(training.last_checkpoint)
         return None
     model.to(options.device).save(folder / "model.pt")
-    torch.manual_seed(seed)  # of the decoded samples
+    torch.manual_seed(seed)  # for the decoded samples
     result = {
         "seed": seed,
         "preset": dataclasses.asdict(preset),
@@ -200,7 +200,7 @@ def run_seed(data: RotatedMNIST, preset: Preset, seed: int, options: argparse.Na
 def summarize(
     runs: list[dict[str, Any]], preset: Preset, options: argparse.Namespace, seconds: float
 ) -> dict[str, Any]:
-    """The record of the run: settings, machine and versions, every seed's figures, and their mean and spread."""
+    """The record of the run: settings, machine, versions, and the figures of every seed with mean and deviation."""
     names = [name for name in runs[0] if name.endswith(("mse", "sample", "epoch"))]
     metrics = {}
     for name in names:
@@ -250,7 +250,7 @@ def spread(figure: dict[str, Any]) -> str:
 
 @torch.no_grad()
 def draw(model: FGPVAE, data: RotatedMNIST, runs: list[dict[str, Any]], preset: Preset, out: Path) -> list[Path]:
-    """The figures; every picture is the decoded posterior mean, but for the prior's."""
+    """Draw the figures. Images are decoded posterior means, except those of the prior."""
     torch.manual_seed(runs[0]["seed"])
     device = next(model.parameters()).device
     degrees = [f"{math.degrees(angle):g}°" for angle in data.angles]
@@ -268,7 +268,7 @@ def draw(model: FGPVAE, data: RotatedMNIST, runs: list[dict[str, Any]], preset: 
         )
         rows += [("truth", shown), ("model", model.generate(every_angle, context)[0].cpu())]
         marked += [(len(rows) - 2, data.held_out), (len(rows) - 1, data.held_out)]
-    title = "Digits of the training set: views the model was given, and the angle no digit was ever shown at (red)"
+    title = "Digits of the training set: the views in the context, and the angle that training never shows (red)"
     figures["reconstructions"] = image_rows(rows, degrees, title, marked)
 
     rows, marked = [], []
@@ -280,11 +280,11 @@ def draw(model: FGPVAE, data: RotatedMNIST, runs: list[dict[str, Any]], preset: 
             ("model", model.generate(every_angle, context)[0].cpu()),
         ]
         marked += [(len(rows) - 1, int(c)) for c in (~seen).nonzero()[:, 0]]
-    title = "Digits never seen in training, through all angles (red: angles the model was not given; paper, Figure D.1)"
+    title = "Digits never seen in training, at all angles (red: angles not in the context; paper, Figure D.1)"
     figures["unseen_digits"] = image_rows(rows, degrees, title, marked)
 
     dreams = model.generate(every_angle.expand(8, -1, -1))
-    title = "Wholly new digits, drawn from the prior, through all angles"
+    title = "New digits, drawn from the prior, at all angles"
     figures["new_digits"] = image_rows([(f"draw {i + 1}", d.cpu()) for i, d in enumerate(dreams)], degrees, title)
 
     fine = torch.linspace(0, 2 * math.pi, 181, dtype=torch.float64, device=device)
@@ -297,12 +297,12 @@ def draw(model: FGPVAE, data: RotatedMNIST, runs: list[dict[str, Any]], preset: 
     return paths
 
 
-def say_how_to_go_on(checkpoint: Path | None) -> None:
+def print_how_to_continue(checkpoint: Path | None) -> None:
     command = shlex.join(["python", *(word for word in sys.argv if word != "--resume")])
     if checkpoint is None:
-        print(f"\nStopped before the first epoch was finished: there is no checkpoint. Start anew with:\n  {command}")
+        print(f"\nStopped before the end of the first epoch. There is no checkpoint. Start again with:\n  {command}")
     else:
-        print(f"\nStopped. The last finished epoch is in {checkpoint}. Go on with:\n  {command} --resume")
+        print(f"\nStopped. The last finished epoch is in {checkpoint}. Continue with:\n  {command} --resume")
 
 
 def peak_memory() -> float:
@@ -323,22 +323,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="short",
-        help="short: under 3 minutes on 2 cores (default). paper: Appendix A (GECO, J = 8, fixed kernel, 1000 epochs). "
-        "best: same networks and data, our best training, 1000 epochs. coregionalized: as best, with a "
-        "learned covariance between channels, which is not the paper's")  # fmt: skip
+        help="short: a few minutes on 2 cores (default). paper: Appendix A (GECO, J = 8, fixed kernel, 1000 epochs). "
+        "best: same networks and data, our best training, 1000 epochs. coregionalized: beyond the paper, a learned "
+        "covariance between channels, 1000 epochs")  # fmt: skip
     add("--epochs", type=int, help="instead of the preset's")
     add("--seed", type=int, default=0, help="first seed: the networks' start, shuffling and sampling (default 0)")
-    add("--seeds", type=int, default=1, help="how many seeds, one after the other (default 1; the paper has 5)")
-    add("--data-seed", type=int, default=0, help="which 11 of the 15 views are kept (default 0)")
-    add(
-        "--data", type=Path, help="folder of a complete MNIST as torchvision lays it out, instead of the shipped digits"
-    )
+    add("--seeds", type=int, default=1, help="number of seeds, one after the other (default 1; the paper has 5)")
+    add("--data-seed", type=int, default=0, help="seed of the choice of 11 from 15 views (default 0)")
+    add("--data", type=Path, help="folder of a complete MNIST in torchvision's layout, instead of the shipped digits")
     add("--out", type=Path, help="folder for results, figures and checkpoints (default runs/rotated_mnist/PRESET)")
-    add("--resume", action="store_true", help="go on from the last checkpoints in --out, skip the seeds that finished")
+    add(
+        "--resume", action="store_true", help="continue from the checkpoints in --out, and skip the seeds that finished"
+    )
     add(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, ... (default: what is there)",
+        help="cpu, cuda, ... (default: cuda if available)",
     )
     add("--no-figures", dest="figures", action="store_false", help="write no pictures")
     add("--progress", action=argparse.BooleanOptionalAction, default=sys.stderr.isatty(),

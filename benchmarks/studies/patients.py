@@ -43,10 +43,10 @@ from fgp_gpytorch import (
     LocalChannels,
     fit,
 )
+from fgp_gpytorch.feature_maps import NystromFeatures
 from fgp_gpytorch.kernels import LocalKernel
 from fgp_gpytorch.metrics import held_out_calibration, held_out_mse
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
-from fgp_gpytorch.prior import NystromRoot
 
 LABS = ["bili", "chol", "albumin", "alk.phos", "ast", "platelet", "protime"]
 SKEWED = ["bili", "chol", "alk.phos", "ast", "protime"]  # on a logarithmic scale
@@ -130,8 +130,8 @@ def fgp_vae_conditional(candidate: Candidate) -> FGPVAE:
 
 def coregionalized(candidate: Candidate) -> FGPVAE:
     """All channels share as many factors of the patient. The loadings have a Matern kernel over the years."""
-    root = NystromRoot(matern(), torch.linspace(0, YEARS, int(YEARS) + 1))
-    return perceptrons(FactorizedGPPrior([CoregionalizedChannels(candidate.size, candidate.size, root)]))
+    features = NystromFeatures(matern(), torch.linspace(0, YEARS, int(YEARS) + 1))
+    return perceptrons(FactorizedGPPrior([CoregionalizedChannels(candidate.size, candidate.size, features)]))
 
 
 def cvae_of_context(candidate: Candidate) -> FGPVAE:

@@ -56,7 +56,7 @@ def load(name: str, root: str | Path | None, seed: int) -> tuple[GroupedDataset,
         data = rotated_mnist(CLASSES[: NUM_CLASSES[name]])
         return data.train, data.test
     assert root is not None
-    images, digits = complete_mnist(root)
+    images, _ = complete_mnist(root)
     if name == "mnist-all":
         return rotating_digits(images), None
     others = torch.tensor([angle for angle in range(16) if angle != HELD_OUT])
@@ -64,16 +64,13 @@ def load(name: str, root: str | Path | None, seed: int) -> tuple[GroupedDataset,
     train = rotating_digits(images, torch.zeros(len(images), 16, dtype=torch.bool).scatter(1, others[chosen], True))
     tested = torch.arange(TESTED) * len(images) // TESTED
     new = rotating_digits(images[tested], (torch.arange(16) == HELD_OUT).expand(TESTED, 16)).in_memory().flat()
-    return train, HeldOut(
-        train.subset(tested), new.x.unsqueeze(1), new.y.unsqueeze(1), instance=tested, digit=digits[tested]
-    )
+    return train, HeldOut(train.subset(tested), new.x.unsqueeze(1), new.y.unsqueeze(1))
 
 
 def first_groups(held_out: HeldOut, count: int) -> HeldOut:
     """Every n-th group, about `count` in all."""
     index = torch.arange(0, len(held_out.context), max(1, len(held_out.context) // count))
-    parts = {name: getattr(held_out, name)[index] for name in ("x_new", "y_new", "instance", "digit")}
-    return HeldOut(held_out.context.subset(index), **parts)
+    return HeldOut(held_out.context.subset(index), held_out.x_new[index], held_out.y_new[index])
 
 
 def step_ratio(train: GroupedDataset, smallest: GroupedDataset, budget: Budget) -> dict[str, Any]:

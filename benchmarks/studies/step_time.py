@@ -40,21 +40,15 @@ class VAE(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder(), decoder(), GaussianLikelihood()
 
-    def register_parameters(self) -> None:
-        """Register nothing."""
-
     def terms(self, batch: GroupedBatch, num_particles: int = 1) -> Terms:
         """The analytic parts of the ELBO."""
         mean, variance = self.encoder(batch.y.flatten(0, 1))
         z = mean + variance.sqrt() * torch.randn_like(mean)
-        output = self.decoder(z)
-        groups = batch.num_groups
-        squared_error = (output - batch.y.flatten(0, 1)).square().reshape(groups, -1).sum(-1)
-        elements = squared_error.new_full((groups,), batch.y[0].numel())
-        kl = 0.5 * (mean.square() + variance - variance.log() - 1).reshape(groups, -1).sum(-1)
+        score = self.likelihood.score(self.decoder(z).reshape(batch.y.shape), batch.y)
+        kl = 0.5 * (mean.square() + variance - variance.log() - 1).reshape(batch.num_groups, -1).sum(-1)
         return Terms(
-            self.likelihood.log_prob_of_squared_error(squared_error, elements), kl, torch.zeros_like(kl), squared_error,
-            elements, batch.mask.sum(-1), torch.zeros(()), batch.num_dataset_groups, batch.num_dataset_members,
+            score.log_prob, kl, torch.zeros_like(kl), score.squared_error, score.num_elements, batch.mask.sum(-1),
+            torch.zeros(()), batch.num_dataset_groups, batch.num_dataset_members,
         )  # fmt: skip
 
 
@@ -67,7 +61,7 @@ def fgp_vae(num_local: int, learn: bool, dropout: float = 0.0) -> FGPVAE:
     return FGPVAE(encoder(), decoder(), prior, member_dropout=dropout)
 
 
-def stepper(model: nn.Module, loader: DataLoader):
+def stepper(model: FGPVAE | VAE, loader: DataLoader):
     """Return a training step: read a batch, compute the objective and its gradient, move the parameters."""
     objective = ELBO()
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), 1e-3, fused=True)
@@ -79,7 +73,7 @@ def stepper(model: nn.Module, loader: DataLoader):
         if batch is None:
             batches = iter(loader)
             batch = next(batches)
-        terms = objective.terms(model, model, batch)
+        terms = model.terms(batch)
         loss = objective.loss_of(terms) / terms.num_dataset_members
         optimizer.zero_grad()
         loss.backward()

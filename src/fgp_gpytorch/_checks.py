@@ -51,7 +51,7 @@ def choice(value: T, name: str, options: Iterable[T], hint: str = "") -> T:
     """Require one of a few values.
 
     Raises:
-        ArgumentError: If it is another one.
+        ArgumentError: If it is none of them.
     """
     options = list(options)
     if not any(value is option or (type(value) is type(option) and value == option) for option in options):
@@ -90,7 +90,7 @@ def shape(value: Tensor, name: str, expected: Sequence[int | str], hint: str = "
     """Require a shape. A string such as "Q" stands for any size, "..." in front for any leading dimensions.
 
     Raises:
-        ShapeError: If the shape is another one.
+        ShapeError: If the shape differs.
     """
     got, sizes = tuple(value.shape), tuple(expected)
     if sizes[:1] == ("...",):
@@ -109,7 +109,7 @@ def mask(value: Tensor, name: str, expected: Sequence[int | str], hint: str = ""
     """Require a boolean tensor of a shape: True where something is there.
 
     Raises:
-        ShapeError: If the shape is another one.
+        ShapeError: If the shape differs.
         DataError: If the dtype is not boolean. Numbers 0 and 1 could be weights, or mean the opposite.
     """
     instance(value, name, Tensor, f"Try torch.as_tensor({name}).")
@@ -175,9 +175,9 @@ def as_sample_shape(value: Any) -> torch.Size:
     Raises:
         ArgumentError: If it is a number, or holds anything but whole numbers of at least 0.
     """
-    whole = isinstance(value, Sequence) and all(isinstance(n, Integral) and not isinstance(n, bool) for n in value)
-    if not whole or any(int(n) < 0 for n in value):
-        hint = f"[{value}]" if isinstance(value, int) else "[20] for twenty draws"
+    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if not listed or any(not isinstance(n, Integral) or isinstance(n, bool) or n < 0 for n in value):
+        hint = f"[{value}]" if type(value) is int else "[20] for twenty draws"
         raise ArgumentError(f"sample_shape: expected a sequence of integers, got {value!r}. Try {hint}.")
     return torch.Size(value)
 

@@ -224,7 +224,7 @@ def test_mean_code_is_the_average_over_the_images_that_are_there_decoded_at_the_
     chosen = torch.tensor([0, 5, 9])
     views = HeldOut(
         ragged.test.context.subset(chosen),
-        *(getattr(ragged.test, name)[chosen] for name in ("x_new", "y_new", "instance", "digit")),
+        *(getattr(ragged.test, name)[chosen] for name in ("x_new", "y_new")),
     )
     assert len(set(views.context.group_sizes.tolist())) > 1
     errors = []

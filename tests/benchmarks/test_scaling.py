@@ -27,12 +27,12 @@ def test_held_out_angle_of_the_complete_set_is_never_trained_on(small_mnist) -> 
     assert isinstance(train, LazyDataset)
     assert train.group_sizes.tolist() == [11] * 50
     angle = math.radians(157.5)
-    assert (train.rows.flat().x - angle).abs().min() > 0.1
+    assert (train.features().x - angle).abs().min() > 0.1
     assert torch.equal(test.x_new, torch.full((9, 1, 1), angle, dtype=torch.float64))
-    truth = rotate_images(small_mnist[test.instance].numpy() / 255.0, 157.5)
+    truth = rotate_images(small_mnist[test.labels].numpy() / 255.0, 157.5)
     np.testing.assert_allclose(test.y_new[:, 0, 0].numpy(), truth, rtol=0, atol=1e-5)
-    assert test.context.labels.tolist() == test.instance.tolist()
-    for position, instance in enumerate(test.instance.tolist()):
+    assert test.context.labels.tolist() == test.labels.tolist() == [i * 50 // 9 for i in range(9)]
+    for position, instance in enumerate(test.labels.tolist()):
         assert torch.equal(test.context[position].y, train[instance].y)
 
 
@@ -45,6 +45,6 @@ def test_all_sixteen_views_leave_none_to_test(small_mnist) -> None:
 def test_a_part_of_the_tests_keeps_rows_together() -> None:
     _, test = scaling.load("1", None, seed=0)
     part = scaling.first_groups(test, 30)
-    assert part.context.labels.tolist() == part.instance.tolist()
-    assert len(part.instance) == len(part.x_new) == len(part.y_new) == 30
+    assert part.context.labels.tolist() == part.labels.tolist()
+    assert len(part.labels) == len(part.x_new) == len(part.y_new) == 30
     assert torch.equal(part.y_new[1], test.y_new[9])

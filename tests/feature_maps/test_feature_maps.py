@@ -1,4 +1,4 @@
-"""Feature maps of kernels: Phi Phi' against the kernels themselves, entry by entry; hyperparameters and their gradients."""
+"""Feature maps of kernels: Phi Phi' against the kernels, entry by entry; hyperparameters and their gradients."""
 
 import math
 

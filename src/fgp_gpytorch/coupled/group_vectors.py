@@ -42,7 +42,7 @@ class GroupVectors(Configurable, nn.Module):
             vectors: (P, m).
 
         Raises:
-            ShapeError: If the shape is another one.
+            ShapeError: If the shape differs.
             DataError: If an entry is not finite.
         """
         check.shape(vectors, "vectors", tuple(self.vectors.shape), "One vector for each group of the training data.")

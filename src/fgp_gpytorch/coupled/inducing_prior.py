@@ -79,7 +79,7 @@ class InducingPrior(CoupledPrior):
             x: (M, D).
 
         Raises:
-            ShapeError: If a shape is another one.
+            ShapeError: If a shape differs.
             DataError: If an entry is not finite.
         """
         for name, value, parameter in (("vectors", vectors, self.inducing_vectors), ("x", x, self.inducing_x)):

@@ -116,7 +116,7 @@ class ConditionedVAE(nn.Module):
 
     def _find(self, batch: GroupedBatch, x_new: Tensor) -> tuple[CoupledPosterior, Tensor]:
         """A posterior that contains the batch's groups, and their positions (G,) in it."""
-        self.model.check_batch(batch)
+        self.model.prepare(batch)
         same = batch.group_index.unsqueeze(-1) == self.group_index
         if batch.num_dataset_groups == self.num_groups:
             check_labels(batch, self.labels_digest)

@@ -104,7 +104,7 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
             ShapeError: If the representation returns another shape.
             DataError: If the batch is empty, or a value is not finite.
         """
-        return self._raw_vectors(self.check_batch(checked_batch(batch, "batch")))
+        return self._raw_vectors(self.prepare(checked_batch(batch, "batch")))
 
     def used_vectors(self, batch: GroupedBatch) -> Tensor:
         """The group vectors of a checked batch as the prior gets them, (G, m)."""
@@ -187,11 +187,11 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
         scale = batch.num_dataset_groups / batch.num_groups
         return self.prior.condition(self.inputs_of(batch, pseudo), scale)
 
-    def check_batch(self, batch: GroupedBatch) -> GroupedBatch:
+    def prepare(self, batch: GroupedBatch) -> GroupedBatch:
         """The batch, if its groups have vectors."""
         return self._check_groups(batch)
 
-    def check_step(self, batch: GroupedBatch) -> GroupedBatch:
+    def prepare_step(self, batch: GroupedBatch) -> GroupedBatch:
         """The batch, if its groups have vectors. A training step fixes whose vectors are learned."""
         self._check_groups(batch)
         if self.group_vectors is not None and self.training and torch.is_grad_enabled() and self._labels_digest is None:

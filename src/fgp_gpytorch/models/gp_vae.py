@@ -155,7 +155,7 @@ class GPVAE(CoupledVAE[ProductPrior]):
         parts, indices, groups = [], [], dataset[[0]].num_dataset_groups
         with torch.no_grad():
             for start in range(0, len(dataset), batch_size):
-                batch = self.check_step(dataset[start : start + batch_size])
+                batch = self.prepare_step(dataset[start : start + batch_size])
                 parts.append(self.inputs_of(batch, self.encode(batch)))
                 indices.append(batch.group_index)
         index = torch.cat(indices)

@@ -52,7 +52,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
     | `condition_step(batch, pseudo)` | the posterior of a training step | `condition` |
     | `draw_latents(batch, plate)` | Pyro sites of the prior; returns z | abstract |
     | `draw_posterior(batch, plate)` | Pyro sites of q | abstract |
-    | `check_batch(batch)`, `check_step(batch)` | refuse batches that the model cannot take | any batch |
+    | `prepare(batch)`, `prepare_step(batch)` | the batch to condition or train on | the batch itself |
 
     `model.model` and `model.guide` are an ordinary Pyro pair. The objectives of this package compute the same ELBO from
     `terms`, with the analytic KL and samples of the marginals.
@@ -210,13 +210,13 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         """The KL of local and of global channels, nats, each (G,)."""
         return posterior.kl_terms
 
-    def check_batch(self, batch: GroupedBatch) -> GroupedBatch:
-        """The batch, if the model can condition on it."""
+    def prepare(self, batch: GroupedBatch) -> GroupedBatch:
+        """The batch that the model conditions on. It refuses groups that it cannot take."""
         return batch
 
-    def check_step(self, batch: GroupedBatch) -> GroupedBatch:
-        """The batch, if the model can be trained on it."""
-        return self.check_batch(batch)
+    def prepare_step(self, batch: GroupedBatch) -> GroupedBatch:
+        """The batch that the model is trained on. It refuses groups that it cannot take."""
+        return self.prepare(batch)
 
     # Pyro
 
@@ -235,7 +235,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
             GroupError: If the model cannot be trained on these groups.
         """
-        batch = self.check_step(whole_batch(batch, "batch"))
+        batch = self.prepare_step(whole_batch(batch, "batch"))
         self.register_parameters()
         plate = self.plate(batch)
         z = self.draw_latents(batch, plate)
@@ -252,7 +252,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
             GroupError: If the model cannot be trained on these groups.
         """
-        batch = self.check_step(whole_batch(batch, "batch"))
+        batch = self.prepare_step(whole_batch(batch, "batch"))
         self.register_parameters()
         self.draw_posterior(batch, self.plate(batch))
 
@@ -317,7 +317,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             DataError: If the encoder's variance is not positive, or the likelihood cannot have made y.
             GroupError: If the model cannot be trained on these groups.
         """
-        batch = self.check_step(whole_batch(batch, "batch"))
+        batch = self.prepare_step(whole_batch(batch, "batch"))
         pseudo = self.encode(batch)
         posterior = self.training_posterior(batch, pseudo)
         z = posterior.rsample_marginals(torch.Size([num_particles] if num_particles > 1 else []))
@@ -354,7 +354,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             DataError: If the batch is empty, a value is not finite, or a variance is not positive.
             GroupError: If the model does not know these groups.
         """
-        batch = self.check_batch(checked_batch(batch, "batch"))
+        batch = self.prepare(checked_batch(batch, "batch"))
         pseudo = self.encode(batch)
         observed = None if pseudo.mask is None else pseudo.mask.unsqueeze(-1)
         check.finite(pseudo.mean, "mean", observed)

@@ -17,7 +17,7 @@ from fgp_gpytorch.models.angle_posterior import AnglePosterior, angle_of, direct
 from fgp_gpytorch.models.factorized_vae import FactorizedVAE
 from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
 from fgp_gpytorch.models.terms import Terms
-from fgp_gpytorch.prior import FactorizedGPPrior, IndependentChannels, Posterior
+from fgp_gpytorch.prior import FactorizedGPPrior, IndependentChannels
 
 
 class LatentAngleFGPVAE(FactorizedVAE):
@@ -160,27 +160,20 @@ class LatentAngleFGPVAE(FactorizedVAE):
 
     # what users ask
 
-    def infer(self, batch: GroupedBatch | GroupedDataset) -> Posterior:
-        """q(Z | Y, X, w) of each group, unknown angles w at the middle of their posterior.
-
-        Args:
-            batch: Groups to condition on.
-
-        Returns:
-            The posterior over (G, Q, L); its `x` has all angles.
+    def prepare(self, batch: GroupedBatch) -> GroupedBatch:
+        """The batch with unknown angles at the middle of their posterior.
 
         Raises:
-            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
-            ShapeError: If a network's output has the wrong shape.
-            DataError: If the batch is empty, a value is not finite, a feature other than the angle is not known, or
-                the prior does not have the angle's period.
+            ShapeError: If the angle encoder's output has the wrong shape.
+            DataError: If its output is not finite, or the prior does not have the angle's period.
         """
-        batch = checked_batch(batch, "batch")
-        concentration = self._concentration(batch)
-        check.finite(concentration, "angle_encoder")
-        filled = self._filled(batch, concentration)
+        filled = self._filled(batch, check.finite(self._concentration(batch), "angle_encoder"))
         self._check_circle(filled)
-        return super().infer(filled)
+        return filled
+
+    def prepare_step(self, batch: GroupedBatch) -> GroupedBatch:
+        """The batch itself. A training step draws the angles."""
+        return batch
 
     def infer_angles(self, batch: GroupedBatch | GroupedDataset) -> AnglePosterior:
         """q(w | y) of every member from its own observation, whether or not its angle is known.
@@ -197,8 +190,7 @@ class LatentAngleFGPVAE(FactorizedVAE):
             DataError: If the batch is empty, or a value is not finite.
         """
         concentration = self._concentration(checked_batch(batch, "batch"))
-        check.finite(concentration, "angle_encoder")
-        return AnglePosterior(concentration, self.period)
+        return AnglePosterior(check.finite(concentration, "angle_encoder"), self.period)
 
     # inside
 
