@@ -143,7 +143,7 @@ def test_base_classes_cannot_be_instantiated():
         Prediction()
     with pytest.raises(TypeError, match="abstract"):
         Posterior()
-    assert Prediction.__abstractmethods__ == {"mean", "variance", "rsample_jointly"}
+    assert Prediction.__abstractmethods__ == {"marginals", "rsample_jointly"}
     more = {"kl_terms", "predict_checked", "distribution"}
     assert Posterior.__abstractmethods__ == Prediction.__abstractmethods__ | more
 
@@ -155,12 +155,8 @@ class Wide(Prediction):
         self.x = x
 
     @property
-    def mean(self):
-        return self.x
-
-    @property
-    def variance(self):
-        return torch.full_like(self.x, 4.0)
+    def marginals(self):
+        return self.x, torch.full_like(self.x, 4.0)
 
     def rsample_jointly(self, sample_shape):
         return self.x.expand(*sample_shape, *self.x.shape)

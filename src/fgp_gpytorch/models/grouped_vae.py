@@ -292,7 +292,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
     def __getstate__(self) -> dict[str, Any]:
         """The state of a pickle or a copy, without the weak references that Pyro attaches to parameters."""
         for parameter in self.parameters():
-            parameter.__dict__.pop("unconstrained", None)
+            vars(parameter).pop("unconstrained", None)
         return self.__dict__.copy()
 
     # objectives
