@@ -104,15 +104,15 @@ class GroupBlockLinearOperator(LinearOperator):
         row_slots, col_slots = self.rows.slot[row_index], self.cols.slot[col_index]
         row_groups, col_groups = self.rows.groups_and_places()[0], self.cols.groups_and_places()[0]
         layouts = group_layouts(row_groups[row_slots], col_groups[col_slots])
-        return chosen._blocks_between(row_slots, col_slots, *layouts)
+        return chosen.blocks_between(row_slots, col_slots, *layouts)
 
     def laid_out(self, rows: GroupLayout, cols: GroupLayout) -> "GroupBlockLinearOperator":
         """The same matrix in blocks of other layouts of the same rows and columns."""
         if self.rows.agrees_with(rows) and self.cols.agrees_with(cols):
             return self
-        return self._blocks_between(self.rows.slot, self.cols.slot, rows, cols)
+        return self.blocks_between(self.rows.slot, self.cols.slot, rows, cols)
 
-    def _blocks_between(
+    def blocks_between(
         self, row_slots: Tensor, col_slots: Tensor, rows: GroupLayout, cols: GroupLayout
     ) -> "GroupBlockLinearOperator":
         """The entries between slots of this operator, (N',) and (M',), laid out by `rows` and `cols`."""
@@ -176,13 +176,13 @@ class GroupBlockLinearOperator(LinearOperator):
     def matmul(self, other: Any) -> Any:
         """Multiply by a vector, a matrix or an operator. Two matching block structures give a third one."""
         if isinstance(other, GroupBlockLinearOperator) and self.cols.agrees_with(other.rows):
-            blocks = [a @ b for a, b in zip(self._columns_or_zero(), other.blocks, strict=True)]
+            blocks = [a @ b for a, b in zip(self.columns_or_zero(), other.blocks, strict=True)]
             return GroupBlockLinearOperator(*blocks, rows=self.rows, cols=other.cols)
         if isinstance(other, LinearOperator) or self.shape[-1] != other.shape[-1 if other.dim() == 1 else -2]:
             return super().matmul(other)  # raises LinearOperator's error if the sizes differ
         return self._matmul(other)
 
-    def _columns_or_zero(self) -> Sequence[Tensor]:
+    def columns_or_zero(self) -> Sequence[Tensor]:
         """The blocks with zeros in padded columns."""
         occupied = self.cols.occupied_pieces()
         if occupied is None:
@@ -191,7 +191,8 @@ class GroupBlockLinearOperator(LinearOperator):
 
     # Factorizations: exact, block by block.
 
-    def _factor(self) -> "GroupBlockLinearOperator":
+    def group_factor(self) -> "GroupBlockLinearOperator":
+        """The Cholesky factor of every block."""
         # A factor made under torch.no_grad() must not serve a caller who needs its gradient.
         return self._factor_in_mode(torch.is_grad_enabled())
 
@@ -211,8 +212,8 @@ class GroupBlockLinearOperator(LinearOperator):
         return [torch.where(o.unsqueeze(-1) & o.unsqueeze(-2), b, _identity(b)) for b, o in pairs]
 
     def _cholesky(self, upper: bool | None = False) -> LinearOperator:
-        factor = TriangularLinearOperator(self._factor())
-        return factor._transpose_nonbatch() if upper else factor
+        factor = TriangularLinearOperator(self.group_factor())
+        return factor.mT if upper else factor
 
     def root_decomposition(self, method: str | None = None) -> LinearOperator:
         """A root R, `R R' = K`: the Cholesky factor, or the symmetric root where K is singular.
@@ -225,7 +226,7 @@ class GroupBlockLinearOperator(LinearOperator):
         blocks = self._proper_blocks()
         needs_gradient = torch.is_grad_enabled() and any(b.requires_grad for b in blocks)
         if needs_gradient or not any(bool(torch.linalg.cholesky_ex(b.detach()).info.any()) for b in blocks):
-            return CholLinearOperator(TriangularLinearOperator(self._factor()))
+            return CholLinearOperator(TriangularLinearOperator(self.group_factor()))
         # The symmetric root is zero between members and padding, so it has the layout of its matrix.
         return RootLinearOperator(self._with([symmetric_square_root(b) for b in blocks]))
 
@@ -235,7 +236,7 @@ class GroupBlockLinearOperator(LinearOperator):
         """A root R of the inverse, `R R' = K^-1`: the inverse transpose of the Cholesky factor."""
         if method not in (None, "cholesky"):
             return super().root_inv_decomposition(initial_vectors, test_vectors, method=method)
-        factors = self._factor().blocks
+        factors = self.group_factor().blocks
         inverses = [torch.linalg.solve_triangular(f, _identity(f).expand_as(f), upper=False).mT for f in factors]
         root = GroupBlockLinearOperator(*inverses, rows=self.rows, cols=self.cols, upper=True)
         return RootLinearOperator(TriangularLinearOperator(root, upper=True))
@@ -249,7 +250,7 @@ class GroupBlockLinearOperator(LinearOperator):
 
     def _solve_by_block(self, rhs: Tensor) -> Tensor:
         if self.upper is None:
-            return self._by_block(lambda factor, p: torch.cholesky_solve(p, factor), self._factor().blocks, rhs)
+            return self._by_block(lambda factor, p: torch.cholesky_solve(p, factor), self.group_factor().blocks, rhs)
         substitute = partial(torch.linalg.solve_triangular, upper=self.upper)
         return self._by_block(substitute, self._proper_blocks(), rhs)
 
@@ -264,7 +265,7 @@ class GroupBlockLinearOperator(LinearOperator):
         self, inv_quad_rhs: Tensor | None = None, logdet: bool | None = False, reduce_inv_quad: bool | None = True
     ) -> tuple[Tensor, Tensor]:
         """`r' K^-1 r`, as `inv_quad`, and `log |K|` in nats. A term that is not requested is 0."""
-        factor = self._factor()
+        factor = self.group_factor()
         quad = log_determinant = factor.blocks[0].new_zeros(())
         if inv_quad_rhs is not None:
             rhs = inv_quad_rhs.unsqueeze(-1) if inv_quad_rhs.dim() == 1 else inv_quad_rhs
@@ -328,8 +329,8 @@ def posterior_covariance(
 ) -> GroupBlockLinearOperator:  # shape: (*batch, M, M)
     """`K** - K*X (KXX + noise)^-1 KX*`, group by group. Rows of other groups do not matter."""
     rows, cols = cross.rows, cross.cols
-    factors = noisy.laid_out(cols, cols)._factor().blocks
-    pairs = zip(factors, cross._columns_or_zero(), strict=True)
+    factors = noisy.laid_out(cols, cols).group_factor().blocks
+    pairs = zip(factors, cross.columns_or_zero(), strict=True)
     whitened = [torch.linalg.solve_triangular(factor, block.mT, upper=False) for factor, block in pairs]
     blocks = [k - w.mT @ w for k, w in zip(prior.laid_out(rows, rows).blocks, whitened, strict=True)]
     return GroupBlockLinearOperator(*blocks, rows=rows, cols=rows)
