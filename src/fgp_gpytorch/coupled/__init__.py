@@ -1,4 +1,4 @@
-"""Priors that couple groups through a vector of each group: one Gaussian process over all groups at once."""
+"""Priors that couple groups: one Gaussian process over all groups, each identified by a vector."""
 
 from fgp_gpytorch.coupled.correlated_prior import CorrelatedPosterior, CorrelatedPrior
 from fgp_gpytorch.coupled.coupled_posterior import CoupledPosterior, LowRankPrediction

@@ -20,9 +20,9 @@ class CorrelatedPrior(CoupledPrior):
 
         z_p^l = D_p u^l,   u^l ~ N(0, I_m)      so Cov(z_p^l, z_p'^l) = (D D')_pp'
 
-    Every group and global channel has one value, as in the paper's Section 3, but similar groups have similar values
-    (the paper's Sigma, Section 2). Vectors of unit length give the paper's variance of 1. Orthogonal vectors, m = P,
-    give the paper's prior.
+    A global channel has one value per group, as in the paper's Section 3. Similar groups have similar values (the
+    paper's Sigma, Section 2). Vectors of unit length give the paper's variance of 1. Orthogonal vectors, m = P, give
+    the paper's prior.
 
     Args:
         local: Blocks of channels that vary within a group.
@@ -51,7 +51,7 @@ class CorrelatedPrior(CoupledPrior):
         return torch.cat([self.local.is_global, torch.ones(self.num_global_channels, dtype=torch.bool)])
 
     def condition(self, inputs: GroupInputs, scale: float = 1.0) -> "CorrelatedPosterior":
-        """Condition on some groups: exact, for these groups together. `scale` acts on the global channels alone."""
+        """The exact posterior of some groups together. `scale` acts on the global channels only."""
         return CorrelatedPosterior(self, inputs, scale)
 
     def condition_local(self, inputs: GroupInputs) -> LatentPosterior:
@@ -62,7 +62,7 @@ class CorrelatedPrior(CoupledPrior):
 
 
 class CorrelatedPosterior(CoupledPosterior):
-    """q(Z): exact GP posteriors of the local channels group by group, and of the global ones over all groups at once.
+    """q(Z), exact: the local channels group by group, and the global channels over all groups at once.
 
     Attributes:
         local: The local channels' posterior.
@@ -74,13 +74,13 @@ class CorrelatedPosterior(CoupledPosterior):
         self.prior, self.local = prior, prior.condition_local(inputs)
         channels = prior.local.num_channels
         of_global = inputs._replace(mean=inputs.mean[..., channels:], variance=inputs.variance[..., channels:])
-        rows = inputs.vectors.unsqueeze(1).expand(*inputs.x.shape[:2], -1).flatten(0, 1)  # the members of a group agree
+        rows = inputs.vectors.unsqueeze(1).expand(*inputs.x.shape[:2], -1).flatten(0, 1)  # a group's members share it
         self.shared: LowRankFactor = low_rank_factor(rows, *of_global.targets(scale))
         self.at_members = self._beside(self.local, inputs.vectors)
 
     @property
     def kl_terms(self) -> KLTerms:
-        """The KL of local channels group by group, and of global ones in equal shares for P groups, nats, (G,)."""
+        """The KL of local channels per group, and of global channels in equal shares for P groups, nats, (G,)."""
         share, local = self.shared.kl().sum() / (len(self.x) * self.scale), self.local.kl_terms
         return KLTerms(local.kl_local, local.kl_global + share)
 

@@ -39,7 +39,7 @@ class LowRankPrediction(Prediction):
     Args:
         factor: q(u) of each channel.
         root: Phi, (G, Q, M), or (G, 1, M) for channels with one value per group.
-        residual: The variance that u leaves, broadcastable to (G, Q, L); None for none.
+        residual: The variance that u does not explain, broadcastable to (G, Q, L); None for 0.
         x: Auxiliary features, (G, Q, D).
     """
 
@@ -55,7 +55,7 @@ class LowRankPrediction(Prediction):
     def variance(self) -> Tensor:
         """Marginal variances, (G, Q, L)."""
         variance = self._at_members(self.factor.predict_variance(self.root.flatten(0, 1)))
-        # a group vector may be 0, and the square root has no gradient there
+        # the variance is 0 for a group vector of 0, where its square root has no gradient
         return (
             variance.clamp_min(torch.finfo(variance.dtype).tiny) if self.residual is None else variance + self.residual
         )
@@ -85,10 +85,10 @@ class CoupledPosterior(Posterior):
     """q(Z) of some groups under a prior that couples groups.
 
     Attributes:
-        inputs: What it was conditioned on.
+        inputs: The groups and pseudo-observations that it is conditioned on.
         x: Auxiliary features of the members, (G, Q, D).
-        scale: How often each member counted.
-        at_members: The latents of the members, which were conditioned on.
+        scale: How often each member counts.
+        at_members: The posterior of z at the members of `inputs`.
     """
 
     at_members: Prediction
@@ -125,7 +125,7 @@ class CoupledPosterior(Posterior):
             `mean` and `variance` (G, Q*, L), and `rsample`.
 
         Raises:
-            GroupError: If a position is not one of a group of this posterior.
+            GroupError: If a position is out of range.
             ShapeError: If the groups or the number of features differ from those of `x`.
             ArgumentError: If `x_new` is not a tensor.
             DataError: If `x_new` is not floating, not finite, or on another device.

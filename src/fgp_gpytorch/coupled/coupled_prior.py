@@ -8,10 +8,7 @@ from fgp_gpytorch.prior import LatentPrior
 
 
 class CoupledPrior(LatentPrior, ABC):
-    """A prior over all groups at once. It identifies every group by a vector, which may be learned or computed.
-
-    The vectors are arguments: the prior has no table of groups.
-    """
+    """A prior over all groups at once. It takes a vector of every group as an argument, learned or computed."""
 
     couples_groups = True
 
@@ -21,8 +18,8 @@ class CoupledPrior(LatentPrior, ABC):
 
         Args:
             inputs: The groups.
-            scale: How often each member counts for the variables that all groups share. P / G of a minibatch of G of
-                the P groups estimates the posterior of all groups.
+            scale: How often each member counts for the variables that all groups share. For a minibatch of G of the P
+                groups, P / G estimates the posterior of all groups.
 
         Returns:
             The posterior of these groups.

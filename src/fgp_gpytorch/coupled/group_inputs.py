@@ -1,4 +1,4 @@
-"""What a coupled prior is conditioned on."""
+"""The inputs of a coupled prior."""
 
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ class GroupInputs(NamedTuple):
         return GroupInputs(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     def targets(self, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Precisions R^2 = scale / sigma^2 and means mu of all members, each (L, G Q), 0 at members not observed.
+        """Precisions R^2 = scale / sigma^2 and means mu of all members, each (L, G Q), 0 at unobserved members.
 
         Args:
             scale: How often each member counts.

@@ -13,7 +13,7 @@ from fgp_gpytorch.saving import Configurable
 class GroupVectors(Configurable, nn.Module):
     r"""One learned vector per group, D (P, m): Sigma = D D' of the paper's Section 2 (Casale et al. 2018).
 
-    A group that was not trained on has no vector here.
+    A new group has no vector.
 
     Args:
         num_groups: P.
@@ -36,7 +36,7 @@ class GroupVectors(Configurable, nn.Module):
 
     @torch.no_grad()
     def set_vectors(self, vectors: Tensor) -> None:
-        """Start from given vectors.
+        """Replace the vectors.
 
         Args:
             vectors: (P, m).
@@ -58,7 +58,7 @@ class GroupVectors(Configurable, nn.Module):
             (*b, m).
 
         Raises:
-            GroupError: If a position is not below P.
+            GroupError: If a position is out of range.
         """
         if group_index.numel() and not 0 <= int(group_index.min()) <= int(group_index.max()) < self.num_groups:
             raise GroupError(
@@ -70,5 +70,5 @@ class GroupVectors(Configurable, nn.Module):
 
 def unit_length(vectors: Tensor) -> Tensor:
     """Vectors (*b, m) divided by their lengths."""
-    # torch.nn.functional.normalize adds 1e-12: a short vector would keep its length
+    # torch.nn.functional.normalize divides by at least 1e-12: shorter vectors would not get length 1
     return vectors / vectors.square().sum(-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny).sqrt()

@@ -25,8 +25,8 @@ class InducingPrior(CoupledPrior):
 
         z = Phi u + sqrt(k_xx - || Phi ||^2) e,   e ~ N(0, 1)
 
-    which is p(z | u) member by member. Every inducing point has a group vector and features x; both are learned. The
-    inducing variables have an own variance of 1e-6 of the kernel's, which keeps K_uu regular. The bound stays a bound.
+    which is p(z | u) member by member. Every inducing point has a group vector and features x; both are learned. K_uu
+    has a noise of 1e-6 of the kernel's variance, which keeps it regular. The ELBO is still a bound.
 
     Args:
         num_channels: L. All channels share the kernel and the inducing points.
@@ -37,7 +37,7 @@ class InducingPrior(CoupledPrior):
         num_features: D, the auxiliary features of a member.
 
     Attributes:
-        inducing_vectors: (M, m), in the space of the group vectors as the prior gets them.
+        inducing_vectors: (M, m), in the space of `GroupInputs.vectors`.
         inducing_x: (M, D).
 
     Raises:
@@ -72,7 +72,7 @@ class InducingPrior(CoupledPrior):
 
     @torch.no_grad()
     def set_inducing(self, vectors: Tensor, x: Tensor) -> None:
-        """Start from given inducing points.
+        """Replace the inducing points.
 
         Args:
             vectors: (M, m).
@@ -126,7 +126,7 @@ class InducingPosterior(CoupledPosterior):
 
     Attributes:
         factor: q(u), L channels of M variables.
-        residual: The variance of z that u leaves, (G, Q, 1).
+        residual: The variance of z that u does not explain, (G, Q, 1).
     """
 
     def __init__(self, prior: InducingPrior, inputs: GroupInputs, scale: float = 1.0) -> None:
@@ -138,7 +138,7 @@ class InducingPosterior(CoupledPosterior):
 
     @property
     def kl_channels(self) -> Tensor:
-        """KL(q(u) || p(u)) of every channel, nats, (L,): that of the whole data set, not of a group."""
+        """KL(q(u) || p(u)) of every channel for the whole data set, nats, (L,)."""
         return self.factor.kl()
 
     @property

@@ -33,7 +33,7 @@ class KLExpansion(NamedTuple):
     towards_hyperparameters: tuple[Tensor, ...]
 
     def separable_kl(self, posterior: MeanFieldPosterior, group_index: Tensor) -> Tensor:
-        r"""Shares of an approximate KL. Their sum over all groups has the KL's value and gradient at the expansion.
+        r"""Each group's share of an approximate KL. Their sum has the KL's value and gradient at the expansion.
 
         With h_i = (K + alpha I)^-1_ii, which follows from d KL / d sigma_i^2 = 1/2 (h_i - 1 / sigma_i^2), a member adds
 
@@ -48,10 +48,10 @@ class KLExpansion(NamedTuple):
             group_index: Positions of these groups in the data set, (G,), int64.
 
         Returns:
-            Nats, (G,). Times (groups of the data set / G), it is an unbiased estimate from a sample of groups.
+            Nats, (G,). For a random sample of G of P groups, P / G times their sum is unbiased.
 
         Raises:
-            GroupError: If these are other members than those of the expansion, or other hyperparameters are learned.
+            GroupError: If the members or the learned hyperparameters differ from those of the expansion.
         """
         learned = _learned(posterior.prior)
         self._check(posterior.inputs, group_index, learned)
@@ -85,14 +85,14 @@ class KLExpansion(NamedTuple):
 
 
 def expand_kl(prior: ProductPrior, inputs: GroupInputs) -> KLExpansion:
-    """Take the KL and its gradient.
+    """Compute the KL of all groups and its gradient.
 
     Args:
         prior: The prior.
         inputs: All groups, in the order of the data set.
 
     Returns:
-        The expansion, without a graph.
+        The expansion, detached from the graph.
     """
     vectors, mean, variance = (v.detach().requires_grad_() for v in (inputs.vectors, inputs.mean, inputs.variance))
     here = inputs._replace(vectors=vectors, mean=mean, variance=variance)

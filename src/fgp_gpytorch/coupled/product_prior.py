@@ -19,18 +19,15 @@ class ProductPrior(CoupledPrior):
     r"""z^l ~ N(0, K + alpha I), K_ij = Sigma_{d_i d_j} k(w_i, w_j), the same in all L channels (paper, Section 2).
 
     Sigma = D D' has one vector per group (Casale et al. 2018). k is the kernel of the auxiliary features, k = S S'. So
-    K = Phi Phi' with Phi(d, w) = D_d (x) S(w), M = m M_S columns. Nothing about this prior is a sum over groups.
+    K = Phi Phi' with Phi(d, w) = D_d (x) S(w), M = m M_S columns. This prior does not factorize over groups.
 
     Args:
         num_channels: L.
         features: S: a module from x (*b, N, D) to features (*b, N, M_S) with `num_features` M_S, such as
             `PeriodicFeatures` or `NystromFeatures`. It becomes float64. None for the paper's periodic kernel of an
             angle in radians: r = 1 at the start and learned, the period of 2 pi fixed.
-        noise: alpha at the start: the variance of each z_i that the kernel does not explain.
+        noise: alpha at the start, the variance of each z_i that the kernel does not explain.
         learn_noise: Whether alpha is learned.
-
-    Attributes:
-        noise: alpha, a scalar.
 
     Raises:
         ArgumentError: If a number is out of range, or `features` is not a feature map.
@@ -94,8 +91,8 @@ class ProductPrior(CoupledPrior):
         """Take means and variances as the mean-field posterior.
 
         Args:
-            inputs: The groups. Unobserved members have no q of their own: they get the GP's predictions.
-            scale: 1. The KL of a minibatch says nothing about that of all groups; see `expand_kl`.
+            inputs: The groups. Unobserved members get the GP's predictions.
+            scale: Must be 1: the KL of a minibatch does not estimate the KL of all groups. See `expand_kl`.
             predict_unobserved: False leaves the values of `inputs` at unobserved members. Training masks these
                 members, and the predictions cost O(L N M^2).
         """
@@ -159,7 +156,7 @@ class MeanFieldPosterior(CoupledPosterior):
 
 
 class IndependentPrediction(Prediction):
-    """Members that are independent of each other, with given means and variances (G, Q, L)."""
+    """Members that are independent of each other, with means and variances (G, Q, L)."""
 
     def __init__(self, mean: Tensor, variance: Tensor, x: Tensor) -> None:
         self.x, self._marginals = x, (mean, variance)

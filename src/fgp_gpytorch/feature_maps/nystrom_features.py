@@ -20,18 +20,14 @@ class NystromFeatures(Configurable, gpytorch.Module):
 
         Phi(x) = k(x, X) L^-T,   L L' = k(X, X)
 
-    At the points X this is the kernel itself. So it is exact for data on a grid (visits by month, sites by day) whose
-    values are the points. Elsewhere it is the part of the kernel that the points explain. The rest, k(x, x) - Phi(x)
-    Phi(x)' (`missing_variance`), is small where neighbouring points lie within a lengthscale. The points are fixed. The
-    kernel's hyperparameters are learned.
+    The map is exact at the points X, and so for data on a grid of these points (visits by month, sites by day). Between
+    them it leaves out the `missing_variance`, which is small where neighbouring points lie within a lengthscale. The
+    points are fixed. The kernel's hyperparameters are learned.
 
     Args:
         kernel: A GPyTorch kernel on D features, without batch shape.
         points: X, (M, D) or (M,): a tensor, an array or columns of a table, such as distinct rows of `data.flat().x`.
             Kept in float64.
-
-    Attributes:
-        num_features: M.
 
     Raises:
         ArgumentError: If `kernel` is not a kernel, or the points are not numbers.

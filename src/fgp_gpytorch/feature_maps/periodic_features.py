@@ -19,20 +19,16 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
         Phi(x) = [ sqrt(c_0), sqrt(c_n) cos(2 pi n x / period), sqrt(c_n) sin(2 pi n x / period) for n = 1 ... H ]
 
     Every call computes the coefficients by FFT from the kernel's values on a grid, with gradients, so the kernel's
-    hyperparameters can be learned. The error is that of the harmonics left out. For the paper's kernel these fall
-    faster than exponentially (c_n = 2 exp(-1/r) I_n(1/r), r GPyTorch's lengthscale): 12 harmonics reach 1e-10 for
-    lengthscales above 0.5, and 1e-7 at 0.25. `missing_variance` returns what is left out. The truncated kernel is a
-    valid kernel.
+    hyperparameters can be learned. The truncated kernel is a valid kernel, and `missing_variance` is its error. For the
+    paper's kernel the c_n fall faster than exponentially (c_n = 2 exp(-1/r) I_n(1/r), r GPyTorch's lengthscale): the
+    error of 12 harmonics is 1e-10 for lengthscales above 0.5, and 1e-7 at 0.25.
 
     Args:
         kernel: A stationary GPyTorch kernel on one feature with this period: `PeriodicKernel` (scaled or not), or a
             sum or product of such. Phi gets the leading dimensions of its `batch_shape`.
-        period: Of the kernel, in units of x. Keep the kernel's own period fixed (`raw_period_length` without
-            gradient), because this one does not follow it.
+        period: Period of the kernel, in units of x. It does not follow the kernel, so keep the kernel's own period
+            fixed (`raw_period_length` without gradient).
         harmonics: H. Phi has 1 + 2 H columns.
-
-    Attributes:
-        num_features: M = 1 + 2 H.
 
     Raises:
         ArgumentError: If `kernel` is not a kernel, or a number is out of range.
@@ -54,11 +50,11 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
 
     @property
     def num_features(self) -> int:
-        """M, the columns of Phi."""
+        """M = 1 + 2 H, the columns of Phi."""
         return 1 + 2 * self.harmonics
 
     def coefficients(self) -> Tensor:
-        """c_0 ... c_H, (*k, H + 1) for a kernel of batch shape k; at least 0, in units of the kernel.
+        """c_0 ... c_H >= 0 in units of the kernel, (*k, H + 1) for a kernel of batch shape k.
 
         Raises:
             DataError: If the kernel does not repeat after `period`.
@@ -73,7 +69,11 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
         return (weights * spectrum).clamp_min(0.0)
 
     def missing_variance(self) -> Tensor:
-        """k(0) - sum_n c_n, (*k,): the largest error of the truncation at any x."""
+        """k(0) - sum_n c_n, (*k,): the largest error of the truncation at any x.
+
+        Raises:
+            DataError: If the kernel does not repeat after `period`.
+        """
         zero = torch.zeros(1, dtype=self._dtype, device=self._device)
         return self._at(zero).squeeze(-1) - self.coefficients().sum(-1)
 

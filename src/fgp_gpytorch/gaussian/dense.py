@@ -9,7 +9,7 @@ from fgp_gpytorch.gaussian.precision import factorize, log_normalizer, log_plus_
 
 
 class DenseMarginals(NamedTuple):
-    """The posterior at the members themselves, and its KL divergence: what training needs.
+    """The posterior at the members and its KL divergence, for training.
 
     Attributes:
         mean: Posterior mean less the prior mean, (*b, Q).
@@ -92,8 +92,8 @@ def _posterior_covariance(K: Tensor, precise: Tensor, R: Tensor, A: Tensor, E: T
     """S. Each entry uses the one of three equal expressions that does not cancel.
 
     A member is precise if R^2 k > 1. Between precise members S = (I - B^-1) / (R R'). Between a precise member and
-    another one S = D^-1 P K. Between others S = K - (E K)' (E K). Each term is multiplied by factors that are 0 for the
-    rows and columns of the other kind, which is several times faster than torch.where.
+    another one S = D^-1 P K. Between others S = K - (E K)' (E K). Factors of 0 remove the rows and columns of the other
+    kind, several times faster than torch.where.
     """
     others = (~precise).to(K.dtype)
     divided = torch.where(precise, R, 1.0).reciprocal_().sub_(others)  # 1 / R of the precise, else 0
@@ -123,6 +123,9 @@ def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor) -> 
 
     Returns:
         The marginals and the KL, differentiable once.
+
+    Raises:
+        DataError: If K has a negative eigenvalue beyond rounding.
     """
     shape = torch.broadcast_shapes(covariance.shape[:-1], precision.shape, residual.shape)
     covariance = covariance.expand(*shape, shape[-1])
@@ -146,14 +149,7 @@ class DenseFactor(NamedTuple):
     weights: Tensor
 
     def predict_mean(self, cross_covariance: Tensor) -> Tensor:
-        """Posterior mean at new points less the prior mean: m* = k(x*, X) R C^-T a.
-
-        Args:
-            cross_covariance: k(X, x*), (*b, Q, Q*).
-
-        Returns:
-            (*b, Q*).
-        """
+        """Posterior mean less the prior mean, m* = k(x*, X) R C^-T a, (*b, Q*), from k(X, x*), (*b, Q, Q*)."""
         return _matvec(cross_covariance.mT, self.weights)
 
     def predict_variance(self, cross_covariance: Tensor, prior_variance: Tensor) -> Tensor:
@@ -164,8 +160,8 @@ class DenseFactor(NamedTuple):
             prior_variance: k(x*, x*), (*b, Q*).
 
         Returns:
-            (*b, Q*), at least the smallest positive number. Without this bound, rounding could leave zero or less
-            where x* is a precisely observed member, and the square root would have no gradient.
+            (*b, Q*), at least the smallest positive number. Without this bound, rounding could give v* <= 0 at a
+            precisely observed member, where the square root has no gradient.
         """
         explained = torch.linalg.solve_triangular(
             self.cholesky, self.root_precision.unsqueeze(-1) * cross_covariance, upper=False
@@ -192,6 +188,9 @@ def dense_factor(covariance: Tensor, precision: Tensor, residual: Tensor) -> Den
 
     Returns:
         The factor, its fields with the broadcast batch dimensions.
+
+    Raises:
+        DataError: If K has a negative eigenvalue beyond rounding.
     """
     root = root_precision(precision)
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)

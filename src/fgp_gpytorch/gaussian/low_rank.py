@@ -8,7 +8,7 @@ r"""Channels of low rank, K = Phi Phi' with Phi (N, M): the B-form with M in the
 
 Every result is a sum of terms of one sign. z has no density where K is singular (a global channel, a repeated x). u
 always has one, and the KL between posterior and prior is the same for both. A global channel is Phi = sqrt(s) 1. Group
-vectors D give Phi = D (Casale et al. 2018: Sigma = D D'), and their products with features of x the GP-VAE's Phi.
+vectors D give Phi = D (Casale et al. 2018: Sigma = D D'). Products of D with features of x give Phi of the GP-VAE.
 """
 
 from collections.abc import Callable
@@ -39,48 +39,20 @@ class LowRankFactor(NamedTuple):
     weights: Tensor
 
     def predict_mean(self, root: Tensor) -> Tensor:
-        """Posterior mean less the prior mean: m* = Phi* u.
-
-        Args:
-            root: Phi* at new rows, or Phi itself, (*b, N*, M).
-
-        Returns:
-            (*b, N*).
-        """
+        """Posterior mean less the prior mean, m* = Phi* u, (*b, N*), at rows Phi* (*b, N*, M)."""
         return _matvec(root, self.weights)
 
     def predict_variance(self, root: Tensor) -> Tensor:
-        """Posterior variance: v* = || C^-1 Phi*' ||^2, a sum of squares however small it is.
-
-        Args:
-            root: Phi* at new rows, or Phi itself, (*b, N*, M).
-
-        Returns:
-            (*b, N*).
-        """
+        """Posterior variance, v* = || C^-1 Phi*' ||^2 >= 0, (*b, N*), at rows Phi* (*b, N*, M)."""
         return _whiten(self.cholesky, root).square().sum(-2)
 
     def covariance(self, root: Tensor) -> Tensor:
-        """Joint posterior covariance of rows, Phi* B^-1 Phi*'.
-
-        Args:
-            root: Phi*, (*b, N*, M).
-
-        Returns:
-            (*b, N*, N*), positive semi-definite.
-        """
+        """Joint posterior covariance Phi* B^-1 Phi*', (*b, N*, N*), of rows Phi* (*b, N*, M)."""
         whitened = _whiten(self.cholesky, root)
         return whitened.mT @ whitened
 
     def rsample_weights(self, sample_shape: torch.Size) -> Tensor:
-        """Draw u = mean + C^-T e of q(u).
-
-        Args:
-            sample_shape: Leading shape s.
-
-        Returns:
-            (*s, *b, M); Phi* u are joint draws at new rows.
-        """
+        """Draw u = mean + C^-T e of q(u), (*s, *b, M). Phi* u are joint draws at rows Phi*."""
         noise = torch.randn(*sample_shape, *self.weights.shape, 1, dtype=self.weights.dtype, device=self.weights.device)
         return self.weights + torch.linalg.solve_triangular(self.cholesky.mT, noise, upper=True).squeeze(-1)
 
@@ -93,7 +65,7 @@ class LowRankFactor(NamedTuple):
     def kl(self) -> Tensor:
         """KL(q || p) = 1/2 { [ log|B| + tr B^-1 - M ] + u'u }, nats, (*b,).
 
-        The KL of u equals that of z. Where Phi maps two u to one z, q(u) is as wide as the prior.
+        The KL of u equals that of z: in the null space of Phi, q(u) equals the prior.
         """
         identity = torch.eye(self.cholesky.shape[-1], dtype=self.cholesky.dtype, device=self.cholesky.device)
         inverse = torch.linalg.solve_triangular(self.cholesky, identity, upper=False)
@@ -126,8 +98,7 @@ class MeanFieldFactor(NamedTuple):
     r"""A mean-field q(z) = prod_i N(mu_i, s_i) under the prior N(0, Phi Phi' + alpha I) (Casale et al. 2018).
 
     With A = I_M + Phi' Phi / alpha = C C', V = C^-1 Phi' / sqrt(alpha), h_i = 1 - || v_i ||^2 and
-    w = A^-1 Phi' mu / alpha, Woodbury's identity gives (K + alpha I)^-1 = (I - V'V) / alpha, whose diagonal is
-    h / alpha.
+    w = A^-1 Phi' mu / alpha, Woodbury's identity gives (K + alpha I)^-1 = (I - V'V) / alpha, with diagonal h / alpha.
 
     Attributes:
         root: Phi, (*b, N, M).
@@ -136,7 +107,7 @@ class MeanFieldFactor(NamedTuple):
         variance: s, (*b, N), positive.
         cholesky: C, (*b, M, M).
         weights: w, (*b, M).
-        repeated: Phi as products of few vectors; None for a plain matrix.
+        repeated: Phi as products of repeated vectors; None for a plain matrix.
     """
 
     root: Tensor
@@ -171,29 +142,16 @@ class MeanFieldFactor(NamedTuple):
         return 0.5 * (independent + coupling + quadratic)
 
     def predict_mean(self, root: Tensor) -> Tensor:
-        """Mean of z at new rows, E_q E[z* | z] = k* (K + alpha I)^-1 mu = Phi* w.
-
-        Args:
-            root: Phi*, (*b, N*, M).
-
-        Returns:
-            (*b, N*).
-        """
+        """Mean E_q E[z* | z] = k* (K + alpha I)^-1 mu = Phi* w, (*b, N*), at rows Phi* (*b, N*, M)."""
         return _matvec(root, self.weights)
 
     def predict_variance(self, root: Tensor) -> Tensor:
-        r"""Variance of the noise-free value at new rows; z* itself has alpha more.
+        r"""Variance of z* without its noise alpha, (*b, N*), at rows Phi* (*b, N*, M).
 
             k** - k* (K + alpha I)^-1 k*' + k* (K + alpha I)^-1 diag(s) (K + alpha I)^-1 k*'
               = || T ||^2 + T' H T,   T = C^-1 Phi*',   H = C^-1 Phi' diag(s) Phi C^-T / alpha^2
 
         The first part is the prior's variance given z, the second the variance of z under q.
-
-        Args:
-            root: Phi*, (*b, N*, M).
-
-        Returns:
-            (*b, N*).
         """
         new = _whiten(self.cholesky, root)  # T
         old = _whiten(self.cholesky, self.root) / self.noise[..., None, None]
@@ -201,14 +159,7 @@ class MeanFieldFactor(NamedTuple):
         return new.square().sum(-2) + (new * (spread @ new)).sum(-2)
 
     def rsample_weights(self, sample_shape: torch.Size) -> Tensor:
-        """Draw u of the joint q(z) p(u | z): z from q, then u = A^-1 Phi' z / alpha + C^-T e.
-
-        Args:
-            sample_shape: Leading shape s.
-
-        Returns:
-            (*s, *b, M); Phi* u are joint draws at new rows.
-        """
+        """Draw z from q, then u = A^-1 Phi' z / alpha + C^-T e of p(u | z), (*s, *b, M)."""
         mean = self.mean
         z = mean + self.variance.sqrt() * torch.randn(*sample_shape, *mean.shape, dtype=mean.dtype, device=mean.device)
         centre = _mean_field_weights(self.root, self.noise, z, self.cholesky)

@@ -59,7 +59,7 @@ def check_covariance(eigenvalues: Tensor) -> None:
     their digits.
 
     Raises:
-        DataError: If an eigenvalue is negative beyond that.
+        DataError: If an eigenvalue is below minus the tolerance.
     """
     lowest, highest = eigenvalues[..., 0], eigenvalues[..., -1]
     bad = lowest < -(torch.finfo(eigenvalues.dtype).eps ** 0.25) * highest.abs()
@@ -73,14 +73,7 @@ def check_covariance(eigenvalues: Tensor) -> None:
 
 
 def log_normalizer(precision: Tensor) -> Tensor:
-    """Sum over the observed members of log 2 pi sigma^2.
-
-    Args:
-        precision: R^2, (*b, Q).
-
-    Returns:
-        Nats, (*b,).
-    """
+    """Sum of log 2 pi sigma^2 over the observed members, nats, (*b,), from R^2 (*b, Q)."""
     observed = precision > 0
     terms = math.log(2 * math.pi) - torch.where(observed, precision, 1.0).log()
     return torch.where(observed, terms, 0.0).sum(-1)

@@ -34,7 +34,7 @@ class RankOneFactor(NamedTuple):
         return self.prior_variance / (1 + self.prior_variance * self.total)
 
     def log_evidence(self) -> Tensor:
-        """log Z, the second integral of Appendix B, per group. The authors' program sums one term over the batch.
+        """log Z, the second integral of Appendix B, per group (the authors' program sums one term over the batch).
 
         -1/2 ( scatter + P pooled^2 / (1 + s P) + log(1 + s P) + sum_observed log 2 pi sigma^2 ), nats, (*b,), with
         scatter = sum_q R_q^2 (r_q - pooled)^2.

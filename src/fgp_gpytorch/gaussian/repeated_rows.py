@@ -9,8 +9,8 @@ from torch import Tensor
 class RepeatedRows(NamedTuple):
     r"""Phi (N, M) whose row i is a_{p(i)} (x) b_{v(i)}, with M = m n.
 
-    In a design that repeats (Casale et al. 2018: the same few views of every object) Phi has N rows but only G group
-    vectors a and V feature vectors b. Products of Phi with itself then cost O(G V m^2 + V m^2 n^2), not O(N M^2).
+    If all groups have the same few x (Casale et al. 2018), Phi has N rows but only G group vectors a and V feature
+    vectors b. Products of Phi with itself then cost O(G V m^2 + V m^2 n^2), not O(N M^2).
 
     Attributes:
         left: a, (G, m).
@@ -45,14 +45,7 @@ class RepeatedRows(NamedTuple):
         return blocks.unflatten(0, left.shape[1:]).unflatten(-1, right.shape[1:]).transpose(1, 2).reshape(size, size)
 
     def whitened_norms(self, cholesky: Tensor) -> Tensor:
-        """|| C^-1 phi_i ||^2 of every row, in O(M^2 m V + G V m^2).
-
-        Args:
-            cholesky: C, (M, M), lower triangular.
-
-        Returns:
-            (N,).
-        """
+        """|| C^-1 phi_i ||^2 of every row, (N,), for a lower triangular C, (M, M), in O(M^2 m V + G V m^2)."""
         size = self.left.shape[-1]
         identity = torch.eye(size, dtype=self.left.dtype, device=self.left.device)
         # column (i, v): C^-1 (e_i (x) b_v), from which C^-1 (a (x) b_v) is a sum over i
@@ -64,13 +57,5 @@ class RepeatedRows(NamedTuple):
 
 
 def row_products(left: Tensor, right: Tensor) -> Tensor:
-    """a_i (x) b_i of every row.
-
-    Args:
-        left: a, (*b, N, m).
-        right: b, (*b, N, n).
-
-    Returns:
-        (*b, N, m n), column (j, k) being a_ij b_ik.
-    """
+    """a_i (x) b_i of the rows of a (*b, N, m) and b (*b, N, n): (*b, N, m n), column (j, k) being a_ij b_ik."""
     return (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2)

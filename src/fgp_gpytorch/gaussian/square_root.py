@@ -11,15 +11,15 @@ from fgp_gpytorch.gaussian.precision import check_covariance
 class _SymmetricSquareRoot(torch.autograd.Function):
     """S = V sqrt(Lambda) V'. With dS solving dS S + S dS = dK, the gradient is V (V' G V / (s_i + s_j)) V'.
 
-    The gradient does not divide by differences of eigenvalues, so repeated eigenvalues do no harm. Where both s_i and
-    s_j vanish, K does not move to first order and the gradient is taken as zero.
+    The gradient does not divide by differences of eigenvalues, so repeated eigenvalues do no harm. It is taken as zero
+    where both s_i and s_j vanish, because K does not change there to first order.
     """
 
     @staticmethod
     def forward(ctx: Any, covariance: Tensor) -> Tensor:
         eigenvalues, vectors = torch.linalg.eigh(covariance)
         check_covariance(eigenvalues)
-        # a zero eigenvalue is rounded to a small one, which is no direction of the prior
+        # rounding makes a zero eigenvalue small and positive
         noise = covariance.shape[-1] * torch.finfo(covariance.dtype).eps * eigenvalues[..., -1:].clamp_min(0)
         roots = torch.where(eigenvalues > noise, eigenvalues.clamp_min(0), 0.0).sqrt()
         ctx.save_for_backward(roots, vectors)
@@ -40,7 +40,7 @@ class _SymmetricSquareRoot(torch.autograd.Function):
 def symmetric_square_root(covariance: Tensor) -> Tensor:
     """The symmetric S with S S = K, without jitter.
 
-    Equal rows of K (repeated x, or an old x among the new) give equal rows of S to the square root of rounding.
+    Equal rows of K (repeated x) give rows of S that are equal up to the square root of the rounding error.
 
     Args:
         covariance: K, (*b, Q, Q), positive semi-definite, possibly singular.

@@ -10,7 +10,7 @@ from fgp_gpytorch.likelihoods.likelihood import Likelihood, sum_per_member
 
 
 class BernoulliLikelihood(Likelihood):
-    """p(y | z) = Bernoulli(y | logits(z)), elements of y in [0, 1]. A value between 0 and 1 is a probability of one.
+    """p(y | z) = Bernoulli(y | logits(z)), elements of y in [0, 1]. A value between 0 and 1 is the probability of a 1.
 
     Raises:
         DataError: In use, if an element of y lies outside [0, 1].

@@ -15,15 +15,12 @@ from fgp_gpytorch.likelihoods.likelihood import Likelihood
 class DiagonalGaussianLikelihood(Likelihood):
     r"""p(y | z) = N(y | mu(z), diag(variance)), a learned variance for each element of y.
 
-    Use it for tables, whose columns have different noise. Under the single variance of `GaussianLikelihood` the
-    noisiest column sets the weight of all others. The ELBO learns the variances; `GECO` does not.
+    Use it for tables with columns of different noise. Under the single variance of `GaussianLikelihood` the noisiest
+    column sets the weight of all others. The ELBO learns the variances. `GECO` raises an error.
 
     Args:
         y_shape: Shape of one observation.
         variance: The start of all variances, in units of y squared.
-
-    Attributes:
-        variance: The variances, (*y_shape).
 
     Raises:
         ArgumentError: If the variance is not positive and finite.

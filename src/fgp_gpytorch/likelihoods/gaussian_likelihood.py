@@ -10,23 +10,22 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.likelihoods.likelihood import Likelihood, Score
 
-_MOMENTUM = 0.1  # of the running variance: ten steps, so that short and full-batch runs end near their last batches
+_MOMENTUM = 0.1  # weight of a new batch in the running variance: short runs, too, end near their last batches
 
 
 class GaussianLikelihood(Likelihood):
     r"""p(y | z) = N(y | mu(z), variance I) (paper, Section 3).
 
     Args:
-        mode: "optimal" takes the variance that maximizes the likelihood of each training batch, its mean squared
-            error (Rybkin, Daniilidis and Levine 2021, "Simple and effective VAE training with calibrated decoders").
-            It needs no schedule and no weight. "learned" makes the variance a parameter. "fixed" keeps it as given.
-        variance: The fixed variance, or the start of the learned one, in units of y squared. In "optimal" mode it is
-            the variance of a model that was never trained.
+        mode: "optimal" takes the maximum-likelihood variance of each training batch, its mean squared error (Rybkin,
+            Daniilidis and Levine 2021, "Simple and effective VAE training with calibrated decoders"). It needs no
+            schedule and no weight. "learned" makes the variance a parameter. "fixed" does not change it.
+        variance: The fixed variance, or the variance before training, in units of y squared.
 
     Attributes:
         variance: The variance in use, a scalar. In "optimal" mode it is a running mean over about ten training
-            batches. A batch's own variance enters only its log likelihood, and only in training mode. Without
-            gradients the running mean stays as it is.
+            batches, updated only with gradients enabled. In training mode a batch's log likelihood uses the batch's
+            own variance.
 
     Raises:
         ArgumentError: If the mode is unknown or the variance is not positive and finite.
@@ -82,7 +81,7 @@ class GaussianLikelihood(Likelihood):
         """The batch's maximum-likelihood variance, a scalar; the running mean moves towards it."""
         total = num_elements.expand(squared_error.shape).sum().clamp_min(1)
         fitted = (squared_error.sum() / total).clamp_min(torch.finfo(squared_error.dtype).tiny)
-        if torch.is_grad_enabled():  # a training step, and not a look
+        if torch.is_grad_enabled():  # a training step, not an evaluation
             with torch.no_grad():
                 momentum = torch.where(self._num_updates == 0, 1.0, _MOMENTUM)
                 self._variance.lerp_(fitted.to(self._variance.dtype), momentum.to(self._variance.dtype))

@@ -1,4 +1,4 @@
-"""What every likelihood offers."""
+"""Base class of the likelihoods."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from fgp_gpytorch.saving import Configurable
 
 
 class Score(NamedTuple):
-    """How well a decoder's output fits the observations, summed over the observed elements of each group.
+    """Fit of a decoder's output to the observations, summed over the observed elements of each group.
 
     Attributes:
         log_prob: log p(y | z), nats, (*s, G).

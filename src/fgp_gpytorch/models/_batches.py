@@ -1,4 +1,4 @@
-"""What models do with batches before and after their networks."""
+"""Helpers that prepare a batch for the networks of a model, and lay out their results."""
 
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ from fgp_gpytorch.errors import DataError, GroupError
 
 
 class PseudoObservations(NamedTuple):
-    """What an encoder makes of a batch: N(z | mean, variance) for every member.
+    """The encoder's result for a batch: N(z | mean, variance) for every member.
 
     Attributes:
         x: Auxiliary features with the first member's x in the padding, (G, Q, D).
         mean: mu, (G, Q, L), 0 in the padding.
         variance: sigma^2, (G, Q, L), 1 in the padding.
-        mask: True where something of a member was observed, (G, Q); None for everywhere.
+        mask: True where at least one element of a member was observed, (G, Q); None for everywhere.
     """
 
     x: Tensor
@@ -38,13 +38,13 @@ def is_full(batch: GroupedBatch) -> bool:
 
 
 def features_of(batch: GroupedBatch, full: bool | None = None) -> Tensor:  # shape: (G, Q, D)
-    """x with the first member's in the padding.
+    """x, with the first member's x in the padding.
 
     Kernels centre x before they take distances. A padding of 0 among x near 1.7e9 (seconds since 1970) would cost all
     digits.
 
     Raises:
-        DataError: If a feature is not known.
+        DataError: If a feature is unknown (NaN).
     """
     if bool(batch.x.isnan().any()):
         raise DataError(
@@ -91,7 +91,7 @@ def whole_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch
 
 
 def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
-    """True for members of which something was observed."""
+    """True for members with at least one observed element."""
     return batch.mask if batch.y_mask is None else batch.mask & batch.y_mask.reshape(*batch.mask.shape, -1).any(-1)
 
 
@@ -101,7 +101,8 @@ def check_group_count(x_new: Tensor, context: GroupedBatch, features: int) -> No
     Raises:
         ArgumentError: If `x_new` is not a tensor.
         GroupError: If the number of groups differs.
-        ShapeError: If there are not three dimensions, or other features.
+        ShapeError: If `x_new` does not have three dimensions, or not `features` features.
+        DataError: If `x_new` is not floating.
     """
     hint = "One feature is x_new.unsqueeze(-1), one group x_new.unsqueeze(0)."
     check.shape(check.floating(x_new, "x_new"), "x_new", ("G", "Q*", "D"), hint)

@@ -14,9 +14,8 @@ class AnglePosterior:
     """q(w | y) of angles: a projected normal on the circle.
 
     Attributes:
-        concentration: Vectors (G, Q, 2). Their direction is the middle of the distribution, their length its
-            concentration.
-        period: Of the angle.
+        concentration: Vectors (G, Q, 2). The direction is the middle of the distribution, the length its concentration.
+        period: Period of the angle, in its unit.
     """
 
     def __init__(self, concentration: Tensor, period: float) -> None:

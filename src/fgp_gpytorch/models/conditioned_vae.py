@@ -22,9 +22,9 @@ class ConditionedVAE(nn.Module):
     Args:
         model: The model.
         rows: The groups to condition on.
-        labels_digest: Of the data set that the model was trained on, if it is known.
-        new_groups: True takes a context of other groups, and adds its members. False takes groups of the data set,
-            named by their `group_index`.
+        labels_digest: Digest of the training data's labels; None if it is unknown.
+        new_groups: True adds the members of a context of other groups. False takes a context of groups of `rows`, which
+            their `group_index` identifies.
     """
 
     def __init__(self, model: GroupedVAE, rows: GroupedBatch, labels_digest: int | None, new_groups: bool) -> None:
@@ -40,24 +40,24 @@ class ConditionedVAE(nn.Module):
 
     @property
     def likelihood(self) -> Likelihood:
-        """The model's."""
+        """The likelihood of the model."""
         return self.model.likelihood
 
     @property
     def prior(self) -> LatentPrior:
-        """The model's."""
+        """The prior of the model."""
         return self.model.prior
 
     def decode(self, z: Tensor, x: Tensor, y_shape: Sequence[int] | None = None) -> Tensor:
-        """As the model's `decode`."""
+        """See `decode` of the model."""
         return self.model.decode(z, x, y_shape)
 
     @torch.no_grad()
     def predict(self, x_new: Tensor, context: GroupedBatch | GroupedDataset) -> Prediction:
         """The latents' posterior at new members.
 
-        With new groups, z* is conditioned on the data set and on the members of all groups of this context, jointly. So
-        the groups of a context inform each other. Otherwise only the `group_index` of the context is read.
+        With new groups, z* is conditioned on the data set and on all groups of the context, jointly: these groups
+        inform each other. With seen groups, only the `group_index` of the context is read.
 
         Args:
             x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
@@ -91,7 +91,7 @@ class ConditionedVAE(nn.Module):
         context: GroupedBatch | GroupedDataset,
         sample_shape: Sequence[int] | None = None,
     ) -> Tensor:
-        """As the model's `generate`, conditioned as `predict` is.
+        """Generate observations at new auxiliary features, conditioned as in `predict`.
 
         Args:
             x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
@@ -103,9 +103,7 @@ class ConditionedVAE(nn.Module):
 
         Raises:
             ArgumentError: If an argument has another type, or `sample_shape` is not a sequence of integers or None.
-            GroupError: If the number of groups differs, or a context of seen groups contains others.
-            ShapeError: If `x_new` has other features than the data set.
-            DataError: If a value is not finite or a dtype is not floating.
+            GroupError, ShapeError, DataError: As in `predict`.
         """
         if sample_shape is not None:
             sample_shape = check.as_sample_shape(sample_shape)
@@ -132,24 +130,24 @@ class ConditionedVAE(nn.Module):
 
 
 def check_labels(batch: GroupedBatch, labels_digest: int | None) -> None:
-    """Require a batch of a data set with these labels, if both are known.
+    """Require that the batch's data set has these labels. An unknown digest (None) passes.
 
     Raises:
-        GroupError: If it has others.
+        GroupError: If the labels differ.
     """
     if not same_labels(labels_digest, batch.labels_digest):
         raise GroupError(
             "batch: expected groups of the data set that the model was trained or conditioned on, got a batch of "
-            f"{batch.num_dataset_groups} groups with other labels. Try rows.align(train), whose labels must be of one "
-            "kind (1 is not '1'), model.forget_groups() to train it on others, or FGPVAE for new groups."
+            f"{batch.num_dataset_groups} groups with other labels. Try rows.align(train) with labels of one type "
+            "(1 is not '1'), model.forget_groups() to train on other groups, or FGPVAE for new groups."
         )
 
 
 def check_known_groups(batch: GroupedBatch, num_groups: int) -> None:
-    """Require a batch of the data set whose groups have vectors.
+    """Require a batch of a data set of `num_groups` groups.
 
     Raises:
-        GroupError: If it counts other groups.
+        GroupError: If its data set has another number of groups.
     """
     if batch.num_dataset_groups != num_groups:
         raise GroupError(

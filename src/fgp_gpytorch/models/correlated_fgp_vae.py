@@ -24,15 +24,13 @@ class CorrelatedFGPVAE(CoupledVAE[CorrelatedPrior]):
         Z_p^local ~ FactorizedGPPrior(X_p),   z_p^global = D_p u,  u ~ N(0, I)
         y_q ~ likelihood(decoder(z_q))
 
-    The posterior of the encoder's pseudo-observations is exact, as in `FGPVAE`. That of the global channels couples the
-    groups and costs O(N m^2). Group vectors are fixed after a PCA (`initialize_vectors`) or learned (GP-LVM, paper,
-    Appendix C).
+    The posterior given the pseudo-observations is exact, as in `FGPVAE`. The global channels couple the groups, at a
+    cost of O(N m^2). Group vectors are fixed after a PCA (`initialize_vectors`) or learned (GP-LVM, paper, Appendix C).
+    `CoupledVAE` describes the group vectors and what each call conditions on.
 
-    **Minibatches.** A step on G of the P groups estimates q(u) by counting every member P/G times, as in `SVGPVAE`.
-    This estimate is biased: q(u) of a minibatch differs from q(u) of the data set.
-    `fit(model, data, batch_size=len(data))` is exact, and takes one step an epoch. `infer` is exact either way.
-
-    `CoupledVAE` explains where group vectors come from, and what each call conditions on.
+    **Minibatches.** A step on G of the P groups counts every member P/G times, as in `SVGPVAE`. This estimate is
+    biased: q(u) of a minibatch differs from q(u) of the data set. `fit(model, data, batch_size=len(data))` is exact,
+    and takes one step an epoch. `infer` is always exact.
 
     Args:
         encoder, decoder, num_groups, num_factors, likelihood, normalize, representation: As in `CoupledVAE`.
@@ -42,8 +40,7 @@ class CorrelatedFGPVAE(CoupledVAE[CorrelatedPrior]):
         member_dropout: As in `GroupedVAE`.
 
     Raises:
-        ArgumentError: If an argument is not a module of its kind, a number is out of range, or there is no local block
-            or no global channel.
+        ArgumentError: If an argument has another type, a number is out of range, or `local` is empty.
         GroupError: If there are both a number of groups and a representation, or neither.
 
     Example:

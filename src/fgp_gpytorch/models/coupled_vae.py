@@ -24,10 +24,9 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
     The vectors have one of two sources:
 
     - `GroupVectors`: one learned vector per training group. `batch.group_index` must be the position in the training
-      data, and `data.align(train)` makes it so for other members of the same groups. New groups are refused.
-    - A representation network: the vector of a group is computed from its own observations (paper, Appendix C). Then
-      new groups have vectors too. Since the vectors depend on y, the ELBO is a bound of log p(Y | D) at D = d(Y), not
-      of log p(Y).
+      data. `data.align(train)` sets it for other members of these groups. New groups raise a `GroupError`.
+    - A representation network: it computes the vector of a group from the group's observations (paper, Appendix C). New
+      groups have vectors too. The vectors depend on y, so the ELBO bounds log p(Y | D) at D = d(Y), not log p(Y).
 
     What each call conditions on, with a representation network:
 
@@ -36,25 +35,21 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
     | `terms`, `model`, `guide`, `infer(batch)` | the batch | the batch |
     | `generate(x_new, context)` | the context | the context, all its groups jointly |
     | `condition_on(train).generate(x_new, context)` | train, context | train and the context, as groups of their own |
-    | `condition_on(train, context="seen").generate(...)` | train | train; the context names its groups |
+    | `condition_on(train, context="seen").generate(...)` | train | train; the context selects its groups |
 
-    A context of groups that train contains would count twice in the third call. Use the fourth call for these.
+    In the third call, groups that train contains would count twice. Use the fourth call for these.
 
     Args:
-        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
-        decoder: Module from (*batch, L) to (*batch, *y_shape).
-        prior: The prior.
+        encoder, decoder, likelihood, member_dropout: As in `GroupedVAE`.
+        prior: The prior over the L channels.
         num_groups: P, groups of the training data; None with a representation.
         num_factors: m, the length of a group vector.
-        normalize: Whether the prior gets vectors of unit length (Casale et al. 2018). Then Sigma = D D' is a
-            correlation.
+        normalize: Whether vectors are scaled to unit length (Casale et al. 2018). Then Sigma = D D' is a correlation.
         representation: Module from y (G, Q, *y_shape) and a mask (G, Q) to group vectors (G, m), such as
             `nets.RepresentationNetwork`; None for one learned vector per training group.
-        likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
-        member_dropout: As in `GroupedVAE`.
 
     Raises:
-        ArgumentError: If an argument is not a module of its kind, or a number is out of range.
+        ArgumentError: If an argument has another type, or a number is out of range.
         GroupError: If there are both a number of groups and a representation, or neither.
     """
 
@@ -85,12 +80,12 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
         self.num_groups, self.num_factors = num_groups, check.count(num_factors, "num_factors", hint="Try 8.")
         self.normalize, self.representation = normalize, representation
         self.group_vectors = None if num_groups is None else GroupVectors(num_groups, num_factors)
-        self._labels_digest: int | None = None  # of the data set that was trained on
+        self._labels_digest: int | None = None  # of the training data's labels
 
     # group vectors
 
     def vectors_of(self, batch: GroupedBatch | GroupedDataset) -> Tensor:
-        """The group vectors of a batch, before they are normalised: learned, or of the batch's own observations.
+        """The group vectors of a batch before normalisation, learned or computed from its observations.
 
         Args:
             batch: Groups of the training data; any groups with a representation.
@@ -107,7 +102,7 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
         return self._raw_vectors(self.prepare(checked_batch(batch, "batch")))
 
     def used_vectors(self, batch: GroupedBatch) -> Tensor:
-        """The group vectors of a checked batch as the prior gets them, (G, m)."""
+        """The group vectors of a checked batch as the prior takes them, (G, m)."""
         vectors = self._raw_vectors(batch)
         return unit_length(vectors) if self.normalize else vectors
 
@@ -131,9 +126,10 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
 
         Args:
             dataset: The training data.
-            center: Whether to subtract the mean over groups first. Without it the first factor is what all share.
+            center: Whether to subtract the mean over groups first. Otherwise it dominates the first factor.
 
         Raises:
+            ArgumentError: If the data set is not a GroupedDataset or a GroupedBatch.
             GroupError: If the data set does not have P groups, or a representation network computes the vectors.
             DataError: If there are too few groups or elements for m components, or all means are equal.
         """
@@ -145,7 +141,7 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
         batch = self._check_groups(whole_batch(dataset, "dataset"), whole=True, labels=False)
         observed = batch.observed.to(batch.y.dtype)
         total, count = (batch.y * observed).sum(1).flatten(1).double(), observed.sum(1).flatten(1).double()
-        means = total / count  # NaN where a group has no observation of an element: it gets the mean over groups
+        means = total / count  # NaN without observations: replaced by the mean over groups
         means = torch.where(count > 0, means, means.nanmean(0)).nan_to_num()
         if center:
             means = means - means.mean(0)
@@ -166,10 +162,7 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
         self._labels_digest = batch.labels_digest
 
     def forget_groups(self) -> None:
-        """Allow training on other groups. The next training step sets whose vectors the model has.
-
-        The vectors stay as they are. `initialize_vectors` starts them anew, and forgets as well.
-        """
+        """Allow training on other groups. The vectors stay as they are; `initialize_vectors` replaces them."""
         self._labels_digest = None
 
     # hooks
@@ -183,23 +176,23 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
         return self.prior.condition(self.inputs_of(batch, pseudo))
 
     def condition_step(self, batch: GroupedBatch, pseudo: PseudoObservations) -> CoupledPosterior:
-        """The posterior of a training step: G of P groups count P / G times for what all groups share."""
+        """The posterior of a training step: members of G of P groups count P / G times for shared variables."""
         scale = batch.num_dataset_groups / batch.num_groups
         return self.prior.condition(self.inputs_of(batch, pseudo), scale)
 
     def prepare(self, batch: GroupedBatch) -> GroupedBatch:
-        """The batch, if its groups have vectors."""
+        """Return the batch, or raise a `GroupError` if its groups have no vectors."""
         return self._check_groups(batch)
 
     def prepare_step(self, batch: GroupedBatch) -> GroupedBatch:
-        """The batch, if its groups have vectors. A training step fixes whose vectors are learned."""
+        """Check as `prepare` does. The first training step records the labels of the data set."""
         self._check_groups(batch)
         if self.group_vectors is not None and self.training and torch.is_grad_enabled() and self._labels_digest is None:
             self._labels_digest = batch.labels_digest
         return batch
 
     def sample_prior(self, x: Tensor, sample_shape: Sequence[int]) -> Tensor:
-        """Refuse to draw new groups: these have no vector.
+        """Raise an error: a new group has no vector.
 
         Raises:
             GroupError: Always.
@@ -213,20 +206,21 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
 
     @torch.no_grad()
     def condition_on(self, dataset: GroupedDataset, context: Literal["new", "seen"] | None = None) -> ConditionedVAE:
-        """The model conditioned on all members of a data set, whatever context `generate` gets later.
+        """The model conditioned on all members of a data set, for any later context of `generate`.
 
         Args:
             dataset: Groups of the training data, usually all of them; with a representation any groups.
-            context: What the context of `generate` contains. "seen": groups of `dataset`, named by `group_index`; none
-                of their members is read again. "new": other groups, whose vectors and members are added to those of
-                `dataset`; this needs a representation. None for "new" with a representation, "seen" without.
+            context: The groups in the context of `generate`. "seen": groups of `dataset`, identified by `group_index`;
+                their members are not read again. "new": other groups, added to those of `dataset`; this needs a
+                representation. None: "new" with a representation, else "seen".
 
         Returns:
             A copy of the model as it is now, in evaluation mode, with `generate` and `predict`.
 
         Raises:
-            ArgumentError: If `context` is neither "new" nor "seen".
-            GroupError: If the data set does not have P groups, or a model without representation gets new groups.
+            ArgumentError: If `context` is another word, or `dataset` has another type.
+            GroupError: If the data set does not have P groups, or `context` is "new" without a representation.
+            DataError: If a value is not finite.
         """
         check.choice(context, "context", ("new", "seen", None), "Try 'new' for unseen groups.")
         if self.representation is None and context == "new":
@@ -258,7 +252,7 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
             )
         return batch
 
-    # the digest is saved like a buffer but is none: averages of weights would average it
+    # saved like a buffer, but not one: averages of weights would average it
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -14,12 +14,12 @@ class CVAE(FactorizedVAE):
 
         z_q ~ prior,   y_q ~ likelihood(decoder(z_q, features(x_q))),   pseudo-observations encoder(y_q, features(x_q))
 
-    The prior sets what the model shares within a group:
+    The choice of prior:
 
-    - `IndependentChannels(L)` is the published baseline. Members share nothing: a new member is drawn for its x alone.
-    - `GlobalChannels(L)` gives one code per group, pooled over the observations of the context. It conditions on the
-      same data as the factorized GP prior, which makes it the fair comparison.
-    - `LocalChannels` among them give a hybrid of the two models.
+    - `IndependentChannels(L)` is the published baseline. Members share nothing: a new member depends on its x alone.
+    - `GlobalChannels(L)` gives one code per group, pooled over the context. It conditions on the same data as the
+      factorized GP prior, so it is the fair comparison.
+    - `LocalChannels` next to global ones give a hybrid of CVAE and FGP-VAE.
 
     Args:
         encoder: Module from (*batch, *y_shape) and features (*batch, F) to a mean and a positive variance, each
@@ -28,11 +28,10 @@ class CVAE(FactorizedVAE):
         prior: The prior over the L channels.
         features: Module from x (*batch, D) to the features (*batch, F) of both networks, such as
             `nets.FourierFeatures` for an angle; None for x itself.
-        likelihood: p(y | z, x); None for a Gaussian with maximum-likelihood variance.
-        member_dropout: As in `GroupedVAE`.
+        likelihood, member_dropout: As in `GroupedVAE`.
 
     Raises:
-        ArgumentError: If an argument is not a module of its kind, or `member_dropout` is out of range.
+        ArgumentError: If an argument has another type, or `member_dropout` is out of range.
         ShapeError: In use, if the features have other leading dimensions than x.
     """
 

@@ -19,8 +19,8 @@ from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, LatentPosterior
 class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
     """Base class of the models with a `FactorizedGPPrior`. Minibatches of groups give unbiased gradients.
 
-    The latent sites of the Pyro pair are the whitened variables "u_0", "u_1", ... of the prior's blocks, because z has
-    no density where a covariance is singular, as in every global channel. "z" is a deterministic site.
+    The Pyro pair samples the whitened variables "u_0", "u_1", ... of the prior's blocks. "z" is a deterministic site,
+    because it has no density where a covariance is singular, as in every global channel.
     """
 
     prior_kind = FactorizedGPPrior

@@ -24,8 +24,8 @@ class GPVAE(CoupledVAE[ProductPrior]):
         y_i ~ likelihood(decoder(z_i))
 
     The posterior is mean field, q(Z) = prod_i N(z_i | encoder(y_i)). Woodbury's identity gives the exact bound in
-    O(N M^2) for M = m M_S features, where Casale et al. took a Taylor step. If the N members repeat V distinct x it
-    costs O(N M + M^2 (M + m V)):
+    O(N M^2) for M = m M_S features; Casale et al. take a Taylor step. With V distinct x among the N members it costs
+    O(N M + M^2 (M + m V)):
 
         ELBO = sum_i E_q[log p(y_i | z_i)] - KL(q(Z) || N(0, K + alpha I))
 
@@ -36,24 +36,24 @@ class GPVAE(CoupledVAE[ProductPrior]):
     | alpha | variance that the kernel does not explain | `prior.noise` |
     | mu, sigma^2 | mean-field posterior | `encoder(y)`: mean and variance, (*batch, L) |
 
-    The prior couples all groups. So a minibatch of groups gives no unbiased gradient, and no plate of Pyro's can scale
-    it. Train with `fit(model, data, batch_size=len(data))`, or see `summarize`. `CoupledVAE` explains where group
-    vectors come from, and what each call conditions on.
+    The prior couples all groups, so no plate of Pyro's makes the gradient of a minibatch unbiased. Train with
+    `fit(model, data, batch_size=len(data))`, or see `summarize`. `CoupledVAE` describes the group vectors and what each
+    call conditions on.
 
     Args:
         encoder, decoder, num_groups, num_factors, likelihood, normalize, representation: As in `CoupledVAE`.
         num_channels: L.
-        view_features: Feature map of the kernel k, (*b, N, D) to (*b, N, M_S): `PeriodicFeatures` of a periodic kernel,
-            `NystromFeatures` of any. It becomes float64 in place. None for the paper's periodic kernel of an angle in
-            radians, its lengthscale learned.
+        view_features: Feature map of the kernel k, (*b, N, D) to (*b, N, M_S): `PeriodicFeatures` or `NystromFeatures`.
+            It becomes float64 in place. None for the paper's periodic kernel of an angle in radians, with a learned
+            lengthscale.
         noise: alpha at the start.
         learn_noise: Whether alpha is learned.
 
     Attributes:
-        summary: None, or the result of `summarize`. Minibatches then use its form of the KL.
+        summary: None, or the result of `summarize`. Minibatches then use its approximate KL.
 
     Raises:
-        ArgumentError: If an argument is not a module of its kind, or a number is out of range.
+        ArgumentError: If an argument has another type, or a number is out of range.
         GroupError: If there are both a number of groups and a representation, or neither.
 
     Example:
@@ -92,9 +92,8 @@ class GPVAE(CoupledVAE[ProductPrior]):
     def draw_latents(self, batch: GroupedBatch, plate: pyro.plate) -> Tensor:
         """The site "z_rows", one N-dimensional normal of low rank per channel. Returns z, (*s, G, Q, L).
 
-        The rows are the members of which something was observed. z is 0 elsewhere: in the padding, and at members
-        without an observation. The latents of such members are no part of this program, and "y" drawn there has no
-        meaning. `predict` and `generate` give them.
+        "z_rows" contains the members with an observation. z is 0 elsewhere, so "y" drawn there has no meaning.
+        `predict` and `generate` give the latents of members without an observation.
         """
         rows = observed_members(batch)
         root = self.prior.root(self.used_vectors(batch), features_of(batch))[rows]
@@ -114,7 +113,7 @@ class GPVAE(CoupledVAE[ProductPrior]):
             pyro.sample("z_rows", dist.Normal(mean, variance.sqrt(), validate_args=False).to_event(1))
 
     def plate(self, batch: GroupedBatch) -> pyro.plate:
-        """The plate of all groups. The program is that of the whole data set.
+        """The plate of all groups. A Pyro program of this model needs the whole data set.
 
         Raises:
             GroupError: If the batch is not the whole data set.
@@ -127,20 +126,19 @@ class GPVAE(CoupledVAE[ProductPrior]):
     def summarize(self, dataset: GroupedDataset, batch_size: int = 64) -> KLExpansion:
         """The KL of the whole data set and its gradient, for minibatches with exact gradients (Casale et al. 2018).
 
-        The KL couples all members only through the group vectors, (mu, sigma^2) and the hyperparameters. Around their
-        present values it has a form that is a sum over members (`KLExpansion.separable_kl`). Its gradient, summed over
-        the minibatches of an epoch, is the KL's own. So the images need not be in memory at once with their
-        activations:
+        Around the present group vectors, (mu, sigma^2) and hyperparameters, a sum over members approximates the KL
+        (`KLExpansion.separable_kl`). Its gradient, summed over the minibatches of an epoch, is exact. So memory holds
+        the images and activations of one minibatch at a time:
 
             model.summary = model.summarize(data)
-            for batch in loader:  # gradients accumulate; terms(batch) uses that form
+            for batch in loader:  # gradients accumulate; terms(batch) uses that sum
                 loss = objective.differentiable_loss(model, model, batch)  # an estimate for the whole data set
                 (loss * batch.num_groups / len(data)).backward()
             optimizer.step()
             model.summary = None
 
-        Steps within the epoch make the following minibatches approximate; small steps make them accurate. The form is
-        linear in the hyperparameters, so it is not bounded below. Summarize anew often.
+        After a step within the epoch, the later minibatches are approximate; small steps keep the error small. The sum
+        is linear in the hyperparameters, so it is not bounded below. Summarize again often.
 
         Args:
             dataset: The training data.
@@ -173,7 +171,7 @@ class GPVAE(CoupledVAE[ProductPrior]):
         return self.prior.condition(self.inputs_of(batch, pseudo), predict_unobserved=False)
 
     def terms(self, batch: GroupedBatch | GroupedDataset, num_particles: int = 1) -> Terms:
-        """The parts of the ELBO. The KL is that of all groups at once, in equal shares.
+        """The parts of the ELBO. Every group gets an equal share of the KL of all groups.
 
         Args:
             batch: All groups of the training data; some of them only if there is a `summary`.
@@ -190,7 +188,7 @@ class GPVAE(CoupledVAE[ProductPrior]):
         return super().terms(batch, num_particles)
 
     def split_kl(self, posterior: MeanFieldPosterior, batch: GroupedBatch) -> KLTerms:
-        """The KL of all groups at once, in equal shares, or the form of the summary."""
+        """The KL of all groups in equal shares, or its approximation by the summary."""
         if self.summary is None:
             return posterior.kl_terms
         shares = self.summary.separable_kl(posterior, batch.group_index)

@@ -33,7 +33,7 @@ from fgp_gpytorch.saving import Configurable, load_model, save_model
 
 Prior = TypeVar("Prior", bound=LatentPrior)
 
-# Pyro's parameter store is global, and two models of one name would share their parameters. Copies get new names.
+# Pyro's parameter store is global: models of one name would share parameters. Every model and copy has its own name.
 _pyro_names: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
 _numbers = itertools.count()
 
@@ -44,11 +44,11 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
     The encoder gives pseudo-observations N(z | mu, sigma^2) of every member. The prior conditions on them, and the
     decoder maps latents to the parameter of the likelihood. A subclass fills in the hooks:
 
-    | hook | what it does | default |
+    | hook | result | default |
     | --- | --- | --- |
     | `encode_members(y, x, observed)` | members (N, *y_shape) to mu and sigma^2 | the encoder of y |
     | `decode_members(z, x)` | z (*s, G, Q, L) to (*s, G, Q, *y_shape) | the decoder of z |
-    | `condition(batch, pseudo)` | the posterior that users ask for | abstract |
+    | `condition(batch, pseudo)` | the posterior of `infer` | abstract |
     | `condition_step(batch, pseudo)` | the posterior of a training step | `condition` |
     | `draw_latents(batch, plate)` | Pyro sites of the prior; returns z | abstract |
     | `draw_posterior(batch, plate)` | Pyro sites of q | abstract |
@@ -58,28 +58,26 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
     `terms`, with the analytic KL and samples of the marginals.
 
     Args:
-        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L). It gets members
-            without padding, in one batch dimension, with 0 for an element that was not observed. If it has an attribute
-            `takes_observed` that is True, it also gets `observed=`: a boolean of the shape of y, or None for all
-            (`nets.MLPEncoder(..., takes_observed=True)`).
+        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L). It takes members
+            without padding, in one batch dimension. Unobserved elements are 0. If its attribute `takes_observed` is
+            True, it also takes `observed=`, a boolean of the shape of y, or None for all (see `nets.MLPEncoder`).
         decoder: Module from (*batch, L) to (*batch, *y_shape).
         prior: The prior over the L channels.
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
-        member_dropout: Fraction of each group's pseudo-observations that q leaves out in a training step. Every member
-            is still reconstructed. This q is coarser, its ELBO is still a bound, and the model learns to predict unseen
-            members. At least one member is kept. 0 is the paper. A pair (low, high) draws each group's fraction
-            uniformly between the two in every step: (0, 1) trains for contexts of any size, down to a single member.
+        member_dropout: Fraction in [0, 1) of each group's pseudo-observations that q leaves out in a training step, so
+            that the model learns to predict unseen members. Every member is still reconstructed, and one is always
+            kept. The ELBO is still a bound. The paper uses 0. A pair (low, high) draws a fraction for each group and
+            step, uniformly: (0, 1) trains for contexts of any size.
 
     Raises:
-        ArgumentError: If an argument is not a module of its kind, or `member_dropout` is outside [0, 1) or no pair with
-            0 <= low <= high <= 1.
+        ArgumentError: If an argument has another type, or `member_dropout` is out of range.
     """
 
     encoder: nn.Module
     decoder: nn.Module
     prior: Prior
     likelihood: Likelihood
-    prior_kind: type[LatentPrior] = LatentPrior  # what the constructor takes
+    prior_kind: type[LatentPrior] = LatentPrior  # the type of the constructor's prior
 
     def __init__(
         self,
@@ -113,7 +111,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         Raises:
             ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
             ShapeError: If the encoder's output is not two tensors of L channels.
-            DataError: If the encoder's variance is negative, or a feature is not known.
+            DataError: If the encoder's variance is negative, or a feature is unknown.
         """
         batch = whole_batch(batch, "batch")
         full = is_full(batch)
@@ -161,7 +159,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         Args:
             z: Latents, (*s, G, Q, L).
             x: Auxiliary features, (G, Q, D).
-            y_shape: Of one observation, to be compared with the output; None for any.
+            y_shape: Expected shape of one observation; None accepts any.
 
         Returns:
             (*s, G, Q, *y_shape).
@@ -194,11 +192,11 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         return self.condition(batch, pseudo)
 
     def training_posterior(self, batch: GroupedBatch, pseudo: PseudoObservations | None = None) -> Posterior:
-        """q of a training step: in training mode without the members that member dropout drops.
+        """q of a training step. Training mode applies member dropout.
 
         Args:
             batch: Groups of a data set.
-            pseudo: The encoder's pseudo-observations, if they are known.
+            pseudo: The encoder's pseudo-observations; None computes them.
         """
         pseudo = self.encode(batch) if pseudo is None else pseudo
         if self.training and self.member_dropout != 0:
@@ -211,11 +209,11 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         return posterior.kl_terms
 
     def prepare(self, batch: GroupedBatch) -> GroupedBatch:
-        """The batch that the model conditions on. It refuses groups that it cannot take."""
+        """The batch to condition on. A subclass raises a `GroupError` for groups that it cannot take."""
         return batch
 
     def prepare_step(self, batch: GroupedBatch) -> GroupedBatch:
-        """The batch that the model is trained on. It refuses groups that it cannot take."""
+        """The batch to train on. A subclass raises a `GroupError` for groups that it cannot take."""
         return self.prepare(batch)
 
     # Pyro
@@ -224,16 +222,14 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         """The generative model as a Pyro program.
 
         Args:
-            batch: Groups of a data set. The plate "groups" has the data set's number of groups as its size, which
-                scales a minibatch.
+            batch: Groups of a data set. The plate "groups" has the size of the data set, which scales a minibatch.
             observe: False draws the site "y" instead of conditioning on `batch.y`.
 
         Returns:
             y, observed or drawn, (G, Q, *y_shape).
 
         Raises:
-            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
-            GroupError: If the model cannot be trained on these groups.
+            ArgumentError, ShapeError, DataError, GroupError: As in `terms`.
         """
         batch = self.prepare_step(whole_batch(batch, "batch"))
         self.register_parameters()
@@ -246,11 +242,10 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
 
         Args:
             batch: The same as the model's.
-            observe: As the model's. It has no effect here.
+            observe: No effect: Pyro passes the model's arguments.
 
         Raises:
-            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
-            GroupError: If the model cannot be trained on these groups.
+            ArgumentError, ShapeError, DataError, GroupError: As in `terms`.
         """
         batch = self.prepare_step(whole_batch(batch, "batch"))
         self.register_parameters()
@@ -269,7 +264,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         return pyro.plate("groups", batch.num_dataset_groups, subsample=batch.group_index, dim=-1)
 
     def draw_observations(self, z: Tensor, batch: GroupedBatch, plate: pyro.plate, observe: bool) -> Tensor:
-        """The sites "log_hyperprior", "z" (*s, G, Q, L), deterministic, and "y" of a Pyro program."""
+        """The sites "log_hyperprior", "z" (deterministic, (*s, G, Q, L)) and "y" of a Pyro program. Returns y."""
         if next(self.prior.named_priors(), None) is not None:
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
         with plate:
@@ -281,7 +276,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             return pyro.sample("y", elements, obs=target)
 
     def register_parameters(self) -> None:
-        """Announce the parameters to Pyro, so that `pyro.infer.SVI` steps them."""
+        """Register the parameters with Pyro, so that `pyro.infer.SVI` optimizes them."""
         name = _pyro_names.get(self)
         if name is None:
             name = _pyro_names[self] = f"{type(self).__name__}_{next(_numbers)}"
@@ -314,7 +309,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         Raises:
             ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
             ShapeError: If the encoder's or the decoder's output has the wrong shape.
-            DataError: If the encoder's variance is not positive, or the likelihood cannot have made y.
+            DataError: If the encoder's variance is not positive, or y lies outside the likelihood's range.
             GroupError: If the model cannot be trained on these groups.
         """
         batch = self.prepare_step(whole_batch(batch, "batch"))
@@ -337,10 +332,10 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             num_dataset_members=batch.num_dataset_members,
         )
 
-    # what users ask
+    # inference and generation
 
     def infer(self, batch: GroupedBatch | GroupedDataset) -> Posterior:
-        """q(Z | Y, X) of the batch's groups, conditioned on all their members, in training mode too.
+        """q(Z | Y, X) of the batch's groups given all their members, without member dropout.
 
         Args:
             batch: Groups to condition on.
@@ -352,7 +347,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
             ShapeError: If the encoder's output is not two tensors of L channels.
             DataError: If the batch is empty, a value is not finite, or a variance is not positive.
-            GroupError: If the model does not know these groups.
+            GroupError: If the model cannot take these groups.
         """
         batch = self.prepare(checked_batch(batch, "batch"))
         pseudo = self.encode(batch)
@@ -374,7 +369,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
 
         Raises:
             ArgumentError: If an argument has another type.
-            GroupError: If the number of groups differs, or the model does not know the context's groups.
+            GroupError: If the number of groups differs, or the model cannot take the context's groups.
             ShapeError: If x_new or the encoder's output has the wrong shape.
             DataError: If a value is not finite or a dtype is not floating.
         """
@@ -393,10 +388,8 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             (G, Q, *y_shape). Values at padded members have no meaning.
 
         Raises:
-            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
-            ShapeError: If the encoder's output is not two tensors of L channels.
-            DataError: If the batch is empty, or a value is not finite.
-            GroupError: If the model does not know these groups.
+            ArgumentError, DataError, GroupError: As in `infer`.
+            ShapeError: If the encoder's or the decoder's output has the wrong shape.
         """
         batch = whole_batch(batch, "batch")
         return self.likelihood.mean(self.decode(self.infer(batch).mean, batch.x, batch.y.shape[2:]))
@@ -408,7 +401,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         context: GroupedBatch | GroupedDataset | None = None,
         sample_shape: Sequence[int] | None = None,
     ) -> Tensor:
-        """Generate observations at new auxiliary features, of known groups or of new ones.
+        """Generate observations at new auxiliary features, for the context's groups or for new groups.
 
         Args:
             x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
@@ -421,8 +414,8 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
 
         Raises:
             ArgumentError: If an argument has another type, or `sample_shape` is not a sequence of integers or None.
-            GroupError: If the number of groups differs, or the model does not know the context's groups.
-            ShapeError: If x_new or the encoder's output has the wrong shape.
+            GroupError: As in `predict`, or if the model cannot draw new groups.
+            ShapeError: If x_new or the output of a network has the wrong shape.
             DataError: If a value is not finite or a dtype is not floating.
         """
         if sample_shape is not None:
@@ -460,8 +453,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
 
         Args:
             path: A file written by `save`, or a checkpoint of `fit`.
-            **parts: `encoder=`, `decoder=`, `prior=` or `likelihood=` to use instead of the described one, for
-                networks that `save` could not describe.
+            **parts: `encoder=`, `decoder=`, `prior=` or `likelihood=`, in place of the saved description.
 
         Returns:
             The model on the CPU, in evaluation mode.

@@ -1,4 +1,4 @@
-"""The factorized GP-VAE for members whose angle is not known (paper, Appendix C)."""
+"""The factorized GP-VAE for members of unknown angle (paper, Appendix C)."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from fgp_gpytorch.prior import FactorizedGPPrior, IndependentChannels
 
 
 class LatentAngleFGPVAE(FactorizedVAE):
-    r"""An FGP-VAE that infers angles which were not observed, of some members or of all (paper, Appendix C).
+    r"""An FGP-VAE that infers unknown angles of members (paper, Appendix C).
 
     Generative process of a group p. A known angle is conditioned on, as in `FGPVAE`:
 
@@ -33,33 +33,28 @@ class LatentAngleFGPVAE(FactorizedVAE):
 
         ELBO = E_q(w) [ sum_q E_q[log p(y_q | z_q)] - KL(q(Z_p) || p(Z_p)) ] - sum_unknown KL(q(w_q) || Uniform)
 
-    with gradients through the kernel to the drawn angles. Known angles train the network too: training adds
-    supervision * sum_known log q(w_q | y_q), which is no part of the bound (as in Kingma et al. 2014, eq. 9).
+    Gradients reach the drawn angles through the kernel. Known angles train the network too: training adds
+    supervision * sum_known log q(w_q | y_q), which is not part of the bound (Kingma et al. 2014, eq. 9).
 
-    Unknown angles are NaN in `batch.x`: `GroupedDataset(y, x, group, x_mask=known)`. After training, `infer`,
-    `reconstruct` and `generate` plug in the middle of q for an unknown angle, of new groups too. So the posterior of z
-    does not contain the uncertainty of the angles.
-
-    Some angles must be known. Without any, a turned or mirrored circle fits as well, and training may find no circle at
-    all (on rotated digits it did not).
+    - Unknown angles are NaN in `batch.x`: `GroupedDataset(y, x, group, x_mask=known)`.
+    - `infer`, `reconstruct` and `generate` replace an unknown angle by the middle of q, in new groups too. So the
+      posterior of z does not contain the uncertainty of the angles.
+    - Some angles must be known. Otherwise a turned or mirrored circle fits as well, and training may find no circle.
 
     Args:
-        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
-        decoder: Module from (*batch, L) to (*batch, *y_shape).
+        encoder, decoder, likelihood, member_dropout: As in `GroupedVAE`.
         prior: The prior over the L channels. Its kernels and means must have the period of the angle (fix it with
             `kernel.raw_period_length.requires_grad_(False)`).
         angle_encoder: Module from (*batch, *y_shape) to (*batch, 2), such as `nets.ConvFeatures(2)`. The direction of
             the vector is the angle, its length the concentration. A vector of 0 gives the uniform distribution.
-        likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
-        member_dropout: As in `GroupedVAE`.
         feature: Position of the angle among the D auxiliary features. The others must be known.
-        period: Of the angle, in its unit (2 pi for radians).
-        supervision: Weight of log q of the known angles; 0 learns from unknown angles alone. At 1 a likelihood of many
-            elements outweighs a few known angles, and the circle comes out twisted. Kingma et al. take a tenth of the
-            number of members.
+        period: Period of the angle, in its unit (2 pi for radians).
+        supervision: Weight of log q of the known angles; 0 leaves it out. At 1 a likelihood of many elements can
+            outweigh the known angles and twist the learned circle. Kingma et al. take a tenth of the number of
+            members.
 
     Raises:
-        ArgumentError: If an argument is not a module of its kind, or a number is out of range.
+        ArgumentError: If an argument has another type, or a number is out of range.
 
     Example:
         >>> known = torch.rand(len(angles)) < 0.1
@@ -104,6 +99,9 @@ class LatentAngleFGPVAE(FactorizedVAE):
 
         Returns:
             y, observed or drawn, (G, Q, *y_shape).
+
+        Raises:
+            ArgumentError, ShapeError, DataError: As in `terms`.
         """
         batch = whole_batch(batch, "batch")
         self.register_parameters()
@@ -121,7 +119,10 @@ class LatentAngleFGPVAE(FactorizedVAE):
 
         Args:
             batch: The same as the model's.
-            observe: As the model's. It has no effect here.
+            observe: No effect: Pyro passes the model's arguments.
+
+        Raises:
+            ArgumentError, ShapeError, DataError: As in `terms`.
         """
         batch = whole_batch(batch, "batch")
         self.register_parameters()
@@ -144,8 +145,9 @@ class LatentAngleFGPVAE(FactorizedVAE):
             `log_supervision` is the weighted log q of the known angles. Densities are of the angle in radians.
 
         Raises:
+            ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
             ShapeError: If a network's output has the wrong shape.
-            DataError: If a feature other than the angle is not known, or the prior does not have the angle's period.
+            DataError: If a feature other than the angle is unknown, or the prior does not have the angle's period.
         """
         batch = whole_batch(batch, "batch")
         concentration = self._concentration(batch)
@@ -158,7 +160,7 @@ class LatentAngleFGPVAE(FactorizedVAE):
         supervision = self._log_supervision(batch, concentration) if self.supervision > 0 else None
         return terms._replace(kl_features=kl, log_supervision=supervision)
 
-    # what users ask
+    # inference
 
     def prepare(self, batch: GroupedBatch) -> GroupedBatch:
         """The batch with unknown angles at the middle of their posterior.
@@ -182,7 +184,7 @@ class LatentAngleFGPVAE(FactorizedVAE):
             batch: Groups, seen in training or not.
 
         Returns:
-            The posterior over (G, Q), in the unit of `period`: uniform where nothing of a member was observed.
+            The posterior over (G, Q), in the unit of `period`: uniform for a member without an observation.
 
         Raises:
             ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.

@@ -12,7 +12,7 @@ from fgp_gpytorch.errors import ArgumentError
 
 
 def check_dropout(member_dropout: Any) -> float | tuple[float, float]:
-    """A fraction as it is, a pair of bounds as a tuple.
+    """Require a fraction or a pair of bounds. A pair is returned as a tuple.
 
     Args:
         member_dropout: In [0, 1), or two numbers 0 <= low <= high <= 1.

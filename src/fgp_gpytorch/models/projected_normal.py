@@ -11,12 +11,12 @@ _FAR = 100.0  # where the density's tail takes its asymptotic form
 
 
 class CircularProjectedNormal(dist.ProjectedNormal):
-    r"""Pyro's `ProjectedNormal` of the plane, whose log density is not clamped.
+    r"""Pyro's `ProjectedNormal` in the plane, with an exact log density.
 
         log p(u) = -||c||^2 / 2 - log 2 pi + log(1 + t Phi(t) / phi(t)),   t = c'u
 
-    (Hernandez-Stumpfhauser et al. 2017, eq. 1, identity covariance). Pyro clamps the last term from below: far
-    from the middle its density is too high, and its gradient points away from the middle. Computed in float64.
+    (Hernandez-Stumpfhauser et al. 2017, eq. 1, identity covariance). Pyro clamps the last term from below. Far from the
+    middle its density is then too high, and its gradient points away from the middle. Computed in float64.
 
     Args:
         concentration: c, (*b, 2).
@@ -26,7 +26,7 @@ class CircularProjectedNormal(dist.ProjectedNormal):
         super().__init__(concentration, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "CircularProjectedNormal":
-        """As Pyro's."""
+        """See Pyro's `expand`."""
         return CircularProjectedNormal(self.concentration.expand((*torch.Size(batch_shape), 2)))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class CircularProjectedNormal(dist.ProjectedNormal):
         c = self.concentration.double()
         t = (c * value).sum(-1)
         far, ahead = t < -_FAR, t >= 0
-        # every form gets only its own t: the entries that `where` drops need a finite gradient too
+        # every form takes only its own t: entries that `where` drops need a finite gradient too
         forward = torch.where(ahead, t, 0.0)
         density = 0.5 * torch.erfc(-forward / math.sqrt(2))  # Phi
         front = 0.5 * forward.square() + torch.log(

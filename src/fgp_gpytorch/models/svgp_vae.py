@@ -26,16 +26,15 @@ class SVGPVAE(CoupledVAE[InducingPrior]):
 
         ELBO = sum_i E_q[log p(y_i | z_i)] - KL(q(u) || p(u))
 
-    equals theirs: the log of the pseudo-observations cancels between their two terms. A step costs O(members M^2).
+    equals theirs, where the log of the pseudo-observations cancels between two terms. A step costs O(members M^2).
 
-    **Minibatches.** A step on G of the P groups estimates q(u) by counting every member P/G times, as they do. Its
-    objective is that of a data set that contains these groups P/G times. This estimate is biased, and usually too high:
-    q(u) of a minibatch differs from q(u) of the data set. Histories of different batch sizes cannot be compared.
-    `condition_on` all members is exact.
+    Before training call `initialize_vectors` or, with a representation, `initialize_inducing`. Otherwise the x of the
+    inducing points start as standard normal numbers, far from most data. `CoupledVAE` describes the group vectors and
+    what each call conditions on.
 
-    `CoupledVAE` explains where group vectors come from, and what each call conditions on. Call `initialize_vectors` or,
-    with a representation, `initialize_inducing` before training. Until then the x of the inducing points are standard
-    normal, which is useless for x far from 0 and a kernel that is not periodic.
+    **Minibatches.** A step on G of the P groups counts every member P/G times, as Jazbec et al. do. Its ELBO is biased,
+    and usually too high: q(u) of a minibatch differs from q(u) of the data set. Losses at different batch sizes cannot
+    be compared. `condition_on` all members is exact.
 
     Args:
         encoder, decoder, num_groups, num_factors, likelihood, normalize, representation: As in `CoupledVAE`.
@@ -46,7 +45,7 @@ class SVGPVAE(CoupledVAE[InducingPrior]):
         num_features: D, auxiliary features of a member.
 
     Raises:
-        ArgumentError: If an argument is not a module of its kind, or a number is out of range.
+        ArgumentError: If an argument has another type, or a number is out of range.
         GroupError: If there are both a number of groups and a representation, or neither.
 
     Example:
@@ -88,8 +87,7 @@ class SVGPVAE(CoupledVAE[InducingPrior]):
             center: As in `CoupledVAE.initialize_vectors`.
 
         Raises:
-            GroupError: If the data set does not have P groups, or a representation network computes the vectors.
-            DataError: If there are too few groups or elements for m components, or all means are equal.
+            ArgumentError, GroupError, DataError: As in `CoupledVAE.initialize_vectors`.
         """
         super().initialize_vectors(dataset, center)
         self.initialize_inducing(dataset)
@@ -105,7 +103,7 @@ class SVGPVAE(CoupledVAE[InducingPrior]):
             ArgumentError: If it is not a GroupedBatch or a GroupedDataset.
             GroupError: If the groups are not of a data set of P groups.
             ShapeError: If the representation returns another shape, or x does not have `num_features` features.
-            DataError: If a value is not finite or a feature not known.
+            DataError: If a value is not finite, or a feature is unknown.
         """
         batch = self.prepare(checked_batch(dataset, "dataset"))
         with evaluation_mode(self):

@@ -17,11 +17,10 @@ class Terms(NamedTuple):
         num_members: Members without padding, (G,).
         log_hyperprior: Log density of the kernels' hyperparameters under their priors, nats, scalar, once for the
             whole data set.
-        num_dataset_groups: Groups of the data set that the batch is a sample of.
-        num_dataset_members: Members of that data set.
+        num_dataset_groups: Groups of the whole data set.
+        num_dataset_members: Members of the whole data set.
         kl_features: KL(q || p) of unknown auxiliary features, nats, (G,); None if the model infers none.
-        log_supervision: log q of known features, nats, (G,), which is maximized but is no part of the bound; None for
-            nothing.
+        log_supervision: log q of known features, nats, (G,): maximized, but not part of the bound; None for none.
     """
 
     log_likelihood: Tensor

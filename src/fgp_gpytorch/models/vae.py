@@ -12,20 +12,18 @@ class VAE(FactorizedVAE):
 
         z_q ~ N(0, I),   y_q ~ likelihood(decoder(z_q))
 
-    Groups and auxiliary features have no effect. The posterior of a new member is the prior, also for a known group, so
-    `generate` with a context decodes the prior's mean, or a draw of the prior.
+    Groups and auxiliary features have no effect. The posterior of a new member is the prior, in the context's groups
+    too. So `generate` decodes the prior's mean or a draw of the prior.
 
     The encoder gives pseudo-observations (mu, sigma^2), as in all models of this package. So the posterior is
     N(mu / (1 + sigma^2), sigma^2 / (1 + sigma^2)): the usual family, without variances above the prior's.
 
     Args:
-        encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L).
-        decoder: Module from (*batch, L) to (*batch, *y_shape).
+        encoder, decoder, likelihood: As in `GroupedVAE`.
         num_channels: L.
-        likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
 
     Raises:
-        ArgumentError: If an argument is not a module of its kind, or `num_channels` is below 1.
+        ArgumentError: If an argument has another type, or `num_channels` is below 1.
     """
 
     def __init__(

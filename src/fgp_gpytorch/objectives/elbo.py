@@ -13,11 +13,10 @@ class ELBO(Objective):
 
         loss = - N/G sum_p { E_q[log p(Y_p | Z_p)] - beta KL(q(Z_p) || p(Z_p)) } - log p(hyperparameters)
 
-    in nats, for N groups of the dataset and G of the batch.
+    in nats, for N groups of the data set and G of the batch.
 
     Args:
-        beta: Weight of the KL. 1 gives the ELBO, other weights the beta-VAE. Above 1 the result is a looser bound, and
-            below 1 no bound.
+        beta: Weight of the KL: 1 for the ELBO, other weights for the beta-VAE (a looser bound above 1, none below 1).
         num_particles: Draws of z for the expectation.
 
     Raises:
@@ -29,7 +28,7 @@ class ELBO(Objective):
         self.beta = check.positive(beta, "beta", zero=True, hint="Try 1.0, which is the ELBO.")
 
     def loss_of(self, terms: Terms) -> Tensor:
-        """Return the negative ELBO of a batch, scaled to the dataset, nats."""
+        """Return the negative ELBO of a batch, scaled to the data set, nats."""
         per_group = self.beta * terms.kl - terms.log_likelihood
         if terms.log_supervision is not None:
             per_group = per_group - terms.log_supervision

@@ -17,7 +17,7 @@ from fgp_gpytorch.objectives.objective import Objective, mean_parts
 class GECO(Objective):
     r"""Minimize the KL subject to a mean squared error of kappa (Rezende and Viola 2018; paper, Appendix A).
 
-    For N members of the dataset and C = mse - kappa the Lagrangian is KL + lambda N C. Its multiplier follows the
+    For N members of the data set and C = mse - kappa the Lagrangian is KL + lambda N C. Its multiplier follows the
     moving average of C in log space, within bounds:
 
         average <- decay average + (1 - decay) C
@@ -26,10 +26,10 @@ class GECO(Objective):
     The loss is the Lagrangian over (1 + kappa lambda). For large lambda it tends to N C / kappa + KL / (kappa lambda),
     so its gradient per member stays of order one.
 
-    The default upper bound is K / (2 kappa) for members of K elements. A Gaussian likelihood of variance kappa puts
-    this weight on the per-element error, so at the bound GECO equals the ELBO with the variance fixed at kappa. The
-    authors' program has no bound. If the constraint cannot be satisfied, its lambda exceeds 1e19 within 100 epochs,
-    and the KL has no effect any more.
+    The default upper bound is K / (2 kappa) for members of K elements, the weight of the per-element error under a
+    Gaussian likelihood of variance kappa. At the bound GECO equals the ELBO with the variance fixed at kappa. The
+    authors' program has no bound. If the constraint cannot be satisfied, its lambda exceeds 1e19 within 100 epochs, and
+    the KL has no effect.
 
     Args:
         kappa: Target of the mean squared error of one element of y, units of y squared (paper: 0.020).
@@ -78,7 +78,7 @@ class GECO(Objective):
         Args:
             model: `m.model`, or m itself.
             guide: `m.guide` of the same m, or m itself.
-            batch: Groups of a dataset.
+            batch: Groups of a data set.
 
         Raises:
             DataError: If the two do not belong to one model of this package, or the likelihood has a variance to
@@ -100,7 +100,7 @@ class GECO(Objective):
         return self._log_multiplier.exp().item()
 
     def loss_of(self, terms: Terms) -> Tensor:
-        """Return (KL + lambda N (mse - kappa) - log p(hyperparameters)) / (1 + kappa lambda), for the dataset."""
+        """Return (KL + lambda N (mse - kappa) - log p(hyperparameters)) / (1 + kappa lambda), for the data set."""
         multiplier = self._log_multiplier.to(terms.kl_local.device).exp()
         kl = terms.scale * terms.kl.sum()
         if terms.log_supervision is not None:

@@ -1,4 +1,4 @@
-"""What the objectives share: a `pyro.infer.ELBO` that reads the terms of a model."""
+"""Base class of the objectives."""
 
 import inspect
 import math
@@ -25,6 +25,9 @@ class Objective(pyro.infer.ELBO, Configurable):
 
     Args:
         num_particles: Draws of z for the expected log likelihood.
+
+    Raises:
+        ArgumentError: If `num_particles` is below 1.
     """
 
     def __init__(self, num_particles: int = 1) -> None:

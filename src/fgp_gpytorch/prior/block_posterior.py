@@ -11,7 +11,7 @@ from fgp_gpytorch.gaussian import LowRankFactor, low_rank_factor
 
 
 class BlockPrior(Protocol):
-    """What a posterior asks of the block of channels it belongs to; see `ChannelBlock`."""
+    """The methods of a `ChannelBlock` that its posterior calls."""
 
     num_channels: int
     is_global: bool
@@ -80,16 +80,13 @@ class BlockPosterior(ABC):
         return self.block.add_mean(paths.reshape(*paths.shape[:-3], -1, x.shape[-2]), x)
 
     def joint_covariances(self) -> list[Tensor]:
-        """Posterior covariances of channels that are independent of each other, each (*b, G, N, N).
-
-        Rows are ordered by channel and then by member.
-        """
+        """Posterior covariances of independent sets of channels, each (*b, G, N, N), rows by channel, then member."""
         factor = self.whitened()
         return list(factor.covariance(factor.root).unbind(-3))
 
     def whitened_distribution(self) -> dist.TorchDistribution:
         """q(u) as a Pyro distribution: batch (*b, G), event (J, M)."""
         factor = self.whitened()
-        # the Cholesky factor of B^-1 is not C^-T, which is upper triangular: the distribution makes its own
+        # the distribution computes its own Cholesky factor of B^-1: C^-T is upper triangular
         precision = factor.cholesky @ factor.cholesky.mT
         return dist.MultivariateNormal(factor.weights, precision_matrix=precision, validate_args=False).to_event(1)

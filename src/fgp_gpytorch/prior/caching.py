@@ -1,4 +1,4 @@
-"""A cached property that keeps gradients apart from their absence."""
+"""A cached property with separate values for enabled and disabled gradients."""
 
 import functools
 from collections.abc import Callable

@@ -15,7 +15,7 @@ from fgp_gpytorch.saving import Configurable
 
 
 class ChannelBlock(Configurable, gpytorch.Module, ABC):
-    """Latent channels that share a form of prior. `FactorizedGPPrior` is made of blocks.
+    """Latent channels with one form of prior. A `FactorizedGPPrior` contains one or more blocks.
 
     Inside a block tensors are laid out (*b, G, J, Q), channels before members.
 
@@ -24,11 +24,10 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
         mean: A GPyTorch mean with `batch_shape` [] or [J]; None for zero.
 
     Attributes:
-        num_channels: J.
         is_global: Whether every channel has one value per group.
         has_zero_mean: Whether the prior mean is zero everywhere.
-        couples_channels: Whether the channels are correlated with each other. One set of whitened variables u then
-            serves all of them: (*b, G, 1, M), not (*b, G, J, M). `covariance` is each channel's own.
+        couples_channels: Whether the channels are correlated with each other. They then share one set of whitened
+            variables u, (*b, G, 1, M), and `covariance` contains the covariance within each channel only.
 
     Raises:
         ArgumentError: If `num_channels` is below 1, or `mean` is not a module.
@@ -91,6 +90,9 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
 
         Returns:
             (*b, G, J, Q1, Q2), or with 1 in place of J if all channels share it.
+
+        Raises:
+            ShapeError: If the kernel does not take D features.
         """
 
     @abstractmethod
@@ -115,10 +117,7 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
         """The block's covariance as a GPyTorch kernel on flat rows (group, x). It shares the block's parameters."""
 
     def joint_covariances(self, x: Tensor) -> list[Tensor]:
-        """Prior covariances of channels that are independent of each other, each (*b, G, N, N).
-
-        Rows are ordered by channel and then by member.
-        """
+        """Prior covariances of independent sets of channels, each (*b, G, N, N), rows by channel, then member."""
         if self.couples_channels:
             root = self.covariance_root(x).flatten(-3, -2)
             return [root @ root.mT]

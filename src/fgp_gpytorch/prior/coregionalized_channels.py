@@ -1,4 +1,4 @@
-"""Channels that share a few factors of each group: a learned covariance between channels and over x."""
+"""Correlated channels: a learned covariance between channels and over x."""
 
 import math
 
@@ -18,25 +18,23 @@ from fgp_gpytorch.prior.channel_block import ChannelBlock
 
 
 class CoregionalizedChannels(ChannelBlock):
-    r"""Channels that are correlated with each other: R factors of a group, by loadings that vary with x.
+    r"""Correlated channels: linear functions of R factors per group, with loadings that vary with x.
 
         z_pj(x) = m_j(x) + sum_r psi_jr(x) g_pr,   g_p ~ N(0, I_R),   psi_jr(x) = sum_f phi_f(x) W_jfr
         Cov(z_pj(x), z_p'k(x')) = delta(p, p') sum_r psi_jr(x) psi_kr(x')
 
-    The paper's local channels are independent a priori, with one kernel each. Here the loadings W learn how the groups
-    of a data set look. The model is a linear model of coregionalization (Alvarez et al. 2012). Its latent processes are
-    the M features phi of a kernel, k = phi phi', and its coregionalization matrix has rank R over channels and features
-    together. It is also multivariate functional principal component analysis (Happ and Greven 2018), with g_p as the
-    scores of a group. `GlobalChannels` are the case of constant phi and W = I. `LocalChannels` are the case of a block
-    diagonal W with J M columns.
+    Inference is exact and costs O(J Q R^2) per group. A new group needs no training. The loadings W are learned under
+    W_jfr ~ N(0, 1 / R), that is psi_jr ~ GP(0, k / R) for k = phi phi'. So the kernel interpolates the loadings at an x
+    that no group has. The log density of W is part of `log_hyperprior`.
 
-    Inference stays exact within the group and costs O(J Q R^2). A new group needs no training. W is learned under
-    W_jfr ~ N(0, 1 / R), that is psi_jr ~ GP(0, k / R). So the kernel interpolates the loadings at an x that no group
-    has. The log density of W is a hyperprior (`log_hyperprior`).
+    - The paper's local channels are independent a priori, with one kernel each. Here W correlates the channels.
+    - `GlobalChannels` are the case of constant phi and W = I, `LocalChannels` that of a block diagonal W.
+    - This is a linear model of coregionalization (Alvarez et al. 2012) of rank R over channels and features together.
+      It is also multivariate functional PCA (Happ and Greven 2018), with g_p as the scores of a group.
 
     Args:
         num_channels: J.
-        num_factors: R, the numbers that describe a group. With J (1 + 2 H) of H harmonics nothing is lost.
+        num_factors: R, factors per group. J M factors for M features restrict nothing.
         features: phi: `PeriodicFeatures` (periodic kernels) or `NystromFeatures` (any kernel) of a kernel without batch
             shape. The kernel sets how smooth the loadings are, and its scale the channels' prior variance.
         mean: A GPyTorch mean with `batch_shape` [] or [J]; None for zero.
@@ -87,7 +85,7 @@ class CoregionalizedChannels(ChannelBlock):
         return self.covariance_root(x1) @ self.covariance_root(x2).mT
 
     def covariance_root(self, x: Tensor) -> Tensor:
-        """psi at x (*b, G, Q, D), one root of all channels together: (*b, G, J, Q, R)."""
+        """psi at x (*b, G, Q, D), a root of the joint covariance of all channels: (*b, G, J, Q, R)."""
         features = self.features.forward(x)  # phi, shape: (*b, G, Q, M)
         return features.to(x.dtype).unsqueeze(-3) @ self.loadings.to(x.dtype)
 
@@ -96,7 +94,7 @@ class CoregionalizedChannels(ChannelBlock):
         return CoregionalizedBlockPosterior(self, x, precision, self.residual(mean, x))
 
     def kernel_on_rows(self) -> Kernel:
-        """A kernel of one output cannot hold the covariance between channels.
+        """Raise an error: no kernel of one output has the covariance between channels.
 
         Raises:
             DataError: Always.
@@ -116,7 +114,7 @@ class CoregionalizedBlockPosterior(BlockPosterior):
 
     @cached_by_grad_mode
     def factor(self) -> LowRankFactor:
-        """q of the factors, the members of all channels as its rows: batch (*b, G), rows J Q."""
+        """q of the factors: batch (*b, G), rows J Q, by channel and then by member."""
         return low_rank_factor(self.root.flatten(-3, -2), self.precision.flatten(-2), self.residual.flatten(-2))
 
     def marginals(self) -> tuple[Tensor, Tensor]:

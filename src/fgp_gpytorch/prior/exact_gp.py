@@ -68,13 +68,13 @@ class BlockExactGP(gpytorch.models.ExactGP):
 def exact_gp(
     block: ChannelBlock, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None = None
 ) -> BlockExactGP:
-    """A block's posterior by GPyTorch's own path: ExactGP with a FixedNoiseGaussianLikelihood.
+    """A block's posterior as GPyTorch's ExactGP with a FixedNoiseGaussianLikelihood.
 
     Use it to reach GPyTorch's other tools. It returns the numbers of `FactorizedGPPrior.posterior`, more slowly.
 
-    - GPyTorch's least noise is 1e-6. It rounds smaller variances up to that, with a warning.
-    - Training rows that are given once more are the training rows to GPyTorch. For `IndependentChannels` it then
-      returns their posterior, where `predict` takes them for new members.
+    - GPyTorch raises variances below 1e-6 to 1e-6, with a warning.
+    - GPyTorch recognizes its training inputs. For `IndependentChannels` it returns the posterior of the training
+      members at these inputs; `predict` treats them as new members.
 
     Args:
         block: A block of channels.

@@ -1,4 +1,4 @@
-"""The factorized Gaussian-process prior of the paper, for anybody's encoder."""
+"""The factorized Gaussian-process prior of the paper, for any encoder."""
 
 from collections.abc import Iterable, Sequence
 
@@ -24,16 +24,13 @@ class FactorizedGPPrior(LatentPrior):
         p(Z | X) = prod_groups prod_channels N(z_p^l | m^l(X_p), K^l(X_p, X_p))
 
     The prior contains no networks. It takes means and variances of pseudo-observations, so it serves any VAE. Exact
-    inference costs O(G Q^3). A group never seen needs no training. A minibatch of groups gives unbiased gradients.
+    inference costs O(G Q^3). A new group needs no training. A minibatch of groups gives unbiased gradients.
 
     Args:
         blocks: Blocks of channels, in the order of their channels in the last dimension.
         dtype: Of the Gaussian algebra and of the kernels' hyperparameters, which are converted in place. float32 is
             faster on a GPU. It is accurate for pseudo-variances above 1e-5 of the prior's in groups of some tens, and
             above 1e-3 in groups of hundreds, without autocast.
-
-    Attributes:
-        num_channels: L.
 
     Raises:
         ArgumentError: If there is no block, an element is not a block or occurs twice, or the dtype is another one.
@@ -88,11 +85,10 @@ class FactorizedGPPrior(LatentPrior):
             x: Auxiliary features, (*b, G, Q, D).
             mean: Pseudo-means, (*b, G, Q, L).
             variance: Pseudo-variances, (*b, G, Q, L), positive.
-            mask: Boolean (*b, G, Q), True where a member is observed; None observes all. Values of `mean` and
-                `variance` at the other members have no effect. These members get a posterior at their x, with two
-                exceptions that are taken for padding: an x that is not finite, and an x that lies 1e5 times further
-                away than the observed x lie apart (such as 0 among dates in seconds). Padding takes the x of the
-                group's first observed member.
+            mask: Boolean (*b, G, Q), True where a member is observed; None observes all. `mean` and `variance` at the
+                other members have no effect. These members get a posterior at their x. An x is padding if it is not
+                finite, or 1e5 times further away than the observed x lie apart (such as 0 among dates in seconds).
+                Padding takes the x of the group's first observed member.
 
         Returns:
             The posterior: marginals, KL, evidence, predictions and samples. A group without an observed member has
@@ -110,7 +106,11 @@ class FactorizedGPPrior(LatentPrior):
         return self.condition(x, mean, variance, mask)
 
     def condition(self, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None = None) -> LatentPosterior:
-        """`posterior` without its checks, for training loops that check the loss instead."""
+        """`posterior` without its checks, for training loops that check the loss instead.
+
+        Raises:
+            DataError: If a float32 prior cannot distinguish the values of x.
+        """
         x = self._converted(x)
         mean = mean.to(self.dtype).mT.contiguous()  # shape: (*b, G, L, Q)
         variance = variance.to(self.dtype).mT.contiguous()

@@ -20,8 +20,8 @@ class GlobalChannels(ChannelBlock):
 
     Args:
         num_channels: Channels of the block (L - J of the paper).
-        variance: Prior variance, a number or one per channel. It is fixed at the start, because the decoder can
-            rescale a latent by itself. `block.raw_variance.requires_grad_()` makes it learned.
+        variance: Prior variance, a number or one per channel. It is fixed, because the decoder can rescale a latent.
+            `block.raw_variance.requires_grad_()` makes it learned.
         mean: `ConstantMean(batch_shape=[] or [num_channels])`; None for zero.
         variance_prior: A GPyTorch prior on the variance.
         variance_constraint: A GPyTorch constraint; None for `Positive()`.

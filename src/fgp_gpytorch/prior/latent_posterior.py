@@ -16,7 +16,7 @@ from fgp_gpytorch.prior.posterior import KLTerms, Posterior, Prediction, check_n
 
 
 class LatentPaths(NamedTuple):
-    """One set of coherent draws, at the old and at the new members.
+    """The same coherent draws at the members and at new members.
 
     Attributes:
         members: (*s, *b, G, Q, L).
@@ -79,7 +79,7 @@ class LatentPosterior(Posterior):
         return torch.cat([block.rsample(sample_shape) for block in self.blocks], dim=-2).mT
 
     def rsample_paths(self, x_new: Tensor, sample_shape: Sequence[int] = ()) -> LatentPaths:
-        """Draw z jointly at x and at x_new: one path per group and channel, seen at old and new members.
+        """Draw z jointly at x and at x_new: one path per group and channel.
 
         Args:
             x_new: Auxiliary features, (*b, G, Q*, D).

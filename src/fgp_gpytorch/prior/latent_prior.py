@@ -12,9 +12,8 @@ class LatentPrior(Configurable, gpytorch.Module):
 
     Attributes:
         num_channels: L.
-        dtype: Of the Gaussian algebra and the hyperparameters.
-        couples_groups: Whether the groups depend on each other. A minibatch of groups gives unbiased gradients only
-            if they do not.
+        dtype: Dtype of the Gaussian algebra and the hyperparameters.
+        couples_groups: Whether groups depend on each other. If so, a minibatch of groups gives biased gradients.
     """
 
     num_channels: int
@@ -29,8 +28,7 @@ class LatentPrior(Configurable, gpytorch.Module):
     def log_hyperprior(self) -> Tensor:
         """Log density of the hyperparameters under the GPyTorch priors registered on them, nats, a scalar.
 
-        It belongs to the data set, not to a batch. Objectives add it once per data set. A kernel that is used twice
-        counts once.
+        Objectives add it once per data set, not per batch. A kernel that is used twice counts once.
         """
         parameter = next(self.parameters(), None)
         total = torch.zeros((), dtype=self.dtype, device=None if parameter is None else parameter.device)

@@ -45,7 +45,12 @@ class LocalChannels(ChannelBlock):
         return _evaluate(self.kernel, x1.unsqueeze(-3), x2.unsqueeze(-3))
 
     def covariance_root(self, x: Tensor) -> Tensor:
-        """Symmetric square root of the within-group covariance, (*b, G, J or 1, Q, Q)."""
+        """Symmetric square root of the within-group covariance, (*b, G, J or 1, Q, Q).
+
+        Raises:
+            ShapeError: If the kernel does not take D features.
+            DataError: If the covariance has a negative eigenvalue beyond rounding.
+        """
         return symmetric_square_root(self.covariance(x, x))
 
     def condition(self, x: Tensor, mean: Tensor, precision: Tensor) -> BlockPosterior:
@@ -98,7 +103,7 @@ class DenseBlockPosterior(BlockPosterior):
 
 
 def _evaluate(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
-    """The kernel's matrix, with errors of ours."""
+    """The kernel's matrix. Its errors become a `ShapeError`."""
     try:
         with gpytorch.settings.lazily_evaluate_kernels(False):
             covariance = kernel(x1, x2).to_dense()

@@ -1,4 +1,4 @@
-"""What every posterior over latent channels offers."""
+"""Base classes of predictions and posteriors over latent channels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from fgp_gpytorch import _checks as check
 
 
 class KLTerms(NamedTuple):
-    """KL(q || p), divided by what the channels share.
+    """KL(q || p) of the local and of the global channels.
 
     Attributes:
-        kl_local: Of the channels that vary within a group, nats, (*b, G).
-        kl_global: Of the channels with one value per group, nats, (*b, G).
+        kl_local: KL of the channels that vary within a group, nats, (*b, G).
+        kl_global: KL of the channels with one value per group, nats, (*b, G).
     """
 
     kl_local: Tensor
@@ -52,8 +52,8 @@ class Prediction(ABC):
 
         Args:
             sample_shape: Leading shape s of the draws.
-            marginals: False draws joint, coherent paths: a global channel has one value per group. True draws every
-                member by itself. That is cheaper, and enough for a likelihood that factorizes over members.
+            marginals: False draws coherent paths: a global channel has one value per group. True draws every member by
+                itself, which is cheaper, and enough for a likelihood that factorizes over members.
 
         Returns:
             (*s, *b, G, Q, L).
@@ -113,7 +113,7 @@ class Posterior(Prediction):
 
     @abstractmethod
     def predict_checked(self, x_new: Tensor) -> Prediction:
-        """`predict` without its checks, for `x_new` that were checked."""
+        """`predict` for an `x_new` that was checked."""
 
     @abstractmethod
     def distribution(self) -> MultitaskMultivariateNormal:
