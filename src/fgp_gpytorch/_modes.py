@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from fgp_gpytorch import _checks as check
+
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
@@ -29,7 +31,11 @@ def evaluation(module: nn.Module, seed: int | None = None) -> Iterator[torch.dev
 
     Yields:
         The device of the module's parameters.
+
+    Raises:
+        ArgumentError: If it is not a module.
     """
+    check.instance(module, "model", nn.Module, "Try a trained model.")
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     forked = [device] if device.type == "cuda" else []
     with evaluation_mode(module), torch.no_grad(), torch.random.fork_rng(devices=forked, enabled=seed is not None):

@@ -282,6 +282,20 @@ def test_groups_are_held_out_whole_with_some_members_as_context(visits):
         HeldOut.groups(visits, [0], context=0)
 
 
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [
+        (lambda data: HeldOut.last(None), "data"),
+        (lambda data: HeldOut.after(data, None), "x"),
+        (lambda data: HeldOut.random(data, 1, seed=None), "seed"),
+        (lambda data: HeldOut.groups(data, [0], context=1, seed=0.5), "seed"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(split, name, visits):
+    with pytest.raises(ArgumentError, match=f"^{name}: expected"):
+        split(visits)
+
+
 def test_the_constructors_take_observations_that_are_made_on_request(visits):
     y, x, group = visits.flat()
     lazy = LazyDataset(GroupedDataset(y[:, 0], x, visits.labels[group.numpy()]), lambda batch: batch.y.unsqueeze(-1))

@@ -16,7 +16,7 @@ from factories import SIZES, BlindDecoder, make_data, same_state, state_of
 from fgp_gpytorch import ELBO, GaussianLikelihood, GroupedDataset, fit
 from fgp_gpytorch.coupled import GroupInputs, unit_length
 from fgp_gpytorch.data import HeldOut
-from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
 from fgp_gpytorch.feature_maps import PeriodicFeatures
 from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.models import GPVAE
@@ -234,6 +234,9 @@ def test_generation_decodes_the_dense_gps_mean_and_given_rows_condition_on_all()
     torch.testing.assert_close(model.generate(x_new, context), by_hand(context))
     torch.testing.assert_close(model.condition_on(data).generate(x_new, context), by_hand(data[:]))
     assert (by_hand(context) - by_hand(data[:])).abs().max() > 1e-3
+    # Groups 4 and 1: one of them was not conditioned on, and is predicted from its learned vector.
+    part = model.condition_on(data.subset([0, 1, 2]).align(data))
+    torch.testing.assert_close(part.generate(x_new, context), by_hand(data[[0, 1, 2]]))
     assert model.generate(x_new, context, sample_shape=[5]).shape == (5, 2, 3, 3)
     assert model.condition_on(data).generate(x_new, context, [5]).shape == (5, 2, 3, 3)
 
@@ -310,6 +313,22 @@ def test_pyro_trains_it(make_loss):
     assert moved == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def test_pyro_trains_a_part_that_was_replaced():
+    model, data = make_gp_vae(), make_data()
+    svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 0.02}), ELBO())
+    svi.step(data[:])
+    model.encoder = MLPEncoder([3], 3, (8,))
+    start = state_of(model.encoder)
+    svi.step(data[:])
+    assert not any(torch.equal(start[name], value) for name, value in model.encoder.named_parameters())
+
+
+@pytest.mark.parametrize("num_particles", [0, 1.5])
+def test_number_of_draws_is_a_count(num_particles):
+    with pytest.raises(ArgumentError, match="num_particles: expected an integer"):
+        make_gp_vae().terms(make_data()[:], num_particles=num_particles)
+
+
 def test_member_of_a_seen_group_at_an_unseen_angle_is_predicted_after_training():
     """Curves sin(x + phase of the group): the angle between is known from the neighbours and the other groups."""
     g = torch.Generator().manual_seed(0)
@@ -381,7 +400,7 @@ def test_given_is_a_copy_in_evaluation_mode_that_metrics_leave_alone():
     assert (model.condition_on(data).generate(x_new, data) - copied).abs().max() > 1e-3
     torch.testing.assert_close(given.generate(x_new, data), copied)
     assert model.training
-    assert not given.training
+    assert not given.train().training
     held_out = HeldOut(data, torch.rand(7, 1, 1), torch.rand(7, 1, 3))
     model.eval()
     model.encoder.train()
@@ -391,6 +410,8 @@ def test_given_is_a_copy_in_evaluation_mode_that_metrics_leave_alone():
     assert (model.training, model.encoder.training) == (False, True)
     with pytest.raises(GroupError):
         model.condition_on(make_data(sizes=(2, 3)))
+    with pytest.raises(GroupError, match="once"):
+        model.condition_on(data[[0, 0, 1]])
     for wrong, error in (
         (torch.full((7, 2, 1), torch.nan), DataError),
         (torch.zeros(7, 2, 1, dtype=torch.int64), DataError),

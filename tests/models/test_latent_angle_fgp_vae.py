@@ -27,7 +27,7 @@ from fgp_gpytorch import (
 )
 from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 from fgp_gpytorch.models import AnglePosterior
-from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
+from fgp_gpytorch.models._projected_normal import CircularProjectedNormal
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures
 
 PERIOD = 2 * math.pi

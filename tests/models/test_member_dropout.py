@@ -4,7 +4,7 @@ import torch
 from factories import ConstantEncoder, make_data, make_model
 from fgp_gpytorch import FGPVAE
 from fgp_gpytorch.errors import ArgumentError
-from fgp_gpytorch.models.member_dropout import drop_members
+from fgp_gpytorch.models._member_dropout import drop_members
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 0.99])

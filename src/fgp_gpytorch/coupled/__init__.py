@@ -1,13 +1,13 @@
 """Priors that couple groups: one Gaussian process over all groups, each identified by a vector."""
 
-from fgp_gpytorch.coupled.correlated_prior import CorrelatedPosterior, CorrelatedPrior
+from fgp_gpytorch.coupled.correlated_prior import CorrelatedPosterior, CorrelatedPrior, JointPrediction
 from fgp_gpytorch.coupled.coupled_posterior import CoupledPosterior, LowRankPrediction
 from fgp_gpytorch.coupled.coupled_prior import CoupledPrior
 from fgp_gpytorch.coupled.group_inputs import GroupInputs
 from fgp_gpytorch.coupled.group_vectors import GroupVectors, unit_length
 from fgp_gpytorch.coupled.inducing_prior import InducingPosterior, InducingPrior
 from fgp_gpytorch.coupled.kl_expansion import KLExpansion, expand_kl
-from fgp_gpytorch.coupled.product_prior import MeanFieldPosterior, ProductPrior
+from fgp_gpytorch.coupled.product_prior import IndependentPrediction, MeanFieldPosterior, ProductPrior
 
 __all__ = [
     "CorrelatedPosterior",
@@ -16,8 +16,10 @@ __all__ = [
     "CoupledPrior",
     "GroupInputs",
     "GroupVectors",
+    "IndependentPrediction",
     "InducingPosterior",
     "InducingPrior",
+    "JointPrediction",
     "KLExpansion",
     "LowRankPrediction",
     "MeanFieldPosterior",

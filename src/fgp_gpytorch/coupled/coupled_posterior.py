@@ -7,6 +7,7 @@ import torch
 from gpytorch.distributions import MultitaskMultivariateNormal
 from torch import Tensor
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.coupled.group_inputs import GroupInputs
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.prior import Posterior, Prediction, check_new_members
@@ -127,11 +128,13 @@ class CoupledPosterior(Posterior):
         Raises:
             GroupError: If a position is out of range.
             ShapeError: If the groups or the number of features differ from those of `x`.
-            ArgumentError: If `x_new` is not a tensor.
+            ArgumentError: If `x_new` is not a tensor, or `groups` not a tensor of integers.
             DataError: If `x_new` is not floating, not finite, or on another device.
         """
         if groups is None:
             return super().predict(x_new)
+        check.shape(check.instance(groups, "groups", Tensor, "Try torch.tensor(groups)."), "groups", ("G*",))
+        check.choice(groups.dtype, "groups.dtype", (torch.int64, torch.int32), "Try groups.long().")
         if groups.numel() and not 0 <= int(groups.min()) <= int(groups.max()) < len(self.x):
             raise GroupError(
                 f"groups: expected positions from 0 to {len(self.x) - 1}, the groups that were conditioned on, got "

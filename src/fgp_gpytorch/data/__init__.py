@@ -1,8 +1,19 @@
 """Grouped data: data sets of groups, padded batches of them, and held-out members."""
 
 from fgp_gpytorch.data.grouped_batch import GroupedBatch, same_labels
-from fgp_gpytorch.data.grouped_dataset import GroupedDataset
+from fgp_gpytorch.data.grouped_dataset import Features, FlatRows, GroupedDataset, Members, Reference
 from fgp_gpytorch.data.held_out import HeldOut, HeldOutBatch
 from fgp_gpytorch.data.lazy_dataset import LazyDataset
 
-__all__ = ["GroupedBatch", "GroupedDataset", "HeldOut", "HeldOutBatch", "LazyDataset", "same_labels"]
+__all__ = [
+    "Features",
+    "FlatRows",
+    "GroupedBatch",
+    "GroupedDataset",
+    "HeldOut",
+    "HeldOutBatch",
+    "LazyDataset",
+    "Members",
+    "Reference",
+    "same_labels",
+]

@@ -144,11 +144,11 @@ class HeldOut(Dataset):
         """Hold out the last k members of each group, in the order of the first feature. Ties keep their order.
 
         Raises:
-            ArgumentError: If k is no integer of at least 1.
+            ArgumentError: If k is no integer of at least 1, or `data` no data set.
             GroupError: If a group has at most k members.
             DataError: If the first feature of a member is unknown.
         """
-        targets = _amount(check.count(k, "k"), "k", data)
+        targets = _amount(check.count(k, "k"), "k", _checked(data))
         x, group = data.features()
         order = x[:, 0].argsort(stable=True)
         order = order[group[order].argsort(stable=True)]
@@ -165,10 +165,12 @@ class HeldOut(Dataset):
         `data.select(data.features().x[:, 0] <= x)`.
 
         Raises:
+            ArgumentError: If `x` is no number, or `data` no data set.
             GroupError: If no group has members on both sides.
             DataError: If the first feature of a member is unknown.
         """
-        features, group = data.features()
+        check.instance(x, "x", (int, float, np.number), "Try a value of the first feature.")
+        features, group = _checked(data).features()
         value = check.finite(features[:, 0], "data.x", hint="Try data.select(known).")
         later = value > x
         count = torch.bincount(group[later], minlength=len(data))
@@ -191,10 +193,10 @@ class HeldOut(Dataset):
             seed: Of the choice.
 
         Raises:
-            ArgumentError: If the amount is neither.
+            ArgumentError: If the amount is neither, the seed no integer, or `data` no data set.
             GroupError: If a group has too few members to leave one.
         """
-        targets = _amount(amount, "amount", data)
+        targets = _amount(amount, "amount", _checked(data))
         target = _random_members(data, targets, seed)
         return cls.of(data.select(~target), data.select(target))
 
@@ -212,10 +214,10 @@ class HeldOut(Dataset):
             seed: Of the choice.
 
         Raises:
-            ArgumentError: If `context` is neither.
+            ArgumentError: If `context` is neither, the seed no integer, or `data` no data set.
             GroupError: If a position is wrong or repeated, or a group has no member beside the context.
         """
-        chosen = data.subset(groups)
+        chosen = _checked(data).subset(groups)
         known = _random_members(chosen, _amount(context, "context", chosen), seed)
         return cls.of(chosen.select(known), chosen.select(~known))
 
@@ -254,6 +256,10 @@ class HeldOut(Dataset):
         return [self[positions]]
 
 
+def _checked(data: Any) -> GroupedDataset:
+    return check.instance(data, "data", GroupedDataset, "Try GroupedDataset(y, x, group).")
+
+
 def _amount(value: int | float, name: str, data: GroupedDataset) -> Tensor:  # shape: (G,)
     """Return how many members of each group a number (int) or a fraction (float) is, less than all of them."""
     sizes = data.group_sizes
@@ -274,7 +280,7 @@ def _amount(value: int | float, name: str, data: GroupedDataset) -> Tensor:  # s
 
 def _random_members(data: GroupedDataset, amount: Tensor, seed: int) -> Tensor:  # shape: (G,) -> (N,)
     """Mark so many random members of each group."""
-    places = data.random_places(torch.Generator().manual_seed(seed))
+    places = data.random_places(torch.Generator().manual_seed(check.count(seed, "seed", least=0)))
     return places < amount[data.features().group]
 
 

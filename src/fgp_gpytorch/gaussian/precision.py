@@ -61,6 +61,8 @@ def check_covariance(eigenvalues: Tensor) -> None:
     Raises:
         DataError: If an eigenvalue is below minus the tolerance.
     """
+    if not eigenvalues.numel():
+        return
     lowest, highest = eigenvalues[..., 0], eigenvalues[..., -1]
     bad = lowest < -(torch.finfo(eigenvalues.dtype).eps ** 0.25) * highest.abs()
     if not bool(bad.any()):

@@ -23,14 +23,15 @@ class DiagonalGaussianLikelihood(Likelihood):
         variance: The start of all variances, in units of y squared.
 
     Raises:
-        ArgumentError: If the variance is not positive and finite.
+        ArgumentError: If the variance is not positive and finite, or `y_shape` not a sequence of sizes.
         ShapeError: In use, if observations have another shape.
     """
 
     def __init__(self, y_shape: Sequence[int], variance: float = 1.0) -> None:
         super().__init__()
         check.positive(variance, "variance", hint="Try 1.0.")
-        self.y_shape = tuple(y_shape)
+        sizes: Sequence[int] = check.instance(y_shape, "y_shape", (tuple, list), "Try data.y_shape.")
+        self.y_shape = tuple(check.count(size, "y_shape") for size in sizes)
         self.log_variance = torch.nn.Parameter(torch.full(self.y_shape, math.log(variance)))
 
     @property

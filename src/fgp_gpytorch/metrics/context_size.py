@@ -52,8 +52,8 @@ def mse_by_context_size(
     context = checked(held_out).context
     if isinstance(model, ConditionedVAE) and not getattr(model, "new_groups", False):
         raise DataError(
-            "model: expected one that conditions on its context, got one that was given its rows and reads none of the "
-            "context's. Try the model itself, or condition_on(data, context='new') with a representation."
+            "model: expected one that conditions on its context, got one that was conditioned on data and does "
+            "not read the context. Try the model itself, or condition_on(data, context='new') with a representation."
         )
     smallest, largest = int(context.group_sizes.min()), int(context.group_sizes.max())
     unfit = [size for size in sizes if not 1 <= size <= smallest]

@@ -95,14 +95,14 @@ def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
     return batch.mask if batch.y_mask is None else batch.mask & batch.y_mask.reshape(*batch.mask.shape, -1).any(-1)
 
 
-def check_group_count(x_new: Tensor, context: GroupedBatch, features: int) -> None:
-    """Require one group of new members (G, Q*, D) for each group of the context.
+def checked_targets(x_new: Tensor, context: GroupedBatch, features: int) -> Tensor:
+    """Features of new members, (G, Q*, D), one group for each group of the context.
 
     Raises:
         ArgumentError: If `x_new` is not a tensor.
         GroupError: If the number of groups differs.
         ShapeError: If `x_new` does not have three dimensions, or not `features` features.
-        DataError: If `x_new` is not floating.
+        DataError: If `x_new` is not floating, not finite, or on another device.
     """
     hint = "One feature is x_new.unsqueeze(-1), one group x_new.unsqueeze(0)."
     check.shape(check.floating(x_new, "x_new"), "x_new", ("G", "Q*", "D"), hint)
@@ -113,3 +113,5 @@ def check_group_count(x_new: Tensor, context: GroupedBatch, features: int) -> No
             "FGPVAE draws new groups with context=None."
         )
     check.shape(x_new, "x_new", (context.num_groups, "Q*", features), hint)
+    check.device(x_new=x_new, context=context.x)
+    return check.finite(x_new, "x_new", hint="Try to leave these members out.")

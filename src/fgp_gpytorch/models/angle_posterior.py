@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
+from fgp_gpytorch.models._projected_normal import CircularProjectedNormal
 
 
 class AnglePosterior:

@@ -1,17 +1,17 @@
 """A model conditioned on more members than the context contains."""
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.coupled import CoupledPosterior
+from fgp_gpytorch.coupled import CoupledPosterior, GroupInputs
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, same_labels
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import check_group_count, checked_batch, whole_batch
+from fgp_gpytorch.models._batches import checked_batch, checked_targets, whole_batch
 from fgp_gpytorch.models.grouped_vae import GroupedVAE
 from fgp_gpytorch.prior import LatentPrior, Prediction
 
@@ -20,23 +20,35 @@ class ConditionedVAE(nn.Module):
     """A copy of a model in evaluation mode, conditioned on a data set. Made by `CoupledVAE.condition_on`.
 
     Args:
-        model: The model.
-        rows: The groups to condition on.
+        model: A copy of the model, which this one keeps.
+        batch: The groups to condition on.
         labels_digest: Digest of the training data's labels; None if it is unknown.
-        new_groups: True adds the members of a context of other groups. False takes a context of groups of `rows`, which
+        new_groups: True adds the members of a context of other groups. False takes a context of known groups, which
             their `group_index` identifies.
+        learned_vectors: From a batch of training groups to their learned vectors; None with a representation.
     """
 
-    def __init__(self, model: GroupedVAE, rows: GroupedBatch, labels_digest: int | None, new_groups: bool) -> None:
+    def __init__(
+        self,
+        model: GroupedVAE,
+        batch: GroupedBatch,
+        labels_digest: int | None,
+        new_groups: bool,
+        learned_vectors: Callable[[GroupedBatch], Tensor] | None,
+    ) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.new_groups, self.group_index = new_groups, rows.group_index
-        self.num_groups = rows.num_dataset_groups
-        self.labels_digest = labels_digest if rows.labels_digest is None else rows.labels_digest
-        posterior = self.model.infer(rows)
+        self.model = model.eval().requires_grad_(False)
+        self.new_groups, self.learned_vectors, self.group_index = new_groups, learned_vectors, batch.group_index
+        self.num_groups = batch.num_dataset_groups
+        self.labels_digest = labels_digest if batch.labels_digest is None else batch.labels_digest
+        posterior = self.model.infer(batch)
         assert isinstance(posterior, CoupledPosterior)
         self.posterior = posterior
-        self.eval()
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode."""
+        return super().train(False)
 
     @property
     def likelihood(self) -> Likelihood:
@@ -74,15 +86,16 @@ class ConditionedVAE(nn.Module):
         """
         batch, features = checked_batch(context, "context"), self.posterior.x.shape[-1]
         if not self.new_groups:
-            posterior, groups = self._find(batch, x_new)
-        else:
-            check_group_count(x_new, batch, features)
-            check.shape(batch.x, "context.x", ("G", "Q", features), "The data set has so many features.")
-            other = self.model.infer(batch)
-            assert isinstance(other, CoupledPosterior)
-            posterior = self.posterior.join(other)
-            groups = torch.arange(batch.num_groups, device=batch.device) + len(self.group_index)
-        return posterior.predict(x_new, groups)
+            inputs = self._inputs_of(batch)
+            x_new = checked_targets(x_new, batch, features)
+            return self.posterior.predict_groups(inputs, x_new.to(self.posterior.x.dtype))
+        x_new = checked_targets(x_new, batch, features)
+        check.shape(batch.x, "context.x", ("G", "Q", features), "The data set has so many features.")
+        other = self.model.infer(batch)
+        assert isinstance(other, CoupledPosterior)
+        posterior = self.posterior.join(other)
+        groups = torch.arange(batch.num_groups, device=batch.device) + len(self.group_index)
+        return posterior.predict_groups(posterior.inputs.select(groups), x_new.to(posterior.x.dtype))
 
     @torch.no_grad()
     def generate(
@@ -112,21 +125,28 @@ class ConditionedVAE(nn.Module):
         z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
         return self.likelihood.mean(self.decode(z, x_new, batch.y.shape[2:]))
 
-    def _find(self, batch: GroupedBatch, x_new: Tensor) -> tuple[CoupledPosterior, Tensor]:
-        """A posterior that contains the batch's groups, and their positions (G,) in it."""
-        self.model.prepare(batch)
+    def _inputs_of(self, batch: GroupedBatch) -> GroupInputs:
+        """The members of the batch's groups that were conditioned on.
+
+        A group that was not conditioned on has none. It is predicted from its learned vector alone.
+        """
+        batch = self.model.prepare(batch)
         same = batch.group_index.unsqueeze(-1) == self.group_index
+        found = same.any(-1)
         if batch.num_dataset_groups == self.num_groups:
             check_labels(batch, self.labels_digest)
-        check_group_count(x_new, batch, self.posterior.x.shape[-1])
-        if batch.num_dataset_groups != self.num_groups or not bool(same.any(-1).all()):
-            raise GroupError(
-                f"context: expected some of the {len(self.group_index)} groups that were conditioned on, of a data set "
-                f"of {self.num_groups}, got groups {batch.group_index.tolist()[:5]} of a data set of "
-                f"{batch.num_dataset_groups}. Try data.align(train) for members of these groups, and "
-                "condition_on(train, context='new') for groups never trained on."
-            )
-        return self.posterior, same.int().argmax(-1)
+        inputs = self.posterior.inputs.select(same.int().argmax(-1))
+        if bool(found.all()) and batch.num_dataset_groups == self.num_groups:
+            return inputs
+        if self.learned_vectors is not None:
+            mask = inputs.mask & found.unsqueeze(-1)
+            return inputs._replace(vectors=self.learned_vectors(batch), mask=mask)
+        raise GroupError(
+            f"context: expected some of the {len(self.group_index)} groups that were conditioned on, of a data set "
+            f"of {self.num_groups}, got groups {batch.group_index.tolist()[:5]} of a data set of "
+            f"{batch.num_dataset_groups}. Try data.align(train) for members of these groups, and "
+            "condition_on(train, context='new') for groups never trained on."
+        )
 
 
 def check_labels(batch: GroupedBatch, labels_digest: int | None) -> None:

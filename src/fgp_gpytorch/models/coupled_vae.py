@@ -1,5 +1,6 @@
 """Base class of VAEs whose prior identifies every group by a vector."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Generic, Literal, TypeVar
 
@@ -229,7 +230,12 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
                 f"Try {type(self).__name__}(..., representation=RepresentationNetwork(...)), or FGPVAE."
             )
         new_groups = self.representation is not None and context != "seen"
-        return ConditionedVAE(self, checked_batch(dataset, "dataset"), self._labels_digest, new_groups)
+        batch = checked_batch(dataset, "dataset")
+        if len(batch.group_index.unique()) < batch.num_groups:
+            raise GroupError("dataset: expected every group once, got repetitions. Try data.subset(groups).")
+        kept = copy.deepcopy(self)
+        learned_vectors = None if kept.group_vectors is None else kept.used_vectors
+        return ConditionedVAE(kept, batch, self._labels_digest, new_groups, learned_vectors)
 
     # inside
 

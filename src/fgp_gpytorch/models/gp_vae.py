@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.coupled import KLExpansion, MeanFieldPosterior, ProductPrior, expand_kl
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import GroupError
@@ -148,8 +149,11 @@ class GPVAE(CoupledVAE[ProductPrior]):
             The expansion. Set `model.summary` to it.
 
         Raises:
+            ArgumentError: If `dataset` is not a data set, or `batch_size` is below 1.
             GroupError: If the data set does not contain all of its P groups once.
         """
+        check.instance(dataset, "dataset", GroupedDataset, "Try GroupedDataset(y, x, group).")
+        check.count(batch_size, "batch_size", hint="Try 64.")
         parts, indices, groups = [], [], dataset[[0]].num_dataset_groups
         with torch.no_grad():
             for start in range(0, len(dataset), batch_size):

@@ -18,15 +18,15 @@ from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood
 from fgp_gpytorch.models._batches import (
     PseudoObservations,
     cast_for,
-    check_group_count,
     checked_batch,
+    checked_targets,
     features_of,
     is_full,
     observed_members,
     scatter,
     whole_batch,
 )
-from fgp_gpytorch.models.member_dropout import check_dropout, drop_members
+from fgp_gpytorch.models._member_dropout import check_dropout, drop_members
 from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import KLTerms, LatentPrior, Posterior, Prediction, check_variance
 from fgp_gpytorch.saving import Configurable, load_model, save_model
@@ -165,8 +165,11 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             (*s, G, Q, *y_shape).
 
         Raises:
+            ArgumentError: If `z` is not a tensor.
             ShapeError: If the decoder's output has another shape. Nothing is broadcast against y.
         """
+        if not isinstance(z, Tensor):
+            check.instance(z, "z", Tensor, "Try torch.as_tensor(z).")
         output = self.decode_members(z, x)
         front = tuple(z.shape[:-1])
         if output.shape[: len(front)] != front or y_shape not in (None, output.shape[len(front) :]):
@@ -282,7 +285,10 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             name = _pyro_names[self] = f"{type(self).__name__}_{next(_numbers)}"
         for parameter_name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                pyro.param(f"{name}.{parameter_name}", parameter)
+                stored = pyro.param(f"{name}.{parameter_name}", parameter)
+                if stored is not parameter:  # a part was replaced: the store still has the old one
+                    del pyro.get_param_store()[f"{name}.{parameter_name}"]
+                    pyro.param(f"{name}.{parameter_name}", parameter)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state of a pickle or a copy, without the weak references that Pyro attaches to parameters."""
@@ -312,6 +318,8 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             DataError: If the encoder's variance is not positive, or y lies outside the likelihood's range.
             GroupError: If the model cannot be trained on these groups.
         """
+        if num_particles != 1:
+            check.count(num_particles, "num_particles")
         batch = self.prepare_step(whole_batch(batch, "batch"))
         pseudo = self.encode(batch)
         posterior = self.training_posterior(batch, pseudo)
@@ -374,8 +382,9 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             DataError: If a value is not finite or a dtype is not floating.
         """
         context = whole_batch(context, "context")
-        check_group_count(x_new, context, context.x.shape[-1])
-        return self.infer(context).predict(x_new)
+        x_new = checked_targets(x_new, context, context.x.shape[-1])
+        posterior = self.infer(context)
+        return posterior.predict_checked(x_new.to(posterior.x.dtype))
 
     @torch.no_grad()
     def reconstruct(self, batch: GroupedBatch | GroupedDataset) -> Tensor:

@@ -13,9 +13,9 @@ from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import cast_for, checked_batch, features_of, observed_members, scatter, whole_batch
+from fgp_gpytorch.models._projected_normal import CircularProjectedNormal
 from fgp_gpytorch.models.angle_posterior import AnglePosterior, angle_of, direction_of
 from fgp_gpytorch.models.factorized_vae import FactorizedVAE
-from fgp_gpytorch.models.projected_normal import CircularProjectedNormal
 from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import FactorizedGPPrior, IndependentChannels
 
