@@ -133,11 +133,11 @@ class ConditionedVAE(nn.Module):
         batch = self.model.prepare(batch)
         same = batch.group_index.unsqueeze(-1) == self.group_index
         found = same.any(-1)
+        inputs = self.posterior.inputs.select(same.int().argmax(-1))
         if batch.num_dataset_groups == self.num_groups:
             check_labels(batch, self.labels_digest)
-        inputs = self.posterior.inputs.select(same.int().argmax(-1))
-        if bool(found.all()) and batch.num_dataset_groups == self.num_groups:
-            return inputs
+            if bool(found.all()):
+                return inputs
         if self.learned_vectors is not None:
             mask = inputs.mask & found.unsqueeze(-1)
             return inputs._replace(vectors=self.learned_vectors(batch), mask=mask)

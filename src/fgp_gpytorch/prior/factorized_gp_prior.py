@@ -33,7 +33,8 @@ class FactorizedGPPrior(LatentPrior):
             above 1e-3 in groups of hundreds, without autocast.
 
     Raises:
-        ArgumentError: If there is no block, an element is not a block or occurs twice, or the dtype is another one.
+        ArgumentError: If there are no blocks, an element is not a block, or a block occurs twice. Also if the dtype is
+            neither float32 nor float64.
 
     Example:
         >>> prior = FactorizedGPPrior([LocalChannels(8, gpytorch.kernels.PeriodicKernel()), GlobalChannels(8)])
