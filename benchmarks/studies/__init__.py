@@ -7,6 +7,7 @@ from benchmarks.studies import (
     posterior,
     presets,
     prior_samples,
+    processes,
     reference,
     rivals,
     scaling,
@@ -20,6 +21,6 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (
         presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
-        epoch_time, step_time, posterior,
+        epoch_time, step_time, posterior, processes,
     )
 }  # fmt: skip

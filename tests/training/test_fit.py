@@ -101,18 +101,24 @@ def test_history_of_a_new_run_does_not_mix_with_an_older_one_in_the_folder(tmp_p
     assert same_state(saved, model.state_dict())
 
 
-def test_history_holds_the_means_of_the_steps():
-    """One group a batch and no learning: the epoch's numbers are those of the model, computed here."""
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_history_is_that_of_the_whole_data_set_at_once(batch_size):
+    """No learning: the epoch's numbers are those of the model, whatever the batches, gaps and unobserved groups."""
     from factories import BlindDecoder
 
+    rows = make_data(element_mask=True).flat()
+    observed = make_data(element_mask=True).members.y_mask.clone()
+    observed[rows.group == 3] = False
+    data = GroupedDataset(rows.y, rows.x, rows.group, observed)
     model = make_model(decoder=BlindDecoder())
-    before, data = state_of(model), make_data()
-    _, result = train(model, batch_size=1, epochs=1, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    before = state_of(model)
+    no_steps = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.0)}
+    _, result = train(model, data=data, batch_size=batch_size, epochs=1, **no_steps)
     assert same_state(before, state_of(model))
-    terms = [model.terms(data[[g]]) for g in range(7)]
-    row = result.history.iloc[0]
-    for name in ("log_likelihood", "kl_local", "kl_global", "mse"):
-        assert row[name] == pytest.approx(sum(getattr(t, name).sum().item() for t in terms) / 7, rel=1e-5)
+    terms, row = model.terms(data[:]), result.history.iloc[0]
+    for name in ("log_likelihood", "kl_local", "kl_global"):
+        assert row[name] == pytest.approx(getattr(terms, name).sum().item() / 6, rel=1e-5)  # of 7 groups one has no y
+    assert row.mse == pytest.approx(terms.mse.item(), rel=1e-5)
     assert row.learning_rate == 0
 
 
@@ -240,7 +246,7 @@ def test_early_stopping_waits_for_the_patience_asked_for():
 def test_lightnings_own_flags_are_passed_on():
     _, result = train(accelerator="cpu", limit_train_batches=3)
     assert result.trainer.global_step == 12
-    with pytest.raises(ArgumentError, match="max_epochs: expected it as epochs"):
+    with pytest.raises(ArgumentError, match="max_epochs: expected fit's own argument epochs"):
         train(max_epochs=2)
 
 

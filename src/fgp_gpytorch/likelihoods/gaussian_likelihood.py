@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._shards import sum_over_processes
 from fgp_gpytorch.likelihoods.likelihood import Likelihood, Score
 
 _MOMENTUM = 0.1  # weight of a new batch in the running variance: short runs, too, end near their last batches
@@ -79,8 +80,9 @@ class GaussianLikelihood(Likelihood):
 
     def _fitted(self, squared_error: Tensor, num_elements: Tensor) -> Tensor:
         """The batch's maximum-likelihood variance, a scalar; the running mean moves towards it."""
-        total = num_elements.expand(squared_error.shape).sum().clamp_min(1)
-        fitted = (squared_error.sum() / total).clamp_min(torch.finfo(squared_error.dtype).tiny)
+        sums = torch.stack([squared_error.sum(), num_elements.expand(squared_error.shape).sum()])
+        total_error, total = sum_over_processes(sums)
+        fitted = (total_error / total.clamp_min(1)).clamp_min(torch.finfo(squared_error.dtype).tiny)
         if torch.is_grad_enabled():  # a training step, not an evaluation
             with torch.no_grad():
                 momentum = torch.where(self._num_updates == 0, 1.0, _MOMENTUM)

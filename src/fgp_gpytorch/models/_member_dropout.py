@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgp_gpytorch._shards import draw_uniform
 from fgp_gpytorch.errors import ArgumentError
 
 
@@ -46,11 +47,11 @@ def drop_members(mask: Tensor, fraction: float | Sequence[float]) -> Tensor:
     size = mask.sum(-1)
     if isinstance(fraction, Sequence):
         low, high = fraction
-        dropped = (low + (high - low) * torch.rand(size.shape, device=mask.device)) * size
+        dropped = (low + (high - low) * draw_uniform(size.shape, mask.device)) * size
     else:
         dropped = fraction * size
     kept = size - torch.minimum(dropped.round().to(size.dtype), (size - 1).clamp_min(0))
     # the members with the smallest random keys are kept; padding comes last
-    keys = torch.rand(mask.shape, device=mask.device).masked_fill_(~mask, 2.0)
+    keys = draw_uniform(mask.shape, mask.device, member_dim=1).masked_fill_(~mask, 2.0)
     rank = keys.argsort(-1).argsort(-1)
     return (rank < kept.unsqueeze(-1)) & mask

@@ -1,11 +1,15 @@
 """The projected normal on the circle, with a density that is accurate in its tails."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.ops.tensor_utils import safe_normalize
 from torch import Tensor
+
+from fgp_gpytorch._shards import draw_normal
 
 _FAR = 100.0  # where the density's tail takes its asymptotic form
 
@@ -28,6 +32,11 @@ class CircularProjectedNormal(dist.ProjectedNormal):
     def expand(self, batch_shape: Any, _instance: Any = None) -> "CircularProjectedNormal":
         """See Pyro's `expand`."""
         return CircularProjectedNormal(self.concentration.expand((*torch.Size(batch_shape), 2)))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw unit vectors, (*s, *b, 2), with gradients."""
+        shape, c = self._extended_shape(torch.Size(sample_shape)), self.concentration
+        return safe_normalize(c + draw_normal(shape, c.dtype, c.device, group_dim=-3, member_dim=-2))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of unit vectors (*s, *b, 2), per radian."""

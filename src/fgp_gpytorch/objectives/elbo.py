@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.models import Terms
-from fgp_gpytorch.objectives.objective import Objective, mean_parts
+from fgp_gpytorch.objectives.objective import Objective, sums_and_counts
 
 
 class ELBO(Objective):
@@ -34,7 +34,8 @@ class ELBO(Objective):
             per_group = per_group - terms.log_supervision
         return terms.scale * per_group.sum() - terms.log_hyperprior
 
-    def report(self, terms: Terms) -> dict[str, Tensor]:
+    def report(self, terms: Terms) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the parts. `multiplier` is 1 / beta: the weight of the likelihood if the KL has weight 1."""
         multiplier = torch.as_tensor(1 / self.beta if self.beta else float("inf"), dtype=torch.float64)
-        return {**mean_parts(terms), "multiplier": multiplier.to(terms.kl_local.device)}
+        multiplier = multiplier.to(terms.kl_local.device)
+        return {**sums_and_counts(terms), "multiplier": (multiplier, torch.ones_like(multiplier))}

@@ -11,7 +11,7 @@ from fgp_gpytorch.data import GroupedBatch
 from fgp_gpytorch.errors import ArgumentError, DataError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models import Terms
-from fgp_gpytorch.objectives.objective import Objective, mean_parts
+from fgp_gpytorch.objectives.objective import Objective, sums_and_counts
 
 
 class GECO(Objective):
@@ -113,9 +113,6 @@ class GECO(Objective):
     def update(self, terms: Terms) -> None:
         """Update the moving average of the constraint, and the multiplier."""
         constraint = terms.mse.double() - self.kappa
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(constraint)  # all processes have the same multiplier
-            constraint = constraint / torch.distributed.get_world_size()
         average = self._average.to(constraint.device)
         self._average = torch.where(average.isnan(), constraint, torch.lerp(constraint, average, self.decay))
         maximum = self.maximum_multiplier
@@ -127,9 +124,10 @@ class GECO(Objective):
         moved = self._log_multiplier.to(constraint.device) + self.rate * self._average
         self._log_multiplier = torch.minimum(moved, bound).clamp_min(math.log(self.minimum_multiplier))
 
-    def report(self, terms: Terms) -> dict[str, Tensor]:
+    def report(self, terms: Terms) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the parts. `multiplier` is lambda."""
-        return {**mean_parts(terms), "multiplier": self._log_multiplier.exp()}
+        multiplier = self._log_multiplier.exp()
+        return {**sums_and_counts(terms), "multiplier": (multiplier, torch.ones_like(multiplier))}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the multiplier and the moving average."""

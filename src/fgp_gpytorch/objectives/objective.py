@@ -38,8 +38,12 @@ class Objective(pyro.infer.ELBO, Configurable):
         """The loss of a batch, scaled to the data set: a scalar with gradients. Training lowers it."""
 
     @abstractmethod
-    def report(self, terms: Terms) -> dict[str, Tensor]:
-        """The parts: nats per group of the batch, `mse` in units of y squared per element, and the `multiplier`."""
+    def report(self, terms: Terms) -> dict[str, tuple[Tensor, Tensor]]:
+        """The parts of a batch as sums and counts. `fit` adds them up over an epoch, and divides.
+
+        `log_likelihood` and the KL are nats over the groups with an observation, `mse` is in units of y squared over
+        the observed elements. The `multiplier` has a count of 1.
+        """
 
     def update(self, terms: Terms) -> None:
         """Update the objective's own state after a training step. This one has none."""
@@ -104,16 +108,15 @@ class Objective(pyro.infer.ELBO, Configurable):
         return owner
 
 
-def mean_parts(terms: Terms) -> dict[str, Tensor]:
-    """The parts that every objective reports: means over the groups of the batch, without gradients."""
+def sums_and_counts(terms: Terms) -> dict[str, tuple[Tensor, Tensor]]:
+    """The parts that every objective reports, without gradients. Groups without an observation do not count."""
+    elements = terms.num_elements.sum()
+    per_group = {name: getattr(terms, name) for name in ("log_likelihood", "kl_local", "kl_global")}
     optional = {"kl_features": terms.kl_features, "log_supervision": terms.log_supervision}
-    return {
-        "log_likelihood": terms.log_likelihood.detach().mean(),
-        "kl_local": terms.kl_local.detach().mean(),
-        "kl_global": terms.kl_global.detach().mean(),
-        "mse": terms.mse.detach(),
-        **{name: value.detach().mean() for name, value in optional.items() if value is not None},
-    }
+    per_group.update({name: value for name, value in optional.items() if value is not None})
+    groups = (terms.num_elements > 0).sum()
+    sums = {name: (value.detach().sum(), groups) for name, value in per_group.items()}
+    return {**sums, "mse": (terms.squared_error.detach().sum(), elements)}
 
 
 def _describe(part: Any) -> str:

@@ -9,6 +9,7 @@ from gpytorch.distributions import MultitaskMultivariateNormal
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._shards import draw_normal
 
 
 class KLTerms(NamedTuple):
@@ -67,7 +68,7 @@ class Prediction(ABC):
     def rsample_marginals(self, sample_shape: torch.Size) -> Tensor:
         """Draw every member by itself, (*s, *b, G, Q, L)."""
         mean, variance = self.marginals
-        noise = torch.randn(*sample_shape, *mean.shape, dtype=mean.dtype, device=mean.device)
+        noise = draw_normal((*sample_shape, *mean.shape), mean.dtype, mean.device, group_dim=-3, member_dim=-2)
         return mean + variance.sqrt() * noise
 
     @abstractmethod

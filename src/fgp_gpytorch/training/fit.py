@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import lightning
 import pandas as pd
-import torch
 from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -22,6 +21,12 @@ from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.likelihoods import DiagonalGaussianLikelihood, GaussianLikelihood
 from fgp_gpytorch.models import GroupedVAE
 from fgp_gpytorch.objectives import ELBO, Objective
+from fgp_gpytorch.training.environment import (
+    check_trainer,
+    check_trainer_options,
+    global_state_restored,
+    mode_restored_on_error,
+)
 from fgp_gpytorch.training.lightning_module import TrainingModule
 from fgp_gpytorch.training.resume import PatientStopping, checkpoint_to_resume, existing, run
 from fgp_gpytorch.training.settings import OptimizerFactory, RunSettings, ScheduleFactory
@@ -72,6 +77,7 @@ def fit(
     checkpoint_every: int = 1,
     progress: bool = True,
     num_workers: int = 0,
+    drop_last: bool = False,
     callbacks: Sequence[Callback] = (),
     **trainer_options: Any,
 ) -> FitResult:
@@ -89,7 +95,8 @@ def fit(
         objective: `ELBO()` if None.
         epochs: Passes over the training groups, including those before a resume. A resumed run may have more epochs
             than it was started with; its schedule is then that of all of them.
-        batch_size: Groups per step and process.
+        batch_size: Groups per step and process. Two processes with 10 groups each take the steps of one with 20, up to
+            rounding and to random numbers that networks draw themselves.
         learning_rate: Of the default optimizer.
         optimizer: A function from parameters to an optimizer. None for Adam in its fused form.
         lr_schedule: "cosine" falls from the learning rate to zero over all steps. A function takes the optimizer and
@@ -104,9 +111,12 @@ def fit(
             may change.
         checkpoint_every: Epochs between checkpoints of the last state. The end is always saved.
         progress: Whether to show a progress bar.
-        num_workers: Processes that load data. The data sets of this package are in memory and need none.
+        num_workers: Processes that load data. Data sets in memory need none.
+        drop_last: Whether an epoch leaves out the groups of a last minibatch that is not full. Networks with batch
+            normalization need it: they cannot take one member alone. Other groups are left out in each epoch.
         callbacks: More Lightning callbacks.
-        **trainer_options: Lightning's own flags: `accelerator`, `devices`, `strategy`, `precision`, ...
+        **trainer_options: Lightning's own flags: `accelerator`, `devices`, `strategy`, `precision`, ... Several
+            processes need `strategy="ddp"`. A precision that stores x in 16 bits is refused.
 
     Warns:
         UserWarning: If y looks unscaled: a Gaussian likelihood, and an element whose root mean square is above 20.
@@ -128,12 +138,12 @@ def fit(
         check.instance(validation, "validation", (GroupedDataset, HeldOut), "Try groups that are not in train.")
     elif early_stopping is not None:
         raise ArgumentError("early_stopping: expected validation data to judge by, got none. Try validation=held_out.")
-    if "max_epochs" in trainer_options:
-        raise ArgumentError("max_epochs: expected it as epochs, got it twice. Try fit(..., epochs=100).")
+    check_trainer_options(trainer_options)
     settings = RunSettings(
         objective=ELBO() if objective is None else objective, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, optimizer=optimizer, lr_schedule=lr_schedule, gradient_clip=gradient_clip,
         early_stopping=early_stopping, seed=seed, checkpoint_every=checkpoint_every, num_workers=num_workers,
+        drop_last=drop_last,
     )  # fmt: skip
     _warn_of_scale(model, train)
     path = Path(folder) if folder is not None else None
@@ -153,8 +163,7 @@ def fit(
     progress = bool(trainer_options.get("enable_progress_bar", progress))
     if progress:
         chosen.append(TQDMProgressBar(refresh_rate=10))
-    cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with _quiet(), torch.random.fork_rng(devices=cuda):
+    with _quiet(), global_state_restored(), mode_restored_on_error(model):
         trainer = lightning.Trainer(
             **{
                 "max_epochs": settings.epochs,
@@ -168,9 +177,11 @@ def fit(
                 "log_every_n_steps": 10**9,  # metrics are logged by the epoch
                 "limit_val_batches": None if validation is not None else 0,
                 "default_root_dir": path,
+                "use_distributed_sampler": False,  # the batches are shared among processes here
                 **trainer_options,
             }
         )
+        check_trainer(trainer, model)
         model.train()
         run(trainer, module, checkpoint)
     model.eval()

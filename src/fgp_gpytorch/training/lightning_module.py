@@ -3,6 +3,7 @@
 import math
 import secrets
 import time
+from collections.abc import Sized
 from functools import cached_property
 from typing import Any
 
@@ -13,14 +14,16 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data import GroupedBatch, GroupedDataset, HeldOutBatch
+from fgp_gpytorch._shards import Shard, sharing
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset, HeldOut, HeldOutBatch
 from fgp_gpytorch.errors import ArgumentError, NonFiniteError
 from fgp_gpytorch.models import GroupedVAE, Terms
 from fgp_gpytorch.saving import KEY, model_state, pack_model
 from fgp_gpytorch.training.settings import RunSettings, fingerprint
+from fgp_gpytorch.training.shared_batches import SeededGroups, SharedBatches, whole_terms
 
 _KL = " (of the encoder's mean and variance, and the kernels)"
 _SOURCES = {"posterior": " (of the encoder's mean and variance)", "kl_local": _KL, "kl_global": _KL}
@@ -29,8 +32,8 @@ _SOURCES = {"posterior": " (of the encoder's mean and variance)", "kl_local": _K
 class TrainingModule(lightning.LightningModule):
     """Training and validation steps of a model under an objective.
 
-    All randomness of an epoch follows from (seed, epoch, process). An epoch that was interrupted therefore runs again
-    bit for bit.
+    All randomness of an epoch follows from (seed, epoch). An epoch that was interrupted therefore runs again bit for
+    bit. Several processes share each minibatch. Their step equals the step of one process with the whole minibatch.
     """
 
     def __init__(
@@ -44,7 +47,8 @@ class TrainingModule(lightning.LightningModule):
         self._seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
         self._start, self._first_epoch = math.nan, 0
         self._groups = torch.empty(0)  # of the current batch
-        self._parts: list[dict[str, Tensor]] = []  # of the epoch's steps
+        self._names: tuple[str, ...] = ()  # of the parts that the objective reports
+        self._sums = torch.zeros(0, 2)  # the sum and the count of each part, over the epoch's steps
         self._validation_sums: dict[str, Tensor] = {}  # a sum and its count
         self._validation_means: dict[str, float] = {}
 
@@ -60,27 +64,50 @@ class TrainingModule(lightning.LightningModule):
 
     # data
 
+    def setup(self, stage: str) -> None:
+        """Take the seed of the first process. Each would draw another one."""
+        self._seed = self.trainer.strategy.broadcast(self._seed)
+
     def train_dataloader(self) -> DataLoader:
         """Return shuffled minibatches of whole groups. Every process gets its share."""
-        sampler = DistributedSampler(
-            self._train, self.trainer.world_size, self.trainer.global_rank, shuffle=True, seed=self._seed
-        )
-        # Lightning sets the epoch before each one, but workers may fetch the first batches before that
-        sampler.set_epoch(self.trainer.current_epoch)
-        return self._loader(self._train, sampler)
+        return self._loader(self._train, self._training_batches)
 
     def val_dataloader(self) -> DataLoader | list:
-        """Return minibatches of the validation data, in order."""
-        return [] if self._validation is None else self._loader(self._validation, None)
+        """Return minibatches of the validation data, in order. Every process gets its share."""
+        return [] if self._validation is None else self._loader(self._validation, self._validation_batches)
 
-    def _loader(self, data: Dataset, sampler: DistributedSampler | None) -> DataLoader:
+    @cached_property
+    def _training_batches(self) -> SharedBatches:
+        settings = self.settings
+        return SharedBatches(
+            len(self._train), settings.batch_size, self.trainer, self._epoch, self._seed, settings.drop_last
+        )
+
+    @cached_property
+    def _validation_batches(self) -> SharedBatches:
+        assert isinstance(self._validation, Sized)
+        return SharedBatches(len(self._validation), self.settings.batch_size, self.trainer, self._epoch)
+
+    def _epoch(self) -> int:
+        """The epoch in progress. Workers load its first batches before Lightning counts it."""
+        return len(self.history)
+
+    def _loader(self, data: Dataset, batches: SharedBatches) -> DataLoader:
         workers = self.settings.num_workers
         # a loader draws its workers' seeds, and must not take them from the generator that draws z
         generator = torch.Generator().manual_seed(self._seed)
         return DataLoader(
-            data, self.settings.batch_size, sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
+            SeededGroups(data), batch_size=None, sampler=batches, num_workers=workers, persistent_workers=workers > 0,
             pin_memory=self.trainer.strategy.root_device.type == "cuda", generator=generator,
         )  # fmt: skip
+
+    def _shard(self, batches: SharedBatches, batch_index: int, data: Any) -> Shard | None:
+        """The share of this process in a minibatch. None if there is one process."""
+        if self.trainer.world_size == 1:
+            return None
+        whole = batches.whole(batch_index)
+        sizes = (data.context if isinstance(data, HeldOut) else data).group_sizes
+        return Shard(batches.sizes(len(whole)), self.trainer.global_rank, int(sizes[whole].max()))
 
     # steps
 
@@ -90,9 +117,9 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch."""
-        numbers = self._seed, self.current_epoch, self.global_rank  # another seed for every triple
+        numbers = self._seed, self._epoch(), 0  # another seed for every pair
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        self._parts.clear()
+        self._names, self._sums = (), torch.zeros(0, 2)
         self._validation_means.clear()
 
     def training_step(self, batch: GroupedBatch, batch_index: int) -> Tensor:
@@ -102,16 +129,25 @@ class TrainingModule(lightning.LightningModule):
             NonFiniteError: If it is NaN or infinite.
         """
         self._groups = batch.group_index
+        shard = self._shard(self._training_batches, batch_index, self._train)
         try:
-            terms = self.objective.terms(self.model, self.model, batch)
+            with sharing(shard):
+                terms = self.objective.terms(self.model, self.model, batch)
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise self._non_finite("posterior") from error
+        terms = terms if shard is None else whole_terms(terms, shard)
         loss = self.objective.loss_of(terms) / terms.num_dataset_members
         if not bool(torch.isfinite(loss)):
             raise self._non_finite(_first_non_finite(terms))
-        self._parts.append(self.objective.report(terms))
+        self._add_up(self.objective.report(terms))
         self.objective.update(terms)
-        return loss
+        # every process holds the whole loss and its own part of the gradient, and DDP takes the mean of the gradients
+        return loss * self.trainer.world_size if shard is not None else loss
+
+    def _add_up(self, report: dict[str, tuple[Tensor, Tensor]]) -> None:
+        new = torch.stack([part.double() for pair in report.values() for part in pair]).unflatten(0, (-1, 2))
+        self._sums = new if tuple(report) != self._names else self._sums + new
+        self._names = tuple(report)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stop before a non-finite gradient reaches the parameters.
@@ -127,10 +163,9 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the means of the epoch, and add them to the history."""
-        row: dict[str, float] = {"epoch": self.current_epoch}
-        for name in self._parts[0] if self._parts else ():
-            mean = torch.stack([parts[name].double().to(self.device) for parts in self._parts]).mean()
-            row[name] = float(self.trainer.strategy.reduce(mean, reduce_op="mean"))
+        row: dict[str, float] = {"epoch": self._epoch()}
+        for name, (total, count) in zip(self._names, self._sums.tolist(), strict=True):
+            row[name] = total / count if count else math.nan
             self.log(name, row[name], sync_dist=True, prog_bar=name == "mse")
         row["learning_rate"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("learning_rate", row["learning_rate"])
@@ -139,22 +174,25 @@ class TrainingModule(lightning.LightningModule):
 
     def validation_step(self, batch: GroupedBatch | HeldOutBatch, batch_index: int) -> None:
         """Add up the squared error at held-out members, or the negative ELBO and squared error of held-out groups."""
-        if isinstance(batch, HeldOutBatch):
-            error = batch.masked((self.model.generate(batch.x_new, batch.context) - batch.y_new).square())
-            sums = {"val_mse": (error.sum(), batch.num_elements)}
-        else:
-            terms = self.model.terms(batch)
-            sums = {"val_loss": ((terms.kl - terms.log_likelihood).sum(), terms.num_members.sum())}
-            sums["val_mse"] = terms.squared_error.sum(), terms.num_elements.sum()
+        shard = self._shard(self._validation_batches, batch_index, self._validation)
+        with sharing(shard):
+            if isinstance(batch, HeldOutBatch):
+                error = batch.masked((self.model.generate(batch.x_new, batch.context) - batch.y_new).square())
+                sums = {"val_mse": (error.sum(), batch.num_elements)}
+            else:
+                terms = self.model.terms(batch)
+                sums = {"val_loss": ((terms.kl - terms.log_likelihood).sum(), terms.num_members.sum())}
+                sums["val_mse"] = terms.squared_error.sum(), terms.num_elements.sum()
         for name, pair in sums.items():
             total = torch.tensor([float(part) for part in pair], dtype=torch.float64)
-            self._validation_sums[name] = self._validation_sums.get(name, 0.0) + total
+            weight = 0.0 if shard is not None and shard.is_empty else 1.0  # a repeated group does not count
+            self._validation_sums[name] = self._validation_sums.get(name, 0.0) + weight * total
 
     def on_validation_epoch_end(self) -> None:
         """Log means over the validation data."""
         for name, sums in self._validation_sums.items():
-            total, count = torch.as_tensor(self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum"))
-            self._validation_means[name] = (total / count).item()
+            total, count = torch.as_tensor(self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")).tolist()
+            self._validation_means[name] = total / count if count else math.nan
             self.log(name, self._validation_means[name], sync_dist=True, prog_bar=True)
         self._validation_sums.clear()
 

@@ -41,6 +41,7 @@ class RunSettings:
     seed: int | None
     checkpoint_every: int
     num_workers: int
+    drop_last: bool = False
 
     def __post_init__(self) -> None:
         check.instance(self.objective, "objective", Objective, "Try ELBO() or GECO(0.02).")
@@ -52,6 +53,7 @@ class RunSettings:
         if not callable(self.lr_schedule):
             hint = 'Try "cosine", or a function of the optimizer and the number of steps.'
             check.choice(self.lr_schedule, "lr_schedule", (None, "cosine"), hint)
+        check.choice(self.drop_last, "drop_last", (False, True))
         for name in ("learning_rate", "gradient_clip", *_LEAST):
             value = getattr(self, name)
             if value is not None or name not in ("gradient_clip", "early_stopping", "seed"):
@@ -69,6 +71,7 @@ class RunSettings:
             "learning_rate": self.learning_rate if self.optimizer is None else None,
             "lr_schedule": schedule if schedule is None or isinstance(schedule, str) else "your own",
             "gradient_clip": self.gradient_clip,
+            "drop_last": self.drop_last,
             **{name: getattr(self, name) for name in _LEAST if name != "seed"},
         }
 

@@ -1,0 +1,100 @@
+"""Runs in two processes. Each starts two Python processes, as a person's script would."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.studies.processes import MUST, RESUMED, run
+from factories import make_data, make_model
+from fgp_gpytorch import GPVAE, fit
+from fgp_gpytorch.errors import ArgumentError
+from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
+
+QUIET = {"epochs": 1, "folder": None, "progress": False, "accelerator": "cpu"}
+
+
+@pytest.mark.parametrize("case", ["GECO with gaps", "member dropout", "held-out members", *RESUMED])
+def test_two_processes_take_the_steps_of_one(case):
+    """Ragged groups, gaps, a last minibatch of one group, and validation groups that do not divide evenly."""
+    _, largest = run({"case": case, "seed": 3}, None)
+    assert max(largest.values()) <= MUST
+
+
+def script(folder, body):
+    """Run a script that trains in two processes. Returns what it printed, and its exit status."""
+    head = """
+import os, sys, warnings
+warnings.filterwarnings("ignore")
+import torch, lightning
+torch.set_num_threads(1)
+from factories import make_data, make_model
+from fgp_gpytorch import ELBO, GECO, GaussianLikelihood, fit
+rank = int(os.environ.get("LOCAL_RANK", "0"))
+two = dict(epochs=1, batch_size=2, folder=None, progress=False, accelerator="cpu", devices=2, strategy="ddp")
+"""
+    path = folder / "script.py"
+    path.write_text(head + body)
+    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    command = [sys.executable, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    return done.stdout, done.stderr, done.returncode
+
+
+def test_without_a_seed_every_group_is_seen_once_and_nothing_blocks_afterwards(tmp_path):
+    out, err, status = script(
+        tmp_path,
+        """
+class Groups(lightning.Callback):
+    def __init__(self):
+        self.seen = []
+    def on_train_batch_start(self, trainer, module, batch, index):
+        self.seen += batch.group_index.tolist()
+
+geco, groups, data = GECO(0.05), Groups(), make_data((2,) * 12)
+model = make_model(GaussianLikelihood())
+result = fit(model, data, objective=geco, callbacks=[groups], **two)
+both = [None, None]
+torch.distributed.all_gather_object(both, groups.seen)
+if rank == 0:
+    print("seen", sorted(both[0] + both[1]) == list(range(12)))
+    # one process alone goes on: an objective or a likelihood that reduced over processes would wait for the other
+    geco.loss_and_grads(model.model, model.guide, data[:])
+    fit(model, data, objective=geco, epochs=1, folder=None, progress=False, accelerator="cpu", devices=1)
+    print("not blocked")
+""",
+    )
+    assert status == 0, err[-2000:]
+    assert out.splitlines()[-2:] == ["seen True", "not blocked"]
+
+
+def test_an_error_of_one_process_ends_both(tmp_path):
+    out, err, status = script(
+        tmp_path,
+        """
+class Fails(lightning.Callback):
+    def on_train_batch_end(self, trainer, module, *rest):
+        if rank == 1 and trainer.global_step == 2:
+            raise OSError("the second process fails")
+
+fit(make_model(), make_data((2,) * 12), callbacks=[Fails()], **two)
+print("came through")
+""",
+    )
+    assert status != 0
+    assert "came through" not in out
+    assert "the second process fails" in err
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
+def test_spawned_and_forked_processes_are_refused(strategy):
+    with pytest.raises(ArgumentError, match=r"strategy: expected 'auto' or 'ddp', got .* Try strategy='ddp'"):
+        fit(make_model(), make_data(), devices=2, strategy=strategy, **QUIET)
+
+
+def test_a_coupled_prior_is_refused_in_two_processes():
+    model = GPVAE(MLPEncoder([3], 3, (8,)), MLPDecoder(3, [3], (8,)), 3, 7, 2)
+    with pytest.raises(ArgumentError, match="devices: expected one process for GPVAE, got 2"):
+        fit(model, make_data(), devices=2, strategy="ddp", **QUIET)
+    assert not torch.distributed.is_initialized()
