@@ -505,6 +505,12 @@ def posterior_times(plan: Plan) -> str:
     return table(heads, rows)
 
 
+def process_differences(plan: Plan) -> str:
+    parts = "parameters", "history"
+    rows = [[r.key["case"], *(f"{r[part]:.1e}" for part in parts)] for r in plan.read("processes")]
+    return table(["case", *(f"largest difference, {part}" for part in parts)], rows)
+
+
 def cost(plan: Plan) -> str:
     """Minutes that the recorded runs trained, and the estimate for the missing ones."""
     names = {"rivals": "trials of the rivals", "table1": "Table 1"}
@@ -713,6 +719,9 @@ SECTIONS: dict[str, list[Section]] = {
     ],
     "posterior": [
         Section("Times", "Medians and quartiles. Peak memory is that of the process so far.", posterior_times),
+    ],
+    "processes": [
+        Section("Differences", "A difference is |a - b| / max(1, |b|), after three epochs.", process_differences),
     ],
 }
 
