@@ -165,3 +165,22 @@ def test_a_step_keeps_nothing_for_the_rest_of_the_epoch():
     fit(make_model(), make_data((2,) * 40), epochs=1, batch_size=1, callbacks=[Watch()], **QUIET)
     assert max(alive) <= 3  # this step's and what the loader fetched
     assert len(set(sizes)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overfit_batches": 1}, "overfit_batches: expected fit's own argument train, got Lightning's flag. Try fit"),
+        ({"barebones": True}, "barebones: expected fit's own argument folder"),
+        ({"gradient_clip_val": 1.0}, "gradient_clip_val: expected fit's own argument gradient_clip"),
+        (
+            {"accelerater": "cpu"},
+            "accelerater: expected an argument of fit or a flag of Lightning, .* Try accelerator=",
+        ),
+        ({"callbacks": 3}, "callbacks: expected a list of Lightning callbacks, got 3"),
+        ({"callbacks": [3]}, "callbacks: expected a list of Lightning callbacks"),
+    ],
+)
+def test_options_that_fit_cannot_take_are_refused(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        fit(make_model(), make_data(), **{**QUIET, **options})

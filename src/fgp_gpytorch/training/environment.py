@@ -1,14 +1,17 @@
 """What a run expects of Lightning's trainer, and what it leaves unchanged in the process."""
 
+import difflib
+import inspect
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
@@ -19,18 +22,26 @@ _OWN_NAMES = {
     "max_epochs": ("epochs", "epochs=100"),
     "gradient_clip_val": ("gradient_clip", "gradient_clip=1.0"),
     "use_distributed_sampler": ("batch_size", "batch_size=10, the groups of each process"),
+    "overfit_batches": ("train", "fit(model, train.subset(range(20)))"),
+    "barebones": ("folder", "folder=None, progress=False"),
 }
 _PRECISIONS = {"16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"}
 _SWITCHES = "CUBLAS_WORKSPACE_CONFIG"  # Trainer(deterministic=True) sets it
 
 
-def check_trainer_options(options: dict[str, Any]) -> None:
-    """Refuse flags of Lightning that `fit` has under another name, and precisions that round x.
+def check_trainer_options(options: dict[str, Any], callbacks: Any) -> None:
+    """Require Lightning's own flags and callbacks. Refuse flags that `fit` replaces, and precisions that round x.
 
     Raises:
-        ArgumentError: If there is one.
+        ArgumentError: If one is unknown or refused.
     """
+    flags = list(inspect.signature(lightning.Trainer).parameters)
+    if not isinstance(callbacks, Sequence) or not all(isinstance(one, Callback) for one in callbacks):
+        raise ArgumentError(f"callbacks: expected a list of Lightning callbacks, got {callbacks!r}. Try [callback].")
     for name in options:
+        if name not in flags:
+            close = difflib.get_close_matches(name, flags, n=1) or ["accelerator"]
+            raise ArgumentError(f"{name}: expected an argument of fit or a flag of Lightning, got it. Try {close[0]}=.")
         if name in _OWN_NAMES:
             own, hint = _OWN_NAMES[name]
             raise ArgumentError(f"{name}: expected fit's own argument {own}, got Lightning's flag. Try {hint}.")

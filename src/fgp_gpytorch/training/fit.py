@@ -138,7 +138,7 @@ def fit(
         check.instance(validation, "validation", (GroupedDataset, HeldOut), "Try groups that are not in train.")
     elif early_stopping is not None:
         raise ArgumentError("early_stopping: expected validation data to judge by, got none. Try validation=held_out.")
-    check_trainer_options(trainer_options)
+    check_trainer_options(trainer_options, callbacks)
     settings = RunSettings(
         objective=ELBO() if objective is None else objective, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, optimizer=optimizer, lr_schedule=lr_schedule, gradient_clip=gradient_clip,
