@@ -219,11 +219,12 @@ def prior_case(
             kernel = block.kernel_on_rows()
             rows = torch.cat([torch.arange(len(x), device=device)[:, None, None].expand(*x.shape).to(x), x], -1)
             results[f"kernel {position}"] = kernel(rows.to(dtype).flatten(0, 1)).to_dense()
-    chosen = ("kl", "log evidence", "predicted mean", "predicted variance", "draws", "paths", "log hyperprior")
-    total = sum(results[name].square().sum() for name in chosen)
     named = {"mean": mean, "variance": variance} | {n: p for n, p in prior.named_parameters() if p.requires_grad}
-    gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
-    results |= {f"gradient of {n}": g for n, g in zip(named, gradients, strict=True) if g is not None}
+    values_only = ("kl", "log evidence", "predicted mean", "predicted variance", "log hyperprior")
+    for title, chosen in {"gradient": values_only, "gradient through draws": ("draws", "paths")}.items():
+        total = torch.stack([results[name].square().sum() for name in chosen]).sum()
+        gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True, retain_graph=True)
+        results |= {f"{title}: {n}": g for n, g in zip(named, gradients, strict=True) if g is not None}
     return {name: value.detach() for name, value in results.items()}
 
 
@@ -355,12 +356,14 @@ def model_case(name: str, device: torch.device) -> Results:
         kind = type(objective).__name__
         model.train().zero_grad()
         results[f"{kind} loss"] = objective.loss_and_grads(model.model, model.guide, batch)
-        results |= {f"{kind} gradient of {n}": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        results |= {
+            f"{kind} gradient of {n}": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+        }
         results |= {f"{kind} {n}": v for n, v in objective.report(objective.terms(model, model, batch)).items()}
     terms = model.terms(batch)
     results |= {f"terms {n}": value.detach() for n, value in terms._asdict().items() if isinstance(value, Tensor)}
     model.eval()
-    results["Pyro loss"] = pyro.infer.Trace_ELBO().loss(model.model, model.guide, batch)
+    results["Pyro loss of draws"] = pyro.infer.Trace_ELBO().loss(model.model, model.guide, batch)
     with torch.no_grad():
         results["Pyro draw"] = model.model(batch, observe=False)
     results |= {f"infer: {n}": value for n, value in inference(model, batch).items()}
@@ -399,7 +402,7 @@ def inference(model: GroupedVAE | ConditionedVAE, batch: GroupedBatch) -> Result
         "encoded": model.encode(model.prepare(batch)).mean,
     }
     if not model.prior.couples_groups:
-        results["new groups"] = model.generate(x_new)
+        results["drawn new groups"] = model.generate(x_new)
     return results
 
 
@@ -486,7 +489,7 @@ def metrics_case(device: torch.device) -> Results:
         found = {
             "error": metrics.held_out_mse(model, held_out),
             "error of draws": metrics.held_out_mse(model, held_out, sample=True, num_samples=3),
-            "calibration": metrics.held_out_calibration(model, held_out, num_samples=19),
+            "calibration of draws": metrics.held_out_calibration(model, held_out, num_samples=19),
             "error by size of context": metrics.mse_by_context_size(model, held_out, [1], num_subsets=2),
             "swapped": metrics.swap_errors(model, held_out),
             "disentanglement": metrics.disentanglement(model, chosen, 2 * math.pi),
@@ -516,7 +519,10 @@ def metrics_case(device: torch.device) -> Results:
     paths = torch.stack([z[:3] + i for i in range(len(SIZES))])
     at = torch.arange(len(z), device=device) % 3
     results["paths"] = metrics.nearest_path_accuracy(paths, z, at, group)
-    return {n: list(v) if isinstance(v, tuple) else list(v.values()) if isinstance(v, dict) else v for n, v in results.items()}
+    return {
+        n: list(v) if isinstance(v, tuple) else list(v.values()) if isinstance(v, dict) else v
+        for n, v in results.items()
+    }
 
 
 def plots_case(device: torch.device) -> Results:
@@ -551,7 +557,9 @@ def fit_case(
     """Two epochs of `fit`. The results are its history and the parameters."""
     model, data = MODELS[name](), data_of(name)
     y, x, group = data.flat()
-    data = GroupedDataset(y.float(), x, group, data.members.y_mask, x.isfinite() if name == "LatentAngleFGPVAE" else None)
+    data = GroupedDataset(
+        y.float(), x, group, data.members.y_mask, x.isfinite() if name == "LatentAngleFGPVAE" else None
+    )
     if on_device:
         data = GroupedDataset(*(value.to(device) for value in data.flat()))
         model.to(device)
@@ -593,7 +601,6 @@ FITS: dict[str, Case] = {
         fit_case, validation="groups", lr_schedule="cosine", gradient_clip=1.0
     ),
     "fit, data on the device": partial(fit_case, on_device=True, validation="members"),
-    "fit, two workers": partial(fit_case, num_workers=2),
     "fit, gaps": partial(fit_case, name="FGPVAE, gaps"),
     "fit, LatentAngleFGPVAE": partial(fit_case, name="LatentAngleFGPVAE"),
     "fit, GPVAE": partial(fit_case, name="GPVAE", batch_size=GROUPS),

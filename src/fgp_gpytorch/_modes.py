@@ -40,5 +40,9 @@ def evaluation(module: nn.Module, seed: int | None = None) -> Iterator[torch.dev
     forked = [device] if device.type == "cuda" else []
     with evaluation_mode(module), torch.no_grad(), torch.random.fork_rng(devices=forked, enabled=seed is not None):
         if seed is not None:
-            torch.manual_seed(seed)
+            # not torch.manual_seed, which also seeds the generators of all other devices
+            torch.default_generator.manual_seed(seed)
+            if forked:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
         yield device

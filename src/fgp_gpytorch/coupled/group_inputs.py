@@ -33,6 +33,10 @@ class GroupInputs(NamedTuple):
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         return cls(vectors.to(dtype), x.to(dtype), mean.to(dtype), variance.to(dtype), mask)
 
+    def to(self, device: torch.device) -> "GroupInputs":
+        """These inputs on a device."""
+        return GroupInputs(*(value.to(device) for value in self))
+
     def select(self, groups: Tensor) -> "GroupInputs":
         """The groups at some positions, (G*,), int64."""
         return GroupInputs(*(value[groups] for value in self))

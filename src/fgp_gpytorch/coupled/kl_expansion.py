@@ -32,6 +32,12 @@ class KLExpansion(NamedTuple):
     hyperparameters: tuple[Tensor, ...]
     towards_hyperparameters: tuple[Tensor, ...]
 
+    def to(self, device: torch.device) -> "KLExpansion":
+        """The expansion on a device."""
+        kl, inputs, *towards = (value.to(device) for value in self[:5])
+        hyperparameters, towards_them = (tuple(value.to(device) for value in values) for values in self[5:])
+        return KLExpansion(kl, inputs, *towards, hyperparameters, towards_them)
+
     def separable_kl(self, posterior: MeanFieldPosterior, group_index: Tensor) -> Tensor:
         r"""Each group's share of an approximate KL. Their sum has the KL's value and gradient at the expansion.
 

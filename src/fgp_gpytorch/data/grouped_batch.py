@@ -208,11 +208,13 @@ class GroupedBatch:
         )
 
     def pin_memory(self) -> "GroupedBatch":
-        """Return a copy in page-locked memory, for `DataLoader(pin_memory=True)`.
+        """Return a copy in page-locked memory, for `DataLoader(pin_memory=True)`. A batch on a device stays as it is.
 
         Raises:
             RuntimeError: By PyTorch, if there is no accelerator to pin the memory for.
         """
+        if self.device.type != "cpu":
+            return self
         return replace(
             self,
             y=self.y.pin_memory(),

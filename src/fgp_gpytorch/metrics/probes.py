@@ -46,13 +46,13 @@ def ridge_r2(
     if len(labels) < 2:
         raise GroupError("group: expected at least two groups, one to fit and one to test on, got 1. Try more data.")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    fold = (order % num_folds)[code]
+    fold = (order % num_folds).to(code.device)[code]
     residual, total = 0.0, 0.0
     for held_out in range(min(num_folds, len(labels))):
         fitted, tested = fold != held_out, fold == held_out
         mean, scale = _standard(features[fitted])
         z, offset = (features[fitted] - mean) / scale, targets[fitted].mean(0)
-        gram = z.mT @ z + len(z) * penalty * torch.eye(z.shape[-1], dtype=z.dtype)
+        gram = z.mT @ z + len(z) * penalty * torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         weight = torch.linalg.solve(gram, z.mT @ (targets[fitted] - offset))
         prediction = (features[tested] - mean) / scale @ weight + offset
         residual += float((targets[tested] - prediction).square().sum())
@@ -103,10 +103,10 @@ def centroid_accuracy(
         )
     mean, scale = _standard(features)
     z, tested = (features - mean) / scale, (test_features - mean) / scale
-    centroids = torch.zeros(len(labels), z.shape[-1], dtype=z.dtype).index_add_(0, code, z)
+    centroids = z.new_zeros(len(labels), z.shape[-1]).index_add_(0, code, z)
     centroids /= torch.bincount(code).unsqueeze(-1)
     deviation = z - centroids[code]
-    scatter = deviation.mT @ deviation / len(z) + shrinkage * torch.eye(z.shape[-1], dtype=z.dtype)
+    scatter = deviation.mT @ deviation / len(z) + shrinkage * torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
     root = torch.linalg.cholesky(scatter)
     whitened = [torch.linalg.solve_triangular(root, part.mT, upper=False).mT for part in (tested, centroids)]
     nearest = torch.cdist(*whitened).argmin(-1)

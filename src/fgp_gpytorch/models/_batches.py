@@ -64,30 +64,43 @@ def scatter(rows: Tensor, mask: Tensor, padding: float) -> Tensor:
     return padded.masked_scatter(mask.unsqueeze(-1), rows)
 
 
-def checked_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch:
-    """A batch of finite numbers, or a whole data set as one.
+def checked_batch(value: GroupedBatch | GroupedDataset, name: str, model: nn.Module) -> GroupedBatch:
+    """A batch of finite numbers, or a whole data set as one on the model's device.
 
     Raises:
         ArgumentError: If it is neither.
-        DataError: If an observed value is not finite.
+        DataError: If an observed value is not finite, or the batch is on another device than the model.
     """
-    batch = whole_batch(value, name)
+    batch = whole_batch(value, name, model)
     check.finite(batch.y, f"{name}.y", batch.observed)
     return batch
 
 
-def whole_batch(value: GroupedBatch | GroupedDataset, name: str) -> GroupedBatch:
-    """A batch as it is, or a whole data set as one.
+def whole_batch(value: GroupedBatch | GroupedDataset, name: str, model: nn.Module) -> GroupedBatch:
+    """A batch as it is, or a whole data set as one on the model's device.
 
     Raises:
         ArgumentError: If it is neither.
+        DataError: If the batch is on another device than the model.
     """
+    device = device_of(model)
     if isinstance(value, GroupedDataset):
-        value = value[:]
-    hint = "Try GroupedDataset(y, x, group)[[0, 1]], or GroupedBatch.from_tensors(y, x)."
-    return (
-        value if isinstance(value, GroupedBatch) else check.instance(value, name, (GroupedBatch, GroupedDataset), hint)
-    )
+        return value[:].to(device)
+    if not isinstance(value, GroupedBatch):
+        hint = "Try GroupedDataset(y, x, group)[[0, 1]], or GroupedBatch.from_tensors(y, x)."
+        check.instance(value, name, (GroupedBatch, GroupedDataset), hint)
+    if device not in (None, value.device):
+        raise DataError(
+            f"{name}: expected a batch on the device of the model, {device}, got one on {value.device}. "
+            f"Try {name}.to({str(device)!r})."
+        )
+    return value
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """The device of the first parameter of a model; None if it has none."""
+    parameter = next(model.parameters(), None)
+    return None if parameter is None else parameter.device
 
 
 def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)

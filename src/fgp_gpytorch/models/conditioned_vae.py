@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.coupled import CoupledPosterior, GroupInputs
+from fgp_gpytorch.coupled import CoupledPosterior, CoupledPrior, GroupInputs
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, same_labels
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import checked_batch, checked_targets, whole_batch
+from fgp_gpytorch.models._batches import checked_batch, checked_targets, device_of, whole_batch
 from fgp_gpytorch.models.grouped_vae import GroupedVAE
 from fgp_gpytorch.prior import LatentPrior, Prediction
 
@@ -45,6 +45,17 @@ class ConditionedVAE(nn.Module):
         assert isinstance(posterior, CoupledPosterior)
         self.posterior = posterior
         self.train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert the model. The posterior follows it to another device."""
+        super()._apply(fn, recurse)
+        device, prior = device_of(self.model), self.model.prior
+        if device not in (None, self.group_index.device):
+            assert isinstance(prior, CoupledPrior)
+            self.group_index = self.group_index.to(device)
+            with torch.no_grad():
+                self.posterior = prior.condition(self.posterior.inputs.to(device))
+        return self
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode."""
@@ -84,7 +95,7 @@ class ConditionedVAE(nn.Module):
             ShapeError: If `x_new`, or the x of new groups, has other features than the data set.
             DataError: If a value is not finite or a dtype is not floating.
         """
-        batch, features = checked_batch(context, "context"), self.posterior.x.shape[-1]
+        batch, features = checked_batch(context, "context", self.model), self.posterior.x.shape[-1]
         if not self.new_groups:
             inputs = self._inputs_of(batch)
             x_new = checked_targets(x_new, batch, features)
@@ -120,7 +131,7 @@ class ConditionedVAE(nn.Module):
         """
         if sample_shape is not None:
             sample_shape = check.as_sample_shape(sample_shape)
-        batch = whole_batch(context, "context")
+        batch = whole_batch(context, "context", self.model)
         prediction = self.predict(x_new, batch)
         z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
         return self.likelihood.mean(self.decode(z, x_new, batch.y.shape[2:]))

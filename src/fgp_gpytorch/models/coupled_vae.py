@@ -100,7 +100,7 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
             ShapeError: If the representation returns another shape.
             DataError: If the batch is empty, or a value is not finite.
         """
-        return self._raw_vectors(self.prepare(checked_batch(batch, "batch")))
+        return self._raw_vectors(self.prepare(checked_batch(batch, "batch", self)))
 
     def used_vectors(self, batch: GroupedBatch) -> Tensor:
         """The group vectors of a checked batch as the prior takes them, (G, m)."""
@@ -139,7 +139,7 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
                 "initialize_vectors: expected a model with one learned vector per group, got one whose representation "
                 f"network computes them. {self.start_hint}"
             )
-        batch = self._check_groups(whole_batch(dataset, "dataset"), whole=True, labels=False)
+        batch = self._check_groups(whole_batch(dataset, "dataset", self), whole=True, labels=False)
         observed = batch.observed.to(batch.y.dtype)
         total, count = (batch.y * observed).sum(1).flatten(1).double(), observed.sum(1).flatten(1).double()
         means = total / count  # NaN without observations: replaced by the mean over groups
@@ -230,7 +230,7 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
                 f"Try {type(self).__name__}(..., representation=RepresentationNetwork(...)), or FGPVAE."
             )
         new_groups = self.representation is not None and context != "seen"
-        batch = checked_batch(dataset, "dataset")
+        batch = checked_batch(dataset, "dataset", self)
         if len(batch.group_index.unique()) < batch.num_groups:
             raise GroupError("dataset: expected every group once, got repetitions. Try data.subset(groups).")
         kept = copy.deepcopy(self)

@@ -10,7 +10,7 @@ from fgp_gpytorch.coupled import KLExpansion, MeanFieldPosterior, ProductPrior, 
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import PseudoObservations, features_of, observed_members, whole_batch
+from fgp_gpytorch.models._batches import PseudoObservations, device_of, features_of, observed_members, whole_batch
 from fgp_gpytorch.models.coupled_vae import CoupledVAE
 from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import KLTerms
@@ -157,7 +157,7 @@ class GPVAE(CoupledVAE[ProductPrior]):
         parts, indices, groups = [], [], dataset[[0]].num_dataset_groups
         with torch.no_grad():
             for start in range(0, len(dataset), batch_size):
-                batch = self.prepare_step(dataset[start : start + batch_size])
+                batch = self.prepare_step(dataset[start : start + batch_size].to(device_of(self)))
                 parts.append(self.inputs_of(batch, self.encode(batch)))
                 indices.append(batch.group_index)
         index = torch.cat(indices)
@@ -188,12 +188,13 @@ class GPVAE(CoupledVAE[ProductPrior]):
             ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
             GroupError: If the batch is not the whole data set and there is no summary.
         """
-        self._check_groups(whole_batch(batch, "batch"), whole=self.summary is None)
+        self._check_groups(whole_batch(batch, "batch", self), whole=self.summary is None)
         return super().terms(batch, num_particles)
 
     def split_kl(self, posterior: MeanFieldPosterior, batch: GroupedBatch) -> KLTerms:
         """The KL of all groups in equal shares, or its approximation by the summary."""
         if self.summary is None:
             return posterior.kl_terms
+        self.summary = self.summary.to(batch.device)
         shares = self.summary.separable_kl(posterior, batch.group_index)
         return KLTerms(shares, torch.zeros_like(shares))

@@ -113,7 +113,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             ShapeError: If the encoder's output is not two tensors of L channels.
             DataError: If the encoder's variance is negative, or a feature is unknown.
         """
-        batch = whole_batch(batch, "batch")
+        batch = whole_batch(batch, "batch", self)
         full = is_full(batch)
         # members without padding: padding would cost time, and enter the statistics of a batch norm
         taken = (batch.y, batch.x) if batch.y_mask is None else (batch.y, batch.x, batch.observed)
@@ -234,7 +234,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         Raises:
             ArgumentError, ShapeError, DataError, GroupError: As in `terms`.
         """
-        batch = self.prepare_step(whole_batch(batch, "batch"))
+        batch = self.prepare_step(whole_batch(batch, "batch", self))
         self.register_parameters()
         plate = self.plate(batch)
         z = self.draw_latents(batch, plate)
@@ -250,7 +250,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         Raises:
             ArgumentError, ShapeError, DataError, GroupError: As in `terms`.
         """
-        batch = self.prepare_step(whole_batch(batch, "batch"))
+        batch = self.prepare_step(whole_batch(batch, "batch", self))
         self.register_parameters()
         self.draw_posterior(batch, self.plate(batch))
 
@@ -320,7 +320,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         """
         if num_particles != 1:
             check.count(num_particles, "num_particles")
-        batch = self.prepare_step(whole_batch(batch, "batch"))
+        batch = self.prepare_step(whole_batch(batch, "batch", self))
         pseudo = self.encode(batch)
         posterior = self.training_posterior(batch, pseudo)
         z = posterior.rsample_marginals(torch.Size([num_particles] if num_particles > 1 else []))
@@ -357,7 +357,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             DataError: If the batch is empty, a value is not finite, or a variance is not positive.
             GroupError: If the model cannot take these groups.
         """
-        batch = self.prepare(checked_batch(batch, "batch"))
+        batch = self.prepare(checked_batch(batch, "batch", self))
         pseudo = self.encode(batch)
         observed = None if pseudo.mask is None else pseudo.mask.unsqueeze(-1)
         check.finite(pseudo.mean, "mean", observed)
@@ -381,7 +381,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             ShapeError: If x_new or the encoder's output has the wrong shape.
             DataError: If a value is not finite or a dtype is not floating.
         """
-        context = whole_batch(context, "context")
+        context = whole_batch(context, "context", self)
         x_new = checked_targets(x_new, context, context.x.shape[-1])
         posterior = self.infer(context)
         return posterior.predict_checked(x_new.to(posterior.x.dtype))
@@ -400,7 +400,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             ArgumentError, DataError, GroupError: As in `infer`.
             ShapeError: If the encoder's or the decoder's output has the wrong shape.
         """
-        batch = whole_batch(batch, "batch")
+        batch = whole_batch(batch, "batch", self)
         return self.likelihood.mean(self.decode(self.infer(batch).mean, batch.x, batch.y.shape[2:]))
 
     @torch.no_grad()
@@ -433,7 +433,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         if context is None:
             z = self.sample_prior(x_new, sample_shape or ())
         else:
-            context = whole_batch(context, "context")
+            context = whole_batch(context, "context", self)
             y_shape = context.y.shape[2:]
             prediction = self.predict(x_new, context)
             z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)

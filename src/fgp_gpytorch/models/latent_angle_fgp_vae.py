@@ -103,7 +103,7 @@ class LatentAngleFGPVAE(FactorizedVAE):
         Raises:
             ArgumentError, ShapeError, DataError: As in `terms`.
         """
-        batch = whole_batch(batch, "batch")
+        batch = whole_batch(batch, "batch", self)
         self.register_parameters()
         plate = self.plate(batch)
         with plate:
@@ -124,7 +124,7 @@ class LatentAngleFGPVAE(FactorizedVAE):
         Raises:
             ArgumentError, ShapeError, DataError: As in `terms`.
         """
-        batch = whole_batch(batch, "batch")
+        batch = whole_batch(batch, "batch", self)
         self.register_parameters()
         plate = self.plate(batch)
         with plate:
@@ -149,7 +149,7 @@ class LatentAngleFGPVAE(FactorizedVAE):
             ShapeError: If a network's output has the wrong shape.
             DataError: If a feature other than the angle is unknown, or the prior does not have the angle's period.
         """
-        batch = whole_batch(batch, "batch")
+        batch = whole_batch(batch, "batch", self)
         concentration = self._concentration(batch)
         self._check_circle(self._filled(batch, concentration.detach()))
         q = CircularProjectedNormal(concentration)
@@ -191,7 +191,7 @@ class LatentAngleFGPVAE(FactorizedVAE):
             ShapeError: If the angle encoder's output has the wrong shape.
             DataError: If the batch is empty, or a value is not finite.
         """
-        concentration = self._concentration(checked_batch(batch, "batch"))
+        concentration = self._concentration(checked_batch(batch, "batch", self))
         return AnglePosterior(check.finite(concentration, "angle_encoder"), self.period)
 
     # inside

@@ -105,7 +105,7 @@ class SVGPVAE(CoupledVAE[InducingPrior]):
             ShapeError: If the representation returns another shape, or x does not have `num_features` features.
             DataError: If a value is not finite, or a feature is unknown.
         """
-        batch = self.prepare(checked_batch(dataset, "dataset"))
+        batch = self.prepare(checked_batch(dataset, "dataset", self))
         with evaluation_mode(self):
             vectors = self.used_vectors(batch)
         group, member = batch.mask.nonzero(as_tuple=True)

@@ -122,7 +122,8 @@ def fit(
         UserWarning: If y looks unscaled: a Gaussian likelihood, and an element whose root mean square is above 20.
 
     Returns:
-        The history and the checkpoints. The model holds the parameters of the last epoch, in evaluation mode.
+        The history and the checkpoints. The model holds the parameters of the last epoch, in evaluation mode. It is on
+        the device where it was before.
 
     Raises:
         ArgumentError: If an argument has the wrong type, a number is out of range, or an option needs another one.
@@ -163,6 +164,7 @@ def fit(
     progress = bool(trainer_options.get("enable_progress_bar", progress))
     if progress:
         chosen.append(TQDMProgressBar(refresh_rate=10))
+    device = next((p.device for p in model.parameters()), None)
     with _quiet(), global_state_restored(), mode_restored_on_error(model):
         trainer = lightning.Trainer(
             **{
@@ -183,7 +185,10 @@ def fit(
         )
         check_trainer(trainer, model)
         model.train()
-        run(trainer, module, checkpoint)
+        try:
+            run(trainer, module, checkpoint)
+        finally:
+            model.to(device)  # Lightning leaves it on the CPU
     model.eval()
     # the folder may hold a file of an earlier run
     last_is_ours = not trainer.interrupted or checkpoint is not None or bool(last and last.best_model_path)

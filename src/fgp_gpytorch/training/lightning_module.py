@@ -94,11 +94,13 @@ class TrainingModule(lightning.LightningModule):
 
     def _loader(self, data: Dataset, batches: SharedBatches) -> DataLoader:
         workers = self.settings.num_workers
+        # PyTorch pins the parts of a HeldOutBatch itself, and cannot pin those on a device
+        on_cpu = not isinstance(data, HeldOut) or data.x_new.device.type == "cpu"
         # a loader draws its workers' seeds, and must not take them from the generator that draws z
         generator = torch.Generator().manual_seed(self._seed)
         return DataLoader(
             SeededGroups(data), batch_size=None, sampler=batches, num_workers=workers, persistent_workers=workers > 0,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda", generator=generator,
+            pin_memory=on_cpu and self.trainer.strategy.root_device.type == "cuda", generator=generator,
         )  # fmt: skip
 
     def _shard(self, batches: SharedBatches, batch_index: int, data: Any) -> Shard | None:
