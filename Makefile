@@ -5,7 +5,7 @@ OLDEST := .venv-oldest
 PARALLEL := --numprocesses auto --dist loadfile
 ARGS ?=
 
-.PHONY: help install rotated-mnist test test-oldest lint types bench paper ci clean
+.PHONY: help install rotated-mnist test test-oldest lint types bench device-check paper ci clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -39,6 +39,9 @@ types: install  ## pyright on src
 bench: install  ## step time and posterior time beside their rivals, measured here
 	rm -rf runs/bench
 	$(BIN)/python -m benchmarks.runner --only step_time posterior --out runs/bench
+
+device-check: install  ## operations, training, times and memory on a GPU (ARGS='--device cpu --quick' without one)
+	$(BIN)/python -W ignore -m benchmarks.device_check $(ARGS)
 
 paper: install  ## the missing runs of all studies, figures, pages (ARGS='--jobs 2', ARGS=--quick for a short form)
 	$(BIN)/python -m benchmarks.runner $(ARGS)

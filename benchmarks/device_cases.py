@@ -355,11 +355,12 @@ def model_case(name: str, device: torch.device) -> Results:
     for objective in objectives:
         kind = type(objective).__name__
         model.train().zero_grad()
+        reported = objective.report(objective.terms(model, model, batch))
+        results |= {f"{kind} {n}": torch.stack([part.double() for part in pair]) for n, pair in reported.items()}
         results[f"{kind} loss"] = objective.loss_and_grads(model.model, model.guide, batch)
         results |= {
             f"{kind} gradient of {n}": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
         }
-        results |= {f"{kind} {n}": v for n, v in objective.report(objective.terms(model, model, batch)).items()}
     terms = model.terms(batch)
     results |= {f"terms {n}": value.detach() for n, value in terms._asdict().items() if isinstance(value, Tensor)}
     model.eval()

@@ -126,7 +126,7 @@ class GECO(Objective):
 
     def report(self, terms: Terms) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the parts. `multiplier` is lambda."""
-        multiplier = self._log_multiplier.exp()
+        multiplier = self._log_multiplier.to(terms.kl_local.device).exp()
         return {**sums_and_counts(terms), "multiplier": (multiplier, torch.ones_like(multiplier))}
 
     def state_dict(self) -> dict[str, Any]:

@@ -147,7 +147,8 @@ class TrainingModule(lightning.LightningModule):
         return loss * self.trainer.world_size if shard is not None else loss
 
     def _add_up(self, report: dict[str, tuple[Tensor, Tensor]]) -> None:
-        new = torch.stack([part.double() for pair in report.values() for part in pair]).unflatten(0, (-1, 2))
+        parts = [part.to(self.device, torch.float64) for pair in report.values() for part in pair]
+        new = torch.stack(parts).unflatten(0, (-1, 2))
         self._sums = new if tuple(report) != self._names else self._sums + new
         self._names = tuple(report)
 

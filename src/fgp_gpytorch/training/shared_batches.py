@@ -104,7 +104,7 @@ def _seeded(seed: int) -> Iterator[None]:
     """Seed the global generators of PyTorch, NumPy and Python, then restore them."""
     states = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which also seeds the generator of a GPU
         np.random.seed(seed)  # noqa: NPY002
         random.seed(seed)
         try:
