@@ -566,7 +566,7 @@ def fit_case(
         model.to(device)
     before = next(model.parameters()).device
     start(model, data)
-    held_out = {None: None, "groups": data, "members": HeldOut.random(data, 1)}[validation]
+    held_out = HeldOut.random(data, 1) if validation == "members" else data if validation == "groups" else None
     if summarized:
         options["callbacks"] = [Summarize(data)]
     result = fit(

@@ -34,9 +34,11 @@ class KLExpansion(NamedTuple):
 
     def to(self, device: torch.device) -> "KLExpansion":
         """The expansion on a device."""
-        kl, inputs, *towards = (value.to(device) for value in self[:5])
-        hyperparameters, towards_them = (tuple(value.to(device) for value in values) for values in self[5:])
-        return KLExpansion(kl, inputs, *towards, hyperparameters, towards_them)
+        return KLExpansion(
+            self.kl.to(device), self.inputs.to(device), self.towards_vectors.to(device), self.towards_mean.to(device),
+            self.towards_variance.to(device), tuple(value.to(device) for value in self.hyperparameters),
+            tuple(value.to(device) for value in self.towards_hyperparameters),
+        )  # fmt: skip
 
     def separable_kl(self, posterior: MeanFieldPosterior, group_index: Tensor) -> Tensor:
         r"""Each group's share of an approximate KL. Their sum has the KL's value and gradient at the expansion.
