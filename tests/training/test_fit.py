@@ -93,22 +93,9 @@ def test_history_is_the_same_with_and_without_a_folder_and_as_in_the_log(tmp_pat
         np.testing.assert_allclose(log[name], result.history[name], rtol=1e-6)
 
 
-<<<<<<< HEAD
-def test_history_of_a_new_run_does_not_mix_with_an_older_one_in_the_folder(tmp_path):
-    train(folder=tmp_path, epochs=5)
-    model, result = train(folder=tmp_path, epochs=2)
-    assert result.history.epoch.tolist() == [0, 1]
-    saved = torch.load(result.last_checkpoint, weights_only=True)["fgp_gpytorch"]["state_dict"]
-    assert same_state(saved, model.state_dict())
-
-
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_history_is_that_of_the_whole_data_set_at_once(batch_size):
     """No learning: the epoch's numbers are those of the model, whatever the batches, gaps and unobserved groups."""
-=======
-def test_history_holds_the_means_of_the_steps():
-    """One group a batch and no learning: the epoch's numbers are those of the model, computed here."""
->>>>>>> e4d9405 (Checkpoints hold whole epochs, and a folder belongs to one run)
     from factories import BlindDecoder
 
     rows = make_data(element_mask=True).flat()

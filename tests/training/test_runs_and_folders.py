@@ -256,7 +256,7 @@ def step_schedule(gamma):
         ({"validation": held_out()}, {"validation": held_out(seed=6)}, "validation: checksum"),
         ({}, {"accumulate_grad_batches": 2}, "accumulate_grad_batches 2, there 1"),
         ({}, {"precision": "bf16-mixed"}, "precision bf16-mixed, there 32-true"),
-        ({}, {"gradient_clip_val": 0.5}, r"gradient_clip 0\.5, there None"),
+        ({}, {"gradient_clip": 0.5}, r"gradient_clip 0\.5, there None"),
         ({}, {"limit_train_batches": 2}, r"limit_train_batches 2, there 1\.0"),
         (sgd(), sgd(lr=0.5), r"settings of the optimizer: groups: lr 0\.5, there 0\.001"),
         (sgd(), sgd(momentum=0.9), r"settings of the optimizer: groups: momentum 0\.9, there 0"),

@@ -11,12 +11,7 @@ from typing import Any, Literal
 
 import lightning
 import pandas as pd
-<<<<<<< HEAD
-from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint, TQDMProgressBar
-=======
-import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
->>>>>>> e4d9405 (Checkpoints hold whole epochs, and a folder belongs to one run)
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from fgp_gpytorch import _checks as check
@@ -25,17 +20,14 @@ from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.likelihoods import DiagonalGaussianLikelihood, GaussianLikelihood
 from fgp_gpytorch.models import GroupedVAE
 from fgp_gpytorch.objectives import ELBO, Objective
-<<<<<<< HEAD
+from fgp_gpytorch.training.checkpoints import EpochCheckpoint, with_checkpoint_files
 from fgp_gpytorch.training.environment import (
     check_trainer,
     check_trainer_options,
     global_state_restored,
     mode_restored_on_error,
 )
-=======
-from fgp_gpytorch.training.checkpoints import EpochCheckpoint, with_checkpoint_files
 from fgp_gpytorch.training.folders import DEFAULT_FOLDER, checkpoint_to_resume, claimed, existing, folder_of
->>>>>>> e4d9405 (Checkpoints hold whole epochs, and a folder belongs to one run)
 from fgp_gpytorch.training.lightning_module import TrainingModule
 from fgp_gpytorch.training.resume import PatientStopping, run
 from fgp_gpytorch.training.settings import OptimizerFactory, RunSettings, ScheduleFactory
@@ -195,15 +187,10 @@ def fit(
                 **trainer_options,
             }
         )
-<<<<<<< HEAD
         check_trainer(trainer, model)
-        model.train()
-        run(trainer, module, checkpoint)
-=======
         with claimed(path if trainer.is_global_zero else None, checkpoint):
             model.train()
             run(trainer, module, checkpoint, path)
->>>>>>> e4d9405 (Checkpoints hold whole epochs, and a folder belongs to one run)
     model.eval()
     if last is not None and folder == DEFAULT_FOLDER and trainer.global_rank > 0:
         path = Path(str(last.dirpath))  # the folder of rank 0

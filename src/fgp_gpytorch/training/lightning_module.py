@@ -17,18 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 from fgp_gpytorch import _checks as check
-<<<<<<< HEAD
 from fgp_gpytorch._shards import Shard, sharing
-=======
->>>>>>> e4d9405 (Checkpoints hold whole epochs, and a folder belongs to one run)
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, HeldOut, HeldOutBatch
 from fgp_gpytorch.errors import ArgumentError, NonFiniteError
 from fgp_gpytorch.models import GroupedVAE, Terms
 from fgp_gpytorch.saving import KEY, model_state, pack_model
-<<<<<<< HEAD
-from fgp_gpytorch.training.settings import RunSettings, fingerprint
-from fgp_gpytorch.training.shared_batches import SeededGroups, SharedBatches, whole_terms
-=======
 from fgp_gpytorch.training.settings import (
     RunSettings,
     another_run,
@@ -37,7 +30,7 @@ from fgp_gpytorch.training.settings import (
     optimizer_settings,
     schedule_settings,
 )
->>>>>>> e4d9405 (Checkpoints hold whole epochs, and a folder belongs to one run)
+from fgp_gpytorch.training.shared_batches import SeededGroups, SharedBatches, whole_terms
 
 _KL = " (of the encoder's mean and variance, and the kernels)"
 _SOURCES = {"posterior": " (of the encoder's mean and variance)", "kl_local": _KL, "kl_global": _KL}
