@@ -14,6 +14,7 @@ import random
 import signal
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.out) as name:
         folder = Path(name)
         other = OTHER.is_dir() and OTHER.stat().st_dev != folder.stat().st_dev
-        print(f"seed {seed}; {OTHER if other else 'no other file system found'} is TMPDIR in every second trial")
+        print(
+            f"seed {seed}; {OTHER if other else 'no other file system found'} is TMPDIR in every second trial",
+            flush=True,
+        )
         start = time.monotonic()
         wait(fork(lambda: train(folder / "whole", folder / "whole.end")))
         duration, whole = time.monotonic() - start, (folder / "whole.end").read_bytes()
@@ -133,6 +137,8 @@ def fork(action: Callable[[], Any]) -> int:
             warnings.simplefilter("ignore")
             action()
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     return process

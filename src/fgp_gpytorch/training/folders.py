@@ -99,7 +99,8 @@ def checkpoint_to_resume(resume: bool | str | Path, folder: str | Path | None) -
         if folder is None or folder == DEFAULT_FOLDER:
             got = "folder=None" if folder is None else "the default one, which is new in every run"
             raise ArgumentError(f"resume: expected a folder to resume from, got {got}. Try folder='runs/...'.")
-        return existing(Path(folder), "last.ckpt")
+        # a run may have been cut after its first best checkpoint, and before its first last one
+        return existing(Path(folder), "last.ckpt") or existing(Path(folder), "best.ckpt")
     if not Path(resume).is_file():
         raise MissingFileError(f"resume: no file {resume}. Try resume=True for the last checkpoint of the folder.")
     return Path(resume)
