@@ -72,8 +72,10 @@ class TrainingModule(lightning.LightningModule):
     @cached_property
     def record(self) -> dict[str, Any]:
         """The settings and fingerprints of the data, as plain values. A resumed run is compared with it."""
-        validation = None if self._validation is None else fingerprint(self._validation)
-        return {**self.settings.plain(), **fingerprint(self._train), "validation": validation}
+        validation = {} if self._validation is None else fingerprint(self._validation)
+        kind = None if self._validation is None else type(self._validation).__qualname__
+        others = {"validation": kind, **{f"validation: {name}": value for name, value in validation.items()}}
+        return {**self.settings.plain(), **fingerprint(self._train), **others}
 
     # data
 
