@@ -5,7 +5,7 @@ OLDEST := .venv-oldest
 PARALLEL := --numprocesses auto --dist loadfile
 ARGS ?=
 
-.PHONY: help install rotated-mnist test test-oldest lint types bench device-check paper ci clean
+.PHONY: help install rotated-mnist test test-oldest lint types bench device-check paper kill-test ci clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -46,7 +46,11 @@ device-check: install  ## operations, training, times and memory on a GPU (ARGS=
 paper: install  ## the missing runs of all studies, figures, pages (ARGS='--jobs 2', ARGS=--quick for a short form)
 	$(BIN)/python -m benchmarks.runner $(ARGS)
 
+kill-test: install  ## kill 40 training processes, resume each, and compare bit for bit (a few minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kill_test $(ARGS)
+
 ci: lint types test  ## what .ci/run does in an environment that exists
+	rm -rf runs/ci
 	$(BIN)/python examples/rotated_mnist.py --epochs 20 --no-progress --out runs/ci --assert-test-mse-below 0.042
 
 clean:  ## remove the environment and all runs

@@ -350,6 +350,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.epochs is not None and options.epochs < 1:
         parser.error("--epochs: expected at least 1")
     options.out = options.out or Path("runs/rotated_mnist") / options.preset
+    if not options.resume and any(options.out.glob("seed_*/last.ckpt")):
+        parser.error(
+            f"--out: expected a new folder, got {options.out} with an earlier run. Try --resume, or another one"
+        )
     return options
 
 

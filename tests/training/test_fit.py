@@ -72,14 +72,14 @@ def assert_same_history(first, second):
 
 def test_history_has_a_row_per_epoch_and_the_documented_columns(tmp_path):
     parts = ["epoch", "log_likelihood", "kl_local", "kl_global", "mse", "multiplier", "learning_rate"]
-    for folder in (None, tmp_path):
-        _, result = train(folder=folder)
+    for folders in ([None] * 3, [tmp_path / name for name in "abc"]):
+        _, result = train(folder=folders[0])
         assert list(result.history.columns) == parts
         assert result.history.epoch.tolist() == [0, 1, 2, 3]
         assert not result.history.isna().any().any()
-        _, result = train(folder=folder, validation=make_data(seed=9))
+        _, result = train(folder=folders[1], validation=make_data(seed=9))
         assert list(result.history.columns) == [*parts, "val_loss", "val_mse"]
-        _, result = train(folder=folder, validation=held_out())
+        _, result = train(folder=folders[2], validation=held_out())
         assert list(result.history.columns) == [*parts, "val_mse"]
         assert not result.history.isna().any().any()
 
@@ -91,14 +91,6 @@ def test_history_is_the_same_with_and_without_a_folder_and_as_in_the_log(tmp_pat
     log = pd.read_csv(tmp_path / "log" / "version_0" / "metrics.csv").groupby("epoch").last()
     for name in result.history.columns[1:]:  # the log keeps float32
         np.testing.assert_allclose(log[name], result.history[name], rtol=1e-6)
-
-
-def test_history_of_a_new_run_does_not_mix_with_an_older_one_in_the_folder(tmp_path):
-    train(folder=tmp_path, epochs=5)
-    model, result = train(folder=tmp_path, epochs=2)
-    assert result.history.epoch.tolist() == [0, 1]
-    saved = torch.load(result.last_checkpoint, weights_only=True)["fgp_gpytorch"]["state_dict"]
-    assert same_state(saved, model.state_dict())
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -276,7 +268,6 @@ def test_best_checkpoint_is_the_best_epoch_by_validation(kind, tmp_path):
 
 @pytest.mark.parametrize(("every", "epochs"), [(1, 4), (3, 4), (3, 3), (10, 4)])
 def test_last_checkpoint_is_the_end_however_rarely_it_is_saved(every, epochs, tmp_path):
-    train(folder=tmp_path, epochs=epochs, seed=8)  # an older run's file does not stay
     model, result = train(folder=tmp_path, epochs=epochs, checkpoint_every=every)
     content = torch.load(result.last_checkpoint, weights_only=True)
     assert content["global_step"] == 4 * epochs
@@ -362,14 +353,6 @@ def test_early_stopping_remembers_its_patience_when_resumed(tmp_path):
     assert cut.interrupted
     _, resumed = train(folder=tmp_path, resume=True, **options)
     assert_same_history(whole.history, resumed.history)
-
-
-def test_an_older_runs_checkpoint_is_not_taken_for_that_of_a_run_cut_in_its_first_epoch(tmp_path):
-    train(folder=tmp_path)
-    _, cut = train(folder=tmp_path, callbacks=[At(2, interrupt)])
-    assert cut.interrupted
-    assert cut.last_checkpoint is None
-    assert (tmp_path / "last.ckpt").exists()  # nor deleted
 
 
 def test_ctrl_c_leaves_the_signal_and_the_model_usable(tmp_path):

@@ -62,6 +62,11 @@ class Objective(pyro.infer.ELBO, Configurable):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the result of `state_dict`."""
 
+    def reset(self) -> None:
+        """Restore the state that the constructor made. `fit` does so, unless it resumes a run."""
+        if self.state_dict():
+            self.load_state_dict(type(self)(**self.constructor_arguments).state_dict())
+
     def terms(self, model: Any, guide: Any, batch: GroupedBatch) -> Terms:
         """The analytic parts of a pair on a batch.
 

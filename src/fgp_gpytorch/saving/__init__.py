@@ -1,17 +1,21 @@
 """Models in files: a description and tensors, no code."""
 
+from fgp_gpytorch.saving.checkpoint_file import cannot_write, read_checkpoint, remove_leftovers, write_checkpoint
 from fgp_gpytorch.saving.configurable import Configurable
 from fgp_gpytorch.saving.description import describe, rebuild
-from fgp_gpytorch.saving.model_file import KEY, load_model, model_state, pack_model, read_checkpoint, save_model
+from fgp_gpytorch.saving.model_file import KEY, load_model, model_state, pack_model, save_model
 
 __all__ = [
     "KEY",
     "Configurable",
+    "cannot_write",
     "describe",
     "load_model",
     "model_state",
     "pack_model",
     "read_checkpoint",
     "rebuild",
+    "remove_leftovers",
     "save_model",
+    "write_checkpoint",
 ]

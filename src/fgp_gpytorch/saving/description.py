@@ -102,7 +102,7 @@ def _construct(kind: type, arguments: dict[str, Any]) -> Any:
         bound = signature.bind_partial(**arguments)
         bound.arguments.update(starred)
         return kind(*bound.args, **bound.kwargs)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a damaged description can raise nearly everything
         raise CheckpointError(
             f"cannot rebuild a {kind.__name__} from its description ({error}). The file may come from another version. "
             "Try to pass the part yourself: load(path, prior=...)."

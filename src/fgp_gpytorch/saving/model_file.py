@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,9 @@ import gpytorch
 import torch
 from torch import Tensor, nn
 
-from fgp_gpytorch.errors import CheckpointError, MissingFileError
+from fgp_gpytorch.errors import CheckpointError, FGPError
+from fgp_gpytorch.saving._allocation import AllocationLimit
+from fgp_gpytorch.saving.checkpoint_file import read_checkpoint, write_checkpoint
 from fgp_gpytorch.saving.configurable import Configurable
 from fgp_gpytorch.saving.description import describe, rebuild
 
@@ -63,37 +64,11 @@ def save_model(model: nn.Module, path: str | Path) -> None:
     """Write a model's description and state.
 
     Raises:
-        CheckpointError: If a constructor argument that is not a module cannot be described.
+        CheckpointError: If a constructor argument that is not a module cannot be described, or the file cannot be
+            written. A file that was there before is then unchanged.
         MissingFileError: If the folder does not exist, or the path is a folder.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise MissingFileError(f"expected a file, got the folder {path}. Try {str(path / 'model.pt')!r}.")
-    if not path.parent.exists():
-        raise MissingFileError(
-            f"expected the folder {path.parent} to exist. Try Path({str(path.parent)!r}).mkdir(parents=True)."
-        )
-    torch.save(pack_model(model), path)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read the strings and tensors of a file, without executing anything.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        CheckpointError: If the file holds anything else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(
-            f"no file {path}. Expected one written by model.save(path), or a checkpoint of fit (*.ckpt)."
-        )
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of fgp_gpytorch, got something else ({error})."
-        ) from error
+    write_checkpoint(pack_model(model), path)
 
 
 def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module]) -> Model:
@@ -107,34 +82,59 @@ def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module])
     """
     content = read_checkpoint(path)
     content = content.get(KEY, content)
-    if content.get("format") != _FORMAT:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(
             f"{path}: expected a file of model.save or of fit, got another content. Try torch.load to look at it."
         )
+    described, frozen, state = _checked_content(content, path)
     if content["class"] != kind.__qualname__:
         raise CheckpointError(
             f"{path}: expected a {kind.__qualname__}, got a {content['class']}. Try {content['class']}.load."
         )
-    described = json.loads(content["parts"])
     if unknown := set(parts) - set(described):
         raise CheckpointError(f"load: expected parts among {sorted(described)}, got {sorted(unknown)}.")
-    arguments: dict[str, Any] = {}
     for name, description in described.items():
         if name not in parts and isinstance(description, dict) and "missing" in description:
             raise CheckpointError(
                 f"{path}: the {name} ({description['missing']}) was saved without a description. "
                 f"Try {kind.__qualname__}.load(path, {name}=...) with the same module, or derive it from Configurable."
             )
-        arguments[name] = _uncompiled(parts[name]) if name in parts else rebuild(description)
-    model = kind(**arguments)
     try:
-        _load_state(model, content["state_dict"])
+        with AllocationLimit(state.values()):
+            arguments = {n: _uncompiled(parts[n]) if n in parts else rebuild(d) for n, d in described.items()}
+            model = kind(**arguments)
+    except Exception as error:  # a damaged description can raise nearly everything
+        if isinstance(error, CheckpointError) or (parts and isinstance(error, FGPError)):
+            raise
+        raise CheckpointError(
+            f"{path}: cannot rebuild a {kind.__qualname__} from its description ({error})."
+        ) from error
+    try:
+        _load_state(model, state)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its tensors do not fit the model that was rebuilt ({error}).") from error
-    frozen = set(json.loads(content["frozen"]))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return model.eval()
+
+
+def _checked_content(content: dict[str, Any], path: str | Path) -> tuple[dict[str, Any], set[str], dict[str, Tensor]]:
+    """The descriptions of the parts, the names of frozen parameters, and the state."""
+    try:
+        described, frozen, state = (
+            json.loads(content["parts"]),
+            set(json.loads(content["frozen"])),
+            content["state_dict"],
+        )
+        whole = isinstance(content["class"], str) and isinstance(described, dict) and isinstance(state, dict)
+        if not whole or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            raise TypeError("another structure")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: expected the description and the state of a model, got a damaged file ({error}). Try an older "
+            "copy of it."
+        ) from error
+    return described, frozen, state
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor]) -> None:

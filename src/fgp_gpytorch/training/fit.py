@@ -6,13 +6,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import pandas as pd
-from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from fgp_gpytorch import _checks as check
@@ -21,14 +20,16 @@ from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.likelihoods import DiagonalGaussianLikelihood, GaussianLikelihood
 from fgp_gpytorch.models import GroupedVAE
 from fgp_gpytorch.objectives import ELBO, Objective
+from fgp_gpytorch.training.checkpoints import EpochCheckpoint, with_checkpoint_files
 from fgp_gpytorch.training.environment import (
     check_trainer,
     check_trainer_options,
     global_state_restored,
     mode_restored_on_error,
 )
+from fgp_gpytorch.training.folders import DEFAULT_FOLDER, checkpoint_to_resume, claimed, existing, folder_of
 from fgp_gpytorch.training.lightning_module import TrainingModule
-from fgp_gpytorch.training.resume import PatientStopping, checkpoint_to_resume, existing, run
+from fgp_gpytorch.training.resume import PatientStopping, run
 from fgp_gpytorch.training.settings import OptimizerFactory, RunSettings, ScheduleFactory
 
 _LARGEST_SCALE = 20.0  # of the root mean square of an element of y
@@ -72,7 +73,7 @@ def fit(
     gradient_clip: float | None = None,
     early_stopping: int | None = None,
     seed: int | None = None,
-    folder: str | Path | None = "runs/fgp_vae",
+    folder: str | Path | None = DEFAULT_FOLDER,
     resume: bool | str | Path = False,
     checkpoint_every: int = 1,
     progress: bool = True,
@@ -87,12 +88,16 @@ def fit(
     interrupted anywhere and resumed therefore ends bit for bit where the uninterrupted run does, on the same machine
     with the same number of threads.
 
+    Checkpoints hold whole epochs. `max_steps`, `max_time` (of each call), a callback's `should_stop`, ctrl-C and
+    SIGTERM may end a run within an epoch. This epoch is in the history that is returned, but in no checkpoint: a
+    resumed run repeats it from its start.
+
     Args:
         model: An `FGPVAE`, or another model of this package.
         train: Training groups.
         validation: Groups, whose negative ELBO is `val_loss` (nats per member), or held-out members, whose error is
             `val_mse`. The smallest value decides which checkpoint is the best.
-        objective: `ELBO()` if None.
+        objective: `ELBO()` if None. Its own state, such as GECO's multiplier, starts anew unless a run is resumed.
         epochs: Passes over the training groups, including those before a resume. A resumed run may have more epochs
             than it was started with; its schedule is then that of all of them.
         batch_size: Groups per step and process. Two processes with 10 groups each take the steps of one with 20, up to
@@ -105,10 +110,12 @@ def fit(
         early_stopping: Validation epochs without improvement after which training stops. None never stops early.
         seed: Of shuffling and sampling. None draws one, which is saved. It does not seed the initial weights: call
             `torch.manual_seed` before building the model. PyTorch's global generators are left unchanged.
-        folder: For logs (CSV, and TensorBoard if it is installed) and checkpoints. None writes nothing.
+        folder: For logs (CSV, and TensorBoard if it is installed) and checkpoints. By default a new one that is named
+            by date and time. None writes nothing. A folder holds one run, and one process may write it at a time.
         resume: True continues from the folder's last checkpoint if there is one, a path from that file. Model, data,
-            objective and settings must be those of the run; epochs, early_stopping, checkpoint_every and num_workers
-            may change.
+            validation data, objective, optimizer, schedule, precision, accumulation and other settings must be those
+            of the run; epochs, early_stopping, checkpoint_every and num_workers may change. The number of processes
+            may change if batch_size times processes stays.
         checkpoint_every: Epochs between checkpoints of the last state. The end is always saved.
         progress: Whether to show a progress bar.
         num_workers: Processes that load data. Data sets in memory need none.
@@ -129,8 +136,9 @@ def fit(
         ArgumentError: If an argument has the wrong type, a number is out of range, or an option needs another one.
         ShapeError: If held-out members do not fit their context.
         MissingFileError: If the checkpoint to resume from does not exist.
-        CheckpointError: If it is no checkpoint of `fit`, or of another model, data set (by its features and a million
-            of its values), objective or setting.
+        CheckpointError: If it is no checkpoint of `fit`, damaged, or of another model, data set (by its features and a
+            million of its values), objective or setting. If the folder holds another run, or another process writes it.
+            If a file cannot be written, for instance on a full disk: the previous checkpoint is then unchanged.
         NonFiniteError: If a loss or gradient is NaN or infinite. It contains the term, the epoch and the groups.
     """
     check.instance(model, "model", GroupedVAE, "Try FGPVAE(encoder, decoder, prior).")
@@ -147,18 +155,16 @@ def fit(
         drop_last=drop_last,
     )  # fmt: skip
     _warn_of_scale(model, train)
-    path = Path(folder) if folder is not None else None
-    checkpoint = checkpoint_to_resume(resume, path)
+    checkpoint = checkpoint_to_resume(resume, folder)
+    trainer_options["plugins"] = with_checkpoint_files(trainer_options.get("plugins"))
     module = TrainingModule(model, settings, train, validation)
     monitor = None if validation is None else "val_mse" if isinstance(validation, HeldOut) else "val_loss"
-    last, best, chosen = None, None, list(callbacks)
+    path, last, chosen = folder_of(folder), None, list(callbacks)
     if path is not None:
-        # checkpoints of the end of an epoch, not of its validation: the best epoch is in its own history
-        saving: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-        last = ModelCheckpoint(path, "last", monitor=None, every_n_epochs=settings.checkpoint_every, **saving)
-        best = None if monitor is None else ModelCheckpoint(path, "best", monitor=monitor, **saving)
-        end = LambdaCallback(on_train_end=partial(_save_end, path / "last.ckpt", settings.checkpoint_every))
-        chosen = [callback for callback in (end, last, best, *chosen) if callback is not None]
+        # the best one first: the last checkpoint then contains its score
+        chosen += [EpochCheckpoint(path, "best", monitor)] if monitor is not None else []
+        last = EpochCheckpoint(path, "last", every=settings.checkpoint_every)
+        chosen.append(last)
     if settings.early_stopping is not None and monitor is not None:
         chosen.append(PatientStopping(monitor, patience=settings.early_stopping, check_on_train_epoch_end=False))
     progress = bool(trainer_options.get("enable_progress_bar", progress))
@@ -184,28 +190,24 @@ def fit(
             }
         )
         check_trainer(trainer, model)
-        model.train()
-        try:
-            run(trainer, module, checkpoint)
-        finally:
-            model.to(device)  # Lightning leaves it on the CPU
+        with claimed(path if trainer.is_global_zero else None, checkpoint):
+            model.train()
+            try:
+                run(trainer, module, checkpoint, path)
+            finally:
+                model.to(device)  # Lightning leaves it on the CPU
     model.eval()
-    # the folder may hold a file of an earlier run
-    last_is_ours = not trainer.interrupted or checkpoint is not None or bool(last and last.best_model_path)
+    if last is not None and folder == DEFAULT_FOLDER and trainer.global_rank > 0:
+        path = Path(str(last.dirpath))  # the folder of rank 0
     return FitResult(
         history=pd.DataFrame(module.history),
         folder=path,
-        last_checkpoint=existing(path, "last.ckpt") if last_is_ours else None,
-        best_checkpoint=existing(path, "best.ckpt") if best is not None and best.best_model_path else None,
+        last_checkpoint=existing(path, "last.ckpt"),
+        best_checkpoint=existing(path, "best.ckpt"),
         interrupted=trainer.interrupted,
         seconds_per_epoch=module.seconds_per_epoch,
         trainer=trainer,
     )
-
-
-def _save_end(path: Path, checkpoint_every: int, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
-    if trainer.current_epoch % checkpoint_every != 0:  # else the last epoch's checkpoint was just saved
-        trainer.save_checkpoint(path)
 
 
 def _warn_of_scale(model: GroupedVAE, train: GroupedDataset) -> None:

@@ -22,7 +22,14 @@ from fgp_gpytorch.data import GroupedBatch, GroupedDataset, HeldOut, HeldOutBatc
 from fgp_gpytorch.errors import ArgumentError, NonFiniteError
 from fgp_gpytorch.models import GroupedVAE, Terms
 from fgp_gpytorch.saving import KEY, model_state, pack_model
-from fgp_gpytorch.training.settings import RunSettings, fingerprint
+from fgp_gpytorch.training.settings import (
+    RunSettings,
+    another_run,
+    fingerprint,
+    first_difference,
+    optimizer_settings,
+    schedule_settings,
+)
 from fgp_gpytorch.training.shared_batches import SeededGroups, SharedBatches, whole_terms
 
 _KL = " (of the encoder's mean and variance, and the kernels)"
@@ -37,10 +44,15 @@ class TrainingModule(lightning.LightningModule):
     """
 
     def __init__(
-        self, model: GroupedVAE, settings: RunSettings, train: GroupedDataset, validation: Dataset | None
+        self,
+        model: GroupedVAE,
+        settings: RunSettings,
+        train: GroupedDataset,
+        validation: GroupedDataset | HeldOut | None,
     ) -> None:
         super().__init__()
         self.model, self.objective, self.settings = model, settings.objective, settings
+        self.resumed: tuple[dict[str, Any], str] = {}, ""  # the saved record, and its file
         self.history: list[dict[str, float]] = []  # one entry per epoch; checkpoints contain it
         self.seconds_per_epoch = math.nan  # of the epochs trained by this call
         self._train, self._validation = train, validation
@@ -59,8 +71,11 @@ class TrainingModule(lightning.LightningModule):
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """The settings and a fingerprint of the training data, as plain values. A resumed run is compared with it."""
-        return {**self.settings.plain(), **fingerprint(self._train)}
+        """The settings and fingerprints of the data, as plain values. A resumed run is compared with it."""
+        validation = {} if self._validation is None else fingerprint(self._validation)
+        kind = None if self._validation is None else type(self._validation).__qualname__
+        others = {"validation": kind, **{f"validation: {name}": value for name, value in validation.items()}}
+        return {**self.settings.plain(), **fingerprint(self._train), **others}
 
     # data
 
@@ -206,6 +221,7 @@ class TrainingModule(lightning.LightningModule):
 
         Raises:
             ArgumentError: If a function of the settings returns something else.
+            CheckpointError: If a resumed run had another optimizer or schedule.
         """
         settings, parameters = self.settings, [p for p in self.model.parameters() if p.requires_grad]
         if settings.optimizer is None:
@@ -213,6 +229,7 @@ class TrainingModule(lightning.LightningModule):
         else:
             hint = "Try lambda parameters: torch.optim.SGD(parameters, lr=1e-3)."
             optimizer = check.instance(settings.optimizer(parameters), "optimizer(parameters)", Optimizer, hint)
+        self._compare("settings of the optimizer", optimizer_settings(optimizer))
         if settings.lr_schedule is None:
             return optimizer
         schedule = _cosine if settings.lr_schedule == "cosine" else settings.lr_schedule
@@ -223,6 +240,7 @@ class TrainingModule(lightning.LightningModule):
                 f"got a {type(scheduler).__name__} from it. Try lambda optimizer, steps: "
                 "torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)."
             )
+        self._compare("settings of the schedule", schedule_settings(scheduler))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -238,6 +256,14 @@ class TrainingModule(lightning.LightningModule):
         self.objective.load_state_dict(checkpoint["objective"])
         self.history = list(checkpoint["history"])
         self._seed = checkpoint["seed"]
+        checkpoint["callbacks"].pop("Timer", None)  # max_time is that of this call
+
+    def _compare(self, name: str, mine: dict[str, Any]) -> None:
+        """Record settings that only now are known. A checkpoint would silently bring back its own."""
+        saved, checkpoint = self.resumed
+        if saved.get(name, mine) != mine:
+            raise another_run(first_difference(mine, saved[name], name), checkpoint)
+        self.record[name] = mine
 
     def _non_finite(self, term: str) -> NonFiniteError:
         groups, epoch, source = self._groups.tolist(), self.current_epoch, _SOURCES.get(term, "")

@@ -1,5 +1,6 @@
 """Starting a run, or resuming one that was interrupted."""
 
+import errno
 import json
 import signal
 from collections.abc import Iterator
@@ -7,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
-from fgp_gpytorch.errors import ArgumentError, CheckpointError, MissingFileError
-from fgp_gpytorch.saving import KEY
+from fgp_gpytorch.errors import CheckpointError
+from fgp_gpytorch.saving import KEY, cannot_write, read_checkpoint, write_checkpoint
+from fgp_gpytorch.training.folders import existing
 from fgp_gpytorch.training.lightning_module import TrainingModule
-from fgp_gpytorch.training.settings import MAY_CHANGE
+from fgp_gpytorch.training.settings import MAY_CHANGE, another_run, conditions
 
 
 class PatientStopping(EarlyStopping):
@@ -24,26 +25,19 @@ class PatientStopping(EarlyStopping):
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
-def run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | None) -> None:
+def run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | None, folder: Path | None) -> None:
     """Train from the start, or from a checkpoint of the same run.
 
     Raises:
-        CheckpointError: If the file is no checkpoint of `fit`, belongs to another run, or holds more epochs than asked.
+        CheckpointError: If the file is no checkpoint of `fit`, belongs to another run, ends within an epoch, or holds
+            more epochs than asked, or if a file of this run cannot be written.
     """
-    if checkpoint is not None:
-        try:
-            content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:
-            message = f"{checkpoint}: expected a checkpoint of fit, got something else ({error})."
-            raise CheckpointError(message) from error
-        if not isinstance(content, dict) or not {"settings", "seed", "history", KEY} <= set(content):
-            raise CheckpointError(f"{checkpoint}: expected a checkpoint of fit, got another file. Try resume=False.")
-        different = next(_differences(module, content), None)
-        if different is not None:
-            raise CheckpointError(
-                f"{checkpoint}: expected a checkpoint of this run, got one of another: {different}. Try the arguments "
-                "that the run was started with, resume=False to start anew, or another folder."
-            )
+    module.record.update(conditions(trainer, module.settings))
+    if checkpoint is None:
+        module.objective.reset()
+    else:
+        content = _content(checkpoint)
+        _compare(module, content, checkpoint)
         finished = len(content["history"])
         if (trainer.max_epochs or 0) < finished:
             raise CheckpointError(
@@ -54,6 +48,8 @@ def run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | N
             state = content["callbacks"].get(callback.state_key)
             if state is not None and state["wait_count"] >= callback.patience:  # it would stop the run again
                 trainer.fit_loop.max_epochs = finished
+        if folder is not None and trainer.is_global_zero:
+            _bring_best(checkpoint, content, folder)
     try:
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as end:  # Lightning ends so on ctrl-C
@@ -61,29 +57,50 @@ def run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | N
             raise SystemExit(128 + signal.SIGTERM) from end
         if not trainer.interrupted:
             raise
+    except OSError as error:
+        if folder is None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise cannot_write(folder, error) from error  # the log
 
 
-def checkpoint_to_resume(resume: bool | str | Path, folder: Path | None) -> Path | None:
-    """Return the checkpoint that `resume` asks for. None means a run from the start.
+def _content(checkpoint: Path) -> dict[str, Any]:
+    """The content of a checkpoint of `fit` that ends with an epoch."""
+    try:
+        content = read_checkpoint(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint}: expected a checkpoint of fit, got something else ({error}).") from error
+    names = {"settings", "seed", "history", "objective", "callbacks", "loops", "optimizer_states", "state_dict", KEY}
+    if not names <= set(content):
+        raise CheckpointError(f"{checkpoint}: expected a checkpoint of fit, got another file. Try resume=False.")
+    loop = content["loops"]["fit_loop"]
+    epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+    if epochs["ready"] != epochs["processed"] or not batches["is_last_batch"]:
+        raise CheckpointError(
+            f"{checkpoint}: expected a checkpoint of the end of an epoch, got one from within epoch "
+            f"{len(content['history'])}. Try last.ckpt of the run's folder, which holds whole epochs."
+        )
+    return content
 
-    Raises:
-        ArgumentError: If `resume` is True and there is no folder.
-        MissingFileError: If `resume` is a path without a file.
-    """
-    if resume is False:
-        return None
-    if resume is True:
-        if folder is None:
-            raise ArgumentError("resume: expected a folder to resume from, got folder=None. Try folder='runs/...'.")
-        return existing(folder, "last.ckpt")
-    if not Path(resume).is_file():
-        raise MissingFileError(f"resume: no file {resume}. Try resume=True for the last checkpoint of the folder.")
-    return Path(resume)
+
+def _compare(module: TrainingModule, content: dict[str, Any], checkpoint: Path) -> None:
+    """Refuse a checkpoint of another run. The module compares the optimizer, once it is made."""
+    module.resumed = content["settings"], str(checkpoint)
+    for different in _differences(module, content):
+        raise another_run(different, str(checkpoint))
 
 
-def existing(folder: Path | None, name: str) -> Path | None:
-    """Return a file of a folder, or None if there is none."""
-    return folder / name if folder is not None and (folder / name).exists() else None
+def _bring_best(checkpoint: Path, content: dict[str, Any], folder: Path) -> None:
+    """Write best.ckpt if a run goes on in a new folder, or if its file was lost and this checkpoint is the best."""
+    monitor = next((name for name in ("val_loss", "val_mse") if name in content["history"][-1]), None)
+    if monitor is None or existing(folder, "best.ckpt") is not None:
+        return
+    values = [row[monitor] for row in content["history"]]
+    best = values.index(min(values))
+    for path in (checkpoint, checkpoint.with_name("best.ckpt")):
+        other = content if path == checkpoint else read_checkpoint(path) if path.is_file() else {}
+        if other.get("history") == content["history"][: best + 1]:
+            write_checkpoint(other, folder / "best.ckpt")
+            return
 
 
 def _differences(module: TrainingModule, content: dict[str, Any]) -> Iterator[str]:

@@ -3,16 +3,18 @@
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
+import lightning
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data import GroupedDataset
-from fgp_gpytorch.errors import ArgumentError
+from fgp_gpytorch.data import GroupedDataset, HeldOut
+from fgp_gpytorch.errors import ArgumentError, CheckpointError
 from fgp_gpytorch.objectives import Objective
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -76,13 +78,85 @@ class RunSettings:
         }
 
 
-def fingerprint(data: GroupedDataset) -> dict[str, int]:
+def fingerprint(data: GroupedDataset | HeldOut) -> dict[str, int]:
     """Return numbers that tell data sets apart: their sizes, and a checksum.
 
     The checksum is over all features and sizes, and over a million values of y as stored, at equal distances.
     """
-    y = data.members.y.flatten()
-    parts = [*data.features(), y[:: max(1, y.numel() // 2**20)]]
-    content = [part.contiguous().cpu().view(torch.uint8).numpy().tobytes() for part in parts]
-    checksum = zlib.crc32(b"".join(content), data.labels_digest or 0)
+    if isinstance(data, HeldOut):
+        new = [part for part in (data.x_new, _thinned(data.y_new), data.y_new_mask) if part is not None]
+        return {**fingerprint(data.context), "checksum of the new members": _checksum(new)}
+    parts = [*data.features(), _thinned(data.members.y)]
+    if data.members.y_mask is not None:
+        parts.append(_thinned(data.members.y_mask))
+    checksum = _checksum(parts, data.labels_digest or 0)
     return {"groups": len(data), "members": data.num_members, "checksum of the data": checksum}
+
+
+def conditions(trainer: lightning.Trainer, settings: RunSettings) -> dict[str, Any]:
+    """Return what Lightning adds to the settings, as plain values. `batch_size` counts the groups of all processes."""
+    algorithm = trainer.gradient_clip_algorithm
+    return {
+        "batch_size": settings.batch_size * trainer.world_size,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "gradient_clip": _plain(trainer.gradient_clip_val),
+        "gradient_clip_algorithm": "norm" if algorithm is None else str(algorithm.value),
+        "precision": trainer.precision,
+        "limit_train_batches": _plain(trainer.limit_train_batches),
+    }
+
+
+def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
+    """Return the class and the hyperparameters of an optimizer, as plain values."""
+    groups = [{**group, "params": len(group["params"])} for group in optimizer.param_groups]
+    return {"class": type(optimizer).__qualname__, "groups": _plain(groups)}
+
+
+def schedule_settings(schedule: LRScheduler) -> dict[str, Any]:
+    """Return the class and the numbers of a schedule at its start, as plain values."""
+    return {"class": type(schedule).__qualname__, **_plain(schedule.state_dict())}
+
+
+def first_difference(mine: Any, saved: Any, name: str) -> str:
+    """Name in words the first entry in which two plain values differ."""
+    if isinstance(mine, dict) and isinstance(saved, dict):
+        key = next(key for key in {**mine, **saved} if mine.get(key) != saved.get(key))
+        return first_difference(mine.get(key), saved.get(key), f"{name}: {key}")
+    if isinstance(mine, list) and isinstance(saved, list) and len(mine) == len(saved):
+        index = next(index for index, pair in enumerate(zip(mine, saved, strict=True)) if pair[0] != pair[1])
+        return first_difference(mine[index], saved[index], name if len(mine) == 1 else f"{name} {index}")
+    return f"{name} {mine}, there {saved}"
+
+
+def another_run(different: str, checkpoint: str) -> CheckpointError:
+    """Return the error for a checkpoint of another run."""
+    return CheckpointError(
+        f"{checkpoint}: expected a checkpoint of this run, got one of another: {different}. Try the arguments that the "
+        "run was started with, resume=False to start anew, or another folder."
+    )
+
+
+def _plain(value: Any) -> Any:
+    """The numbers, strings, lists and dictionaries of a value, in Python's own types. Names stand for other objects."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    return type(value).__qualname__
+
+
+def _thinned(y: Tensor) -> Tensor:
+    return y.flatten()[:: max(1, y.numel() // 2**20)]
+
+
+def _checksum(parts: Iterable[Tensor], start: int = 0) -> int:
+    content = [part.contiguous().cpu().view(torch.uint8).numpy().tobytes() for part in parts]
+    return zlib.crc32(b"".join(content), start)
