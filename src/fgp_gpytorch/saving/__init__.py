@@ -1,8 +1,17 @@
 """Models in files: a description and tensors, no code."""
 
+from fgp_gpytorch.saving.changes import structure_of
 from fgp_gpytorch.saving.configurable import Configurable
 from fgp_gpytorch.saving.description import describe, rebuild
-from fgp_gpytorch.saving.model_file import KEY, load_model, model_state, pack_model, read_checkpoint, save_model
+from fgp_gpytorch.saving.model_file import (
+    KEY,
+    load_model,
+    model_state,
+    options_of,
+    pack_model,
+    read_checkpoint,
+    save_model,
+)
 
 __all__ = [
     "KEY",
@@ -10,8 +19,10 @@ __all__ = [
     "describe",
     "load_model",
     "model_state",
+    "options_of",
     "pack_model",
     "read_checkpoint",
     "rebuild",
     "save_model",
+    "structure_of",
 ]

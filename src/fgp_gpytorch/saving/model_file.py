@@ -58,6 +58,12 @@ def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
     }
 
 
+def options_of(content: dict[str, Any]) -> dict[str, Any]:
+    """The parts and options of a packed model by their names, without other attributes, such as counters."""
+    changes: dict[str, Any] = json.loads(content.get("changes", "{}"))
+    return json.loads(content["parts"]) | {k: change for k, change in changes.items() if "attribute" not in change}
+
+
 def model_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the state of a model. A part that `torch.compile` wrapped has the names of the part itself."""
     return {own_name(name): tensor for name, tensor in model.state_dict().items()}
