@@ -317,14 +317,13 @@ class Renames(kernels.Kernel):
         return torch.exp(-((x1 - x2.mT).abs() ** self._q))
 
 
-def test_an_argument_changed_after_it_was_given_is_not_described_wrongly(tmp_path):
+def test_an_argument_changed_after_it_was_given_is_saved(tmp_path):
     model = make_model()
-    model.member_dropout = 0.3  # of the model itself it is saved
+    model.member_dropout = 0.3
     model.save(tmp_path / "model.pt")
     assert FGPVAE.load(tmp_path / "model.pt").member_dropout == 0.3
     model.encoder.takes_observed = True
-    with pytest.warns(UserWarning, match="encoder: the description of a MLPEncoder does not make the same module"):
-        model.save(tmp_path / "model.pt")
+    assert saved_and_loaded(model, tmp_path / "model.pt").encoder.takes_observed is True
 
 
 def test_a_users_kernel_that_hides_an_argument_is_not_described_wrongly(tmp_path):
@@ -357,11 +356,16 @@ def test_a_hyperprior_on_another_quantity_is_not_described_wrongly(tmp_path):
         with_local_kernel(kernel).save(tmp_path / "model.pt")
 
 
-def test_a_prior_that_cannot_be_read_back_is_warned_of(tmp_path):
-    prior = priors.MultivariateNormalPrior(torch.zeros(2), torch.eye(2))
-    kernel = kernels.RBFKernel(ard_num_dims=2, lengthscale_prior=prior)
-    with pytest.warns(UserWarning, match="prior: cannot describe a MultivariateNormalPrior: its arguments cannot"):
-        with_local_kernel(kernel).save(tmp_path / "model.pt")
+def test_a_kernel_that_cannot_be_read_back_is_warned_of(tmp_path):
+    kernel = kernels.DistributionalInputKernel(lambda x1, x2: (x1.unsqueeze(-2) - x2.unsqueeze(-3)).norm(dim=-1))
+    model, path = with_local_kernel(kernel), tmp_path / "model.pt"
+    with pytest.warns(UserWarning, match="prior: cannot describe a function: its arguments cannot"):
+        model.save(path)
+    with pytest.raises(
+        CheckpointError, match=r"the prior .* was saved without a description\. Try .*load\(path, prior="
+    ):
+        FGPVAE.load(path)
+    assert same_state(FGPVAE.load(path, prior=copy.deepcopy(model.prior)).state_dict(), model.state_dict())
 
 
 def test_a_copied_model_is_saved_like_its_original(tmp_path):

@@ -1,7 +1,6 @@
 """Base class of all models."""
 
-import itertools
-import weakref
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,15 +26,12 @@ from fgp_gpytorch.models._batches import (
     whole_batch,
 )
 from fgp_gpytorch.models._member_dropout import check_dropout, drop_members
+from fgp_gpytorch.models._parameter_store import register
 from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import KLTerms, LatentPrior, Posterior, Prediction, check_variance
 from fgp_gpytorch.saving import Configurable, load_model, save_model
 
 Prior = TypeVar("Prior", bound=LatentPrior)
-
-# Pyro's parameter store is global: models of one name would share parameters. Every model and copy has its own name.
-_pyro_names: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
-_numbers = itertools.count()
 
 
 class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
@@ -279,16 +275,15 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             return pyro.sample("y", elements, obs=target)
 
     def register_parameters(self) -> None:
-        """Register the parameters with Pyro, so that `pyro.infer.SVI` optimizes them."""
-        name = _pyro_names.get(self)
-        if name is None:
-            name = _pyro_names[self] = f"{type(self).__name__}_{next(_numbers)}"
-        for parameter_name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                stored = pyro.param(f"{name}.{parameter_name}", parameter)
-                if stored is not parameter:  # a part was replaced: the store still has the old one
-                    del pyro.get_param_store()[f"{name}.{parameter_name}"]
-                    pyro.param(f"{name}.{parameter_name}", parameter)
+        """Register the parameters with Pyro, so that `pyro.infer.SVI` optimizes them.
+
+        `pyro.get_param_store().save` and `.load` keep them under the name of the class. Values that were loaded go into
+        the model here, at its next run. Buffers and options are not in the store; `save` keeps these too.
+
+        Raises:
+            CheckpointError: If parameters of another model were loaded into the store.
+        """
+        register(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state of a pickle or a copy, without the weak references that Pyro attaches to parameters."""
@@ -450,11 +445,12 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             path: The file.
 
         Raises:
+            ArgumentError: If the path is not a string or a path.
             CheckpointError: If a part cannot be described (for instance a network that is not `Configurable`). The
                 message names the part.
             MissingFileError: If the folder does not exist.
         """
-        save_model(self, path)
+        save_model(self, check.instance(path, "path", (str, os.PathLike), "Try 'model.pt'."))
 
     @classmethod
     def load(cls, path: str | Path, **parts: nn.Module) -> Self:
@@ -462,13 +458,15 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
 
         Args:
             path: A file written by `save`, or a checkpoint of `fit`.
-            **parts: `encoder=`, `decoder=`, `prior=` or `likelihood=`, in place of the saved description.
+            **parts: `encoder=`, `decoder=`, `prior=`, `likelihood=` or another part of the model, in place of the
+                saved description.
 
         Returns:
             The model on the CPU, in evaluation mode.
 
         Raises:
+            ArgumentError: If the path is not a string or a path, or a part has another type.
             MissingFileError: If there is no such file.
             CheckpointError: If the file is not a checkpoint of this class, or does not fit the parts.
         """
-        return load_model(cls, path, parts)
+        return load_model(cls, check.instance(path, "path", (str, os.PathLike), "Try 'model.pt'."), parts)

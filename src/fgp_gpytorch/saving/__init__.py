@@ -1,9 +1,10 @@
 """Models in files: a description and tensors, no code."""
 
+from fgp_gpytorch.saving.changes import structure_of
 from fgp_gpytorch.saving.checkpoint_file import cannot_write, read_checkpoint, remove_leftovers, write_checkpoint
 from fgp_gpytorch.saving.configurable import Configurable
 from fgp_gpytorch.saving.description import describe, rebuild
-from fgp_gpytorch.saving.model_file import KEY, load_model, model_state, pack_model, save_model
+from fgp_gpytorch.saving.model_file import KEY, load_model, model_state, options_of, pack_model, save_model
 
 __all__ = [
     "KEY",
@@ -12,10 +13,12 @@ __all__ = [
     "describe",
     "load_model",
     "model_state",
+    "options_of",
     "pack_model",
     "read_checkpoint",
     "rebuild",
     "remove_leftovers",
     "save_model",
+    "structure_of",
     "write_checkpoint",
 ]

@@ -7,30 +7,85 @@ imported classes that derive from a known base. Nothing is imported by name.
 import contextlib
 import inspect
 import math
+import random
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gpytorch
+import numpy as np
 import torch
+from gpytorch import kernels, means, priors
 from gpytorch.constraints import Interval
 from gpytorch.kernels import Kernel
-from gpytorch.means import ConstantMean, LinearMean, Mean
+from gpytorch.means import Mean
 from gpytorch.priors import Prior
+from torch import nn
 
 from fgp_gpytorch.errors import CheckpointError
-from fgp_gpytorch.saving.configurable import Configurable
+from fgp_gpytorch.saving.configurable import Configurable, current_arguments
 
 _BASES = (Configurable, Kernel, Mean, Prior, Interval)
 
+_Readers = dict[str, Callable[[Any], Any]]
+
+
+def _nothing(_: Any) -> None:
+    """An argument that the others determine."""
+
+
+_MEAN_PRIOR: _Readers = {"prior": lambda mean: _prior_of(mean, "mean_prior")}
+_LINEAR: _Readers = {
+    "input_size": lambda mean: mean.weights.shape[-2],
+    "batch_shape": lambda mean: mean.weights.shape[:-2],
+    "bias": lambda mean: mean.bias is not None,
+}
+
 # Arguments that GPyTorch does not keep under their own names.
-_SPECIAL: dict[type, dict[str, Callable[[Any], Any]]] = {
-    ConstantMean: {"constant_prior": lambda mean: _prior_of(mean, "mean_prior")},
-    LinearMean: {
-        "input_size": lambda mean: mean.weights.shape[-2],
-        "batch_shape": lambda mean: mean.weights.shape[:-2],
-        "bias": lambda mean: mean.bias is not None,
+_SPECIAL: dict[type, _Readers] = {
+    means.ConstantMean: {"constant_prior": lambda mean: _prior_of(mean, "mean_prior")},
+    means.ConstantMeanGrad: _MEAN_PRIOR,
+    means.ConstantMeanGradGrad: _MEAN_PRIOR,
+    means.LinearMean: _LINEAR,
+    means.LinearMeanGrad: _LINEAR,
+    means.LinearMeanGradGrad: _LINEAR,
+    priors.LKJCovariancePrior: {
+        "n": lambda prior: prior.correlation_prior.n,
+        "eta": lambda prior: prior.correlation_prior.eta,
+        "validate_args": _nothing,
     },
+    priors.UniformPrior: {"a": lambda prior: prior.low, "b": lambda prior: prior.high},
+    priors.MultivariateNormalPrior: {  # which looks up other attributes in itself, without end
+        "covariance_matrix": _nothing,
+        "precision_matrix": _nothing,
+        "scale_tril": lambda prior: prior._unbroadcasted_scale_tril,
+        "validate_args": _nothing,
+    },
+    kernels.GaussianSymmetrizedKLKernel: {"distance_function": _nothing},
+    kernels.GridInterpolationKernel: {
+        "grid_size": lambda kernel: kernel.grid_sizes,
+        "grid_bounds": lambda kernel: None if kernel.grid_is_dynamic else kernel.grid_bounds,
+    },
+    kernels.IndexKernel: {
+        "num_tasks": lambda kernel: kernel.covar_factor.shape[-2],
+        "rank": lambda kernel: kernel.covar_factor.shape[-1],
+        "prior": lambda kernel: _prior_of(kernel, "IndexKernelPrior"),
+    },
+    kernels.LCMKernel: {
+        "base_kernels": lambda kernel: [part.data_covar_module for part in kernel.covar_module_list],
+        "num_tasks": lambda kernel: kernel.covar_module_list[0].num_tasks,
+        "rank": lambda kernel: [_rank(part) for part in kernel.covar_module_list],
+        "task_covar_prior": lambda kernel: _prior_of(kernel.covar_module_list[0].task_covar_module, "IndexKernelPrior"),
+    },
+    kernels.MultitaskKernel: {
+        "rank": lambda kernel: _rank(kernel),
+        "task_covar_prior": lambda kernel: _prior_of(kernel.task_covar_module, "IndexKernelPrior"),
+    },
+    kernels.RFFKernel: {
+        "num_dims": lambda kernel: kernel.randn_weights.shape[-2] if hasattr(kernel, "randn_weights") else None
+    },
+    kernels.SpectralDeltaKernel: {"num_deltas": lambda kernel: kernel.raw_Z.shape[-2]},
 }
 
 
@@ -38,12 +93,14 @@ def describe(value: Any) -> Any:
     """Return JSON that describes an object.
 
     Args:
-        value: Numbers, strings, None, lists, tensors, dtypes, Configurables, and GPyTorch's kernels, means, priors and
-            constraints, nested in any way.
+        value: Numbers, strings, None, lists, tuples, dictionaries, arrays, tensors, dtypes, Configurables, and
+            GPyTorch's kernels, means, priors and constraints, nested in any way.
 
     Raises:
         CheckpointError: If a part cannot be described.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -52,34 +109,103 @@ def describe(value: Any) -> Any:
         return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, torch.Tensor):
         return {"tensor": value.detach().tolist(), **describe(value.dtype)}
-    if isinstance(value, list | tuple | torch.nn.ModuleList):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return {"array": value.tolist(), "of": str(value.dtype)}
+    if isinstance(value, torch.Size):
+        return {"size": list(value)}
+    if isinstance(value, tuple):
+        return {"tuple": [describe(element) for element in value]}
+    if isinstance(value, list | nn.ModuleList):
         return [describe(element) for element in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: describe(element) for key, element in value.items()}}
+    value = uncompiled(value)
     arguments = None
-    with contextlib.suppress(RecursionError):  # GPyTorch's MultivariateNormalPrior looks up its attributes in itself
+    with contextlib.suppress(RecursionError):  # an attribute of a distribution may look itself up
         if isinstance(value, Configurable):
-            arguments = value.constructor_arguments
+            arguments = current_arguments(value)
         elif isinstance(value, _BASES):
             arguments = _arguments(value)
     if arguments is None:
         raise CheckpointError(
             f"cannot describe a {type(value).__name__}: its arguments cannot be read back. Derive a network from "
-            "fgp_gpytorch.Configurable, use another hyperprior, or pass the part to load: load(path, encoder=...)."
+            "fgp_gpytorch.Configurable, use another kernel or hyperprior, or pass the part to load: "
+            "load(path, encoder=...) or load(path, prior=...)."
         )
     return {"class": _names(type(value))[0], "arguments": {k: describe(v) for k, v in arguments.items()}}
 
 
 def rebuild(description: Any) -> Any:
-    """Construct the described object: the inverse of `describe`.
+    """Construct the described object: the inverse of `describe`. No random generator moves.
 
     Raises:
         CheckpointError: If a class is unknown, or does not take the described arguments.
     """
+    with undisturbed():
+        return _rebuild(description)
+
+
+def construct(kind: type, arguments: dict[str, Any]) -> Any:
+    """Call a constructor with arguments by name, those of *args too.
+
+    Raises:
+        CheckpointError: If the constructor does not take them.
+    """
+    arguments = dict(arguments)
+    signature = inspect.signature(kind)
+    collected = [n for n, p in signature.parameters.items() if p.kind is inspect.Parameter.VAR_POSITIONAL]
+    starred = {name: arguments.pop(name) for name in collected if name in arguments}
+    if isinstance(arguments.get("batch_shape"), list | tuple):
+        arguments["batch_shape"] = torch.Size(arguments["batch_shape"])
+    try:
+        bound = signature.bind_partial(**arguments)
+        bound.arguments.update(starred)
+        with undisturbed():
+            return kind(*bound.args, **bound.kwargs)
+    except Exception as error:  # a damaged description can raise nearly everything
+        raise CheckpointError(
+            f"cannot rebuild a {kind.__name__} from its description ({error}). The file may come from another version. "
+            "Try to pass the part yourself: load(path, prior=...)."
+        ) from error
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Construct objects on the CPU without warnings, and restore the state of every random generator."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002  # the global generator
+    try:
+        with warnings.catch_warnings(), torch.device("cpu"):
+            warnings.simplefilter("ignore")  # they were given when the object was made first
+            yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def uncompiled(part: Any) -> Any:
+    """The module that `torch.compile` wrapped, or the part itself."""
+    return getattr(part, "_orig_mod", part) if isinstance(part, nn.Module) else part
+
+
+def _rebuild(description: Any) -> Any:
     if isinstance(description, list):
-        return [rebuild(element) for element in description]
+        return [_rebuild(element) for element in description]
     if not isinstance(description, dict):
         return description
     if "float" in description:
         return float(description["float"])
+    if "size" in description:
+        return torch.Size(description["size"])
+    if "tuple" in description:
+        return tuple(_rebuild(element) for element in description["tuple"])
+    if "dict" in description:
+        return {key: _rebuild(element) for key, element in description["dict"].items()}
+    if "array" in description:
+        return np.array(description["array"], dtype=np.dtype(description["of"]))
     if "dtype" in description:
         dtype = getattr(torch, description["dtype"], None)
         if not isinstance(dtype, torch.dtype):
@@ -88,25 +214,7 @@ def rebuild(description: Any) -> Any:
             )
         return torch.tensor(description["tensor"], dtype=dtype) if "tensor" in description else dtype
     kind = _find(description.get("class", ""))
-    arguments = {key: rebuild(value) for key, value in description.get("arguments", {}).items()}
-    return _construct(kind, arguments)
-
-
-def _construct(kind: type, arguments: dict[str, Any]) -> Any:
-    signature = inspect.signature(kind)
-    collected = [n for n, p in signature.parameters.items() if p.kind is inspect.Parameter.VAR_POSITIONAL]
-    starred = {name: arguments.pop(name) for name in collected if name in arguments}
-    if "batch_shape" in arguments:
-        arguments["batch_shape"] = torch.Size(arguments["batch_shape"])
-    try:
-        bound = signature.bind_partial(**arguments)
-        bound.arguments.update(starred)
-        return kind(*bound.args, **bound.kwargs)
-    except Exception as error:  # a damaged description can raise nearly everything
-        raise CheckpointError(
-            f"cannot rebuild a {kind.__name__} from its description ({error}). The file may come from another version. "
-            "Try to pass the part yourself: load(path, prior=...)."
-        ) from error
+    return construct(kind, {key: _rebuild(value) for key, value in description.get("arguments", {}).items()})
 
 
 def _arguments(value: Any) -> dict[str, Any]:
@@ -118,7 +226,7 @@ def _arguments(value: Any) -> dict[str, Any]:
         )
         if special is not None:
             found = special(value)
-        elif name.endswith("_prior"):
+        elif name.endswith("_prior") and isinstance(value, gpytorch.Module):
             found = _prior_of(value, name)
         elif name.endswith("_constraint"):
             found = value.constraint_for_parameter_name(f"raw_{name.removesuffix('_constraint')}")
@@ -126,12 +234,15 @@ def _arguments(value: Any) -> dict[str, Any]:
             continue  # the state holds the values; the transforms are compared after rebuilding
         elif hasattr(value, name):
             found = getattr(value, name)
+            if getattr(found, "__self__", None) is value:  # its own method is the default
+                continue
         elif owner.__module__.startswith("gpytorch."):
             continue  # tests show that GPyTorch's own classes come back the same
         else:
             raise CheckpointError(
                 f"cannot describe a {type(value).__name__}: expected it to keep the argument {name!r} under its own "
-                f"name, got no such attribute. Try self.{name} = {name} in its constructor."
+                f"name, got no such attribute. Try self.{name} = {name} in its constructor, or pass the part to load: "
+                "load(path, prior=...)."
             )
         if found is not None and found is not parameter.default:
             arguments[name] = found
@@ -158,6 +269,10 @@ def _parameters(kind: type) -> dict[str, tuple[inspect.Parameter, type]]:
 def _prior_of(value: Any, name: str) -> Prior | None:
     """The hyperprior that a GPyTorch module itself registered under a name."""
     return next((prior for own, _, prior, _, _ in value.named_priors() if own == name), None)
+
+
+def _rank(kernel: Any) -> int:
+    return kernel.task_covar_module.covar_factor.shape[-1]
 
 
 def _find(name: str) -> type:

@@ -1,20 +1,20 @@
 """Files of models: a description as JSON, and tensors."""
 
+import copy
 import inspect
 import json
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
-import gpytorch
-import torch
 from torch import Tensor, nn
 
 from fgp_gpytorch.errors import CheckpointError, FGPError
 from fgp_gpytorch.saving._allocation import AllocationLimit
+from fgp_gpytorch.saving.changes import apply_changes, find_changes, own_name
 from fgp_gpytorch.saving.checkpoint_file import read_checkpoint, write_checkpoint
-from fgp_gpytorch.saving.configurable import Configurable
-from fgp_gpytorch.saving.description import describe, rebuild
+from fgp_gpytorch.saving.configurable import Configurable, current_arguments
+from fgp_gpytorch.saving.description import construct, describe, rebuild, uncompiled
 
 _FORMAT = "fgp_gpytorch model 1"
 KEY = "fgp_gpytorch"  # a training checkpoint holds the model under this key
@@ -34,30 +34,39 @@ def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
     """
     assert isinstance(model, Configurable)
     parts: dict[str, Any] = {}
-    for name, passed in model.constructor_arguments.items():
-        value = getattr(model, name, passed)  # a part may have been replaced since
-        value = None if passed is None and isinstance(value, nn.Identity) else _uncompiled(value)
+    again: dict[str, Any] = {}
+    for name, value in current_arguments(model).items():
         try:
-            parts[name] = _checked_description(value)
+            parts[name], again[name] = _checked_description(value)
         except CheckpointError as error:
-            if not isinstance(value, nn.Module):
+            if not _has_modules(value):
                 raise
-            parts[name] = {"missing": f"{type(value).__module__}.{type(value).__qualname__}"}
+            parts[name], again[name] = {"missing": _class_name(value)}, _copy_of(value)
             if warn:
-                message = f"{name}: {error} The tensors are saved; loading will need {name}=."
-                warnings.warn(message, UserWarning, stacklevel=4)
+                _warn_missing(name, str(error))
+    changes = find_changes(construct(type(model), again), model, parts_may_miss=True)
+    for name, change in changes.items():
+        if warn and "missing" in change:
+            _warn_missing(name, f"cannot describe a {change['missing'].rpartition('.')[2]}.")
     return {
         "format": _FORMAT,
         "class": type(model).__qualname__,
         "parts": json.dumps(parts),
-        "frozen": json.dumps([_own_name(name) for name, p in model.named_parameters() if not p.requires_grad]),
+        "changes": json.dumps(changes),
+        "frozen": json.dumps([own_name(name) for name, p in model.named_parameters() if not p.requires_grad]),
         "state_dict": model_state(model),
     }
 
 
+def options_of(content: dict[str, Any]) -> dict[str, Any]:
+    """The parts and options of a packed model by their names, without other attributes, such as counters."""
+    changes: dict[str, Any] = json.loads(content.get("changes", "{}"))
+    return json.loads(content["parts"]) | {k: change for k, change in changes.items() if "attribute" not in change}
+
+
 def model_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the state of a model. A part that `torch.compile` wrapped has the names of the part itself."""
-    return {_own_name(name): tensor for name, tensor in model.state_dict().items()}
+    return {own_name(name): tensor for name, tensor in model.state_dict().items()}
 
 
 def save_model(model: nn.Module, path: str | Path) -> None:
@@ -86,25 +95,33 @@ def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module])
         raise CheckpointError(
             f"{path}: expected a file of model.save or of fit, got another content. Try torch.load to look at it."
         )
-    described, frozen, state = _checked_content(content, path)
+    described, changes, frozen, state = _checked_content(content, path)
     if content["class"] != kind.__qualname__:
         raise CheckpointError(
             f"{path}: expected a {kind.__qualname__}, got a {content['class']}. Try {content['class']}.load."
         )
-    if unknown := set(parts) - set(described):
-        raise CheckpointError(f"load: expected parts among {sorted(described)}, got {sorted(unknown)}.")
-    for name, description in described.items():
+    for name, description in {**described, **changes}.items():
         if name not in parts and isinstance(description, dict) and "missing" in description:
             raise CheckpointError(
                 f"{path}: the {name} ({description['missing']}) was saved without a description. "
                 f"Try {kind.__qualname__}.load(path, {name}=...) with the same module, or derive it from Configurable."
             )
+    options = inspect.signature(kind).parameters
+    given = {name: uncompiled(part) for name, part in parts.items()}
     try:
         with AllocationLimit(state.values()):
-            arguments = {n: _uncompiled(parts[n]) if n in parts else rebuild(d) for n, d in described.items()}
-            model = kind(**arguments)
+            arguments = {name: rebuild(description) for name, description in described.items() if name not in parts}
+            model = construct(kind, {**arguments, **{name: part for name, part in given.items() if name in options}})
+            if unknown := set(given) - set(options) - set(model._modules):
+                known = sorted({*described, *(name for name, part in model.named_children())})
+                raise CheckpointError(f"load: expected parts among {known}, got {sorted(unknown)}.")
+            for name in set(given) - set(options):
+                setattr(model, name, given[name])
+            apply_changes(model, changes, state, without=given)
     except Exception as error:  # a damaged description can raise nearly everything
-        if isinstance(error, CheckpointError) or (parts and isinstance(error, FGPError)):
+        if given and isinstance(error.__cause__, FGPError):  # it is about a part that the caller passed
+            raise error.__cause__ from None
+        if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
             f"{path}: cannot rebuild a {kind.__qualname__} from its description ({error})."
@@ -118,15 +135,14 @@ def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module])
     return model.eval()
 
 
-def _checked_content(content: dict[str, Any], path: str | Path) -> tuple[dict[str, Any], set[str], dict[str, Tensor]]:
-    """The descriptions of the parts, the names of frozen parameters, and the state."""
+def _checked_content(
+    content: dict[str, Any], path: str | Path
+) -> tuple[dict[str, Any], dict[str, Any], set[str], dict[str, Tensor]]:
+    """The descriptions of the parts, the changes to them, the names of frozen parameters, and the state."""
     try:
-        described, frozen, state = (
-            json.loads(content["parts"]),
-            set(json.loads(content["frozen"])),
-            content["state_dict"],
-        )
-        whole = isinstance(content["class"], str) and isinstance(described, dict) and isinstance(state, dict)
+        described, changes = json.loads(content["parts"]), json.loads(content.get("changes", "{}"))
+        frozen, state = set(json.loads(content["frozen"])), content["state_dict"]
+        whole = isinstance(content["class"], str) and all(isinstance(d, dict) for d in (described, changes, state))
         if not whole or not all(isinstance(tensor, Tensor) for tensor in state.values()):
             raise TypeError("another structure")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -134,7 +150,7 @@ def _checked_content(content: dict[str, Any], path: str | Path) -> tuple[dict[st
             f"{path}: expected the description and the state of a model, got a damaged file ({error}). Try an older "
             "copy of it."
         ) from error
-    return described, frozen, state
+    return described, changes, frozen, state
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -145,61 +161,39 @@ def _load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     model.load_state_dict(state)
 
 
-def _uncompiled(part: Any) -> Any:
-    """The module that `torch.compile` wrapped, or the part itself."""
-    return getattr(part, "_orig_mod", part) if isinstance(part, nn.Module) else part
-
-
-def _own_name(name: str) -> str:
-    """The name of a tensor without the prefix that `torch.compile` adds to a part."""
-    part, _, rest = name.partition(".")
-    return f"{part}.{rest.removeprefix('_orig_mod.')}" if rest else part
-
-
-def _checked_description(value: Any) -> Any:
-    """Describe a part, and check that the description makes the same part."""
+def _checked_description(value: Any) -> tuple[Any, Any]:
+    """Describe a part. Returns the description and the part that it makes."""
     description = describe(value)
+    again = rebuild(description)
     if isinstance(value, nn.Module):
-        with torch.random.fork_rng(devices=[]):
-            again = rebuild(description)
-        if _skeleton(again) != _skeleton(value) or not _same_priors(again, value):
+        value = uncompiled(value)
+        try:
+            if find_changes(again, value):
+                again = rebuild(description)  # without the changes
+        except CheckpointError as error:
             raise CheckpointError(
-                f"the description of a {type(value).__name__} does not make the same module again: a part keeps an "
-                "argument under another name, its parts were changed after it was made, or two parts share a parameter."
-            )
-    return description
+                f"the description of a {type(value).__name__} does not make the same module again ({error})"
+            ) from error
+    return description, again
 
 
-def _skeleton(module: nn.Module) -> list[Any]:
-    """What a rebuilt part must share with the part: classes, transforms, plain arguments, shapes, shared parameters."""
-    classes = {
-        name: (type(part), _named_transform(part), _plain_arguments(part)) for name, part in module.named_modules()
-    }
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    owners: dict[int, set[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), set()).add(name)
-    return [classes, shapes, {frozenset(names) for names in owners.values()}]
+def _copy_of(value: Any) -> Any:
+    """A copy of a part without a description, which a constructor may change."""
+    for module in [value] if isinstance(value, nn.Module) else value:
+        for parameter in module.parameters():
+            vars(parameter).pop("unconstrained", None)  # Pyro's weak reference has no copy
+    return copy.deepcopy(uncompiled(value))
 
 
-def _plain_arguments(part: nn.Module) -> dict[str, Any]:
-    """The numbers and strings that a part holds under the names of its constructor's arguments."""
-    names = inspect.signature(type(part)).parameters if isinstance(part, Configurable) else ()
-    values = {name: getattr(part, name, None) for name in names}
-    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
+def _has_modules(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) else [value]
+    return bool(parts) and all(isinstance(part, nn.Module) for part in parts)
 
 
-def _named_transform(part: nn.Module) -> Any:
-    transform = getattr(part, "_transform", None)
-    return repr(transform) if isinstance(transform, nn.Module) else transform  # a copied Softplus equals a Softplus
+def _class_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _same_priors(again: nn.Module, value: nn.Module) -> bool:
-    """Whether hyperpriors are on the same quantities: the closures that compute these cannot be described."""
-    if not isinstance(value, gpytorch.Module) or not isinstance(again, gpytorch.Module):
-        return True
-    with torch.no_grad():
-        _load_state(again, {name: tensor.clone() for name, tensor in value.state_dict().items()})
-        there, here = ({n: closure(owner) for n, owner, _, closure, _ in m.named_priors()} for m in (again, value))
-    # the rebuilt part is on the CPU
-    return there.keys() == here.keys() and all(torch.equal(there[n].to(mine.device), mine) for n, mine in here.items())
+def _warn_missing(name: str, reason: str) -> None:
+    message = f"{name}: {reason} The tensors are saved; loading will need {name}=."
+    warnings.warn(message, UserWarning, stacklevel=5)

@@ -21,7 +21,7 @@ from fgp_gpytorch._shards import Shard, sharing
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, HeldOut, HeldOutBatch
 from fgp_gpytorch.errors import ArgumentError, NonFiniteError
 from fgp_gpytorch.models import GroupedVAE, Terms
-from fgp_gpytorch.saving import KEY, model_state, pack_model
+from fgp_gpytorch.saving import KEY, model_state, pack_model, structure_of
 from fgp_gpytorch.training.settings import (
     RunSettings,
     another_run,
@@ -61,13 +61,18 @@ class TrainingModule(lightning.LightningModule):
         self._groups = torch.empty(0)  # of the current batch
         self._names: tuple[str, ...] = ()  # of the parts that the objective reports
         self._sums = torch.zeros(0, 2)  # the sum and the count of each part, over the epoch's steps
+        self._structure: list[Any] = []
+        self._description: dict[str, Any] = {}
         self._validation_sums: dict[str, Tensor] = {}  # a sum and its count
         self._validation_means: dict[str, float] = {}
 
-    @cached_property
+    @property
     def description(self) -> dict[str, Any]:
-        """The description of the model that `GroupedVAE.load` reads."""
-        return pack_model(self.model, warn=False)
+        """The description of the model that `GroupedVAE.load` reads. A callback may change the model."""
+        structure = structure_of(self.model)
+        if structure != self._structure:
+            self._description, self._structure = pack_model(self.model, warn=False), structure
+        return self._description
 
     @cached_property
     def record(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Starting a run, or resuming one that was interrupted."""
 
 import errno
-import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import lightning
 from lightning.pytorch.callbacks import EarlyStopping
 
 from fgp_gpytorch.errors import CheckpointError
-from fgp_gpytorch.saving import KEY, cannot_write, read_checkpoint, write_checkpoint
+from fgp_gpytorch.saving import KEY, cannot_write, options_of, read_checkpoint, write_checkpoint
 from fgp_gpytorch.training.folders import existing
 from fgp_gpytorch.training.lightning_module import TrainingModule
 from fgp_gpytorch.training.settings import MAY_CHANGE, another_run, conditions
@@ -108,9 +107,9 @@ def _differences(module: TrainingModule, content: dict[str, Any]) -> Iterator[st
     mine, saved = module.description, content[KEY]
     if mine["class"] != saved["class"]:
         yield f"model {mine['class']}, there {saved['class']}"
-    elif mine["parts"] != saved["parts"]:
-        here, there = json.loads(mine["parts"]), json.loads(saved["parts"])
-        yield from (f"{name} is another" for name in here if here[name] != there.get(name))
+    else:
+        here, there = options_of(mine), options_of(saved)
+        yield from (f"{name} is another" for name in {**here, **there} if here.get(name) != there.get(name))
     tensors, others = module.state_dict(), content["state_dict"]
     for name in sorted(set(tensors) | set(others)):
         alone = name not in others or name not in tensors
