@@ -69,7 +69,9 @@ class _DenseMarginals(torch.autograd.Function):
         S = _posterior_covariance(K, precise, R, A, E)
         v = S.diagonal(dim1=-2, dim2=-1)
         # one transfer for all checks; written so that NaN fails
-        sound = (v + rounding_tolerance(v.dtype) * k.abs() >= 0).all() & (info == 0).all()
+        tolerance = rounding_tolerance(v.dtype)
+        skew = (_matvec(K.mT, w) - m).abs() <= tolerance * k.amax(-1, keepdim=True) * w.abs().sum(-1, keepdim=True)
+        sound = ((v + tolerance * k.abs() >= 0) & skew).all() & (info == 0).all()
         sound, very_precise = torch.stack([sound, (Dk > precise_limit(v.dtype)).any()]).tolist()
         if not sound:
             require_covariance(K)

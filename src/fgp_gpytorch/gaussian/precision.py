@@ -64,18 +64,18 @@ def require_covariance(covariance: Tensor) -> None:
     check_covariance(torch.linalg.eigvalsh(covariance), covariance)
 
 
-def check_finite(covariance: Tensor) -> None:
-    """Require finite entries of a kernel's matrix.
+def check_finite(matrix: Tensor, name: str = "kernel") -> None:
+    """Require finite entries of a kernel's matrix, or of features.
 
     Raises:
         NonFiniteError: If one is NaN or infinite.
     """
-    wrong = int((~torch.isfinite(covariance)).sum())
+    wrong = int((~torch.isfinite(matrix)).sum())
     if wrong:
         raise NonFiniteError(
-            f"kernel: expected finite covariances, got {wrong} NaN or infinite entries of {covariance.numel()}. Try to "
-            "look at the kernel's parameters (a lengthscale or a scale that is NaN, 0 or infinite) and at x.",
-            term="kernel",
+            f"{name}: expected finite values, got {wrong} NaN or infinite entries of {matrix.numel()}. Try to look at "
+            "its parameters (a lengthscale or a scale that is NaN, 0 or infinite) and at x.",
+            term=name,
         )
 
 
@@ -140,9 +140,13 @@ def check_residual_variance(variance: Tensor, covariance: Tensor, cross: Tensor,
         NonFiniteError: If it is not finite.
     """
     with torch.no_grad():
-        fine = variance >= -rounding_tolerance(variance.dtype) * own.abs()
-        if bool(fine.all()):
+        tolerance = rounding_tolerance(variance.dtype) * own.abs()
+        fine = variance >= -tolerance
+        skew = (covariance - covariance.mT).abs()
+        symmetric = skew <= rounding_tolerance(skew.dtype) * covariance.abs().amax() if skew.numel() else skew == 0
+        if bool(fine.all() & symmetric.all()):
             return
+        require_covariance(covariance)
         wrong = (~fine).nonzero(as_tuple=True)
         batch = fine.shape[:-1]
         size = covariance.shape[-1]
