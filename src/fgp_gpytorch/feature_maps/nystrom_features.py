@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError, ShapeError
-from fgp_gpytorch.gaussian import check_residual_variance, require_covariance
+from fgp_gpytorch.gaussian import check_finite, check_residual_variance
 from fgp_gpytorch.kernels import kernel_matrix
 from fgp_gpytorch.saving import Configurable
 
@@ -97,7 +97,7 @@ class NystromFeatures(Configurable, gpytorch.Module):
         identity = torch.eye(len(among), dtype=among.dtype, device=among.device)
         cholesky, failed = torch.linalg.cholesky_ex(among + noise * identity)
         if bool(failed):
-            require_covariance(among)
+            check_finite(among)
             raise DataError(
                 f"kernel: expected a positive definite matrix at the {len(points)} points, got a singular one. Try "
                 "fewer points, further apart, or another kernel."

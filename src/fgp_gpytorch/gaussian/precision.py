@@ -148,11 +148,10 @@ def check_residual_variance(variance: Tensor, covariance: Tensor, cross: Tensor,
             return
         require_covariance(covariance)
         wrong = (~fine).nonzero(as_tuple=True)
-        batch = fine.shape[:-1]
         size = covariance.shape[-1]
-        column = cross.expand(*batch, size, -1).mT[wrong].unsqueeze(-1)  # shape: (W, Q, 1)
+        column = cross.expand(*fine.shape[:-1], size, -1).mT[wrong].unsqueeze(-1)  # shape: (W, Q, 1)
         corner = own.expand(fine.shape)[wrong][:, None, None]
-        among = covariance.expand(*batch, size, size)[wrong[:-1]]
+        among = covariance.unsqueeze(-3).expand(*fine.shape, size, size)[wrong]
         require_covariance(torch.cat([torch.cat([among, column], -1), torch.cat([column.mT, corner], -1)], -2))
 
 
