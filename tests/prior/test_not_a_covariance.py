@@ -8,7 +8,6 @@ from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, LocalChannels
 from fgp_gpytorch.coupled import GroupInputs, InducingPrior
 from fgp_gpytorch.errors import DataError, NonFiniteError
 from fgp_gpytorch.feature_maps import NystromFeatures, PeriodicFeatures
-from fgp_gpytorch.prior import exact_gp
 
 F64 = torch.float64
 WORDS = r"expected a positive semi-definite covariance, got one with"
@@ -92,13 +91,6 @@ def test_covariance_that_lost_three_quarters_of_its_digits_is_accepted():
     prior = FactorizedGPPrior([LocalChannels(1, gpytorch.kernels.RBFKernel())])
     posterior = prior.posterior(x, torch.randn(1, 12, 1), torch.full((1, 12, 1), 1e-3))
     assert torch.isfinite(posterior.predict(x + 0.01).variance).all()
-
-
-def test_exact_gp_predictions_are_refused():
-    x, mean, variance = _data()
-    gp = exact_gp(LocalChannels(1, Stretched().double()), x, mean, variance / 4).eval()
-    with pytest.raises(DataError, match=WORDS):
-        _ = gp(gp.rows(torch.tensor([[[0.5], [1.5]]], dtype=F64))).variance
 
 
 def test_inducing_points_are_refused():
