@@ -1,10 +1,11 @@
-"""Training and evaluation mode."""
+"""Training and evaluation mode, and the mode of differentiation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fgp_gpytorch import _checks as check
 
@@ -46,3 +47,13 @@ def evaluation(module: nn.Module, seed: int | None = None) -> Iterator[torch.dev
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(seed)
         yield device
+
+
+def transforms_active(*tensors: Tensor) -> bool:
+    """Whether a transform of torch.func is active, or a tensor has a forward-mode derivative.
+
+    An `autograd.Function` with a written-out gradient serves neither. Plain operations serve both.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)

@@ -133,3 +133,24 @@ def test_prior_without_a_local_or_a_global_channel_is_refused():
         CorrelatedPrior([], 1)
     with pytest.raises(ArgumentError, match="num_global_channels: expected an integer >= 1, got 0"):
         make_prior(num_global=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), "2"])
+def test_scale_that_is_no_positive_number_is_refused(scale):
+    prior = make_prior()
+    inputs = GroupInputs.of(torch.eye(2), *_two_groups(prior), None, torch.float64)
+    with pytest.raises(ArgumentError, match="scale: expected a positive finite number"):
+        prior.condition(inputs, scale)
+
+
+def test_evidence_of_a_minibatch_is_refused():
+    prior = make_prior()
+    inputs = GroupInputs.of(torch.eye(2), *_two_groups(prior), None, torch.float64)
+    assert torch.isfinite(prior.condition(inputs).log_evidence)
+    with pytest.raises(ArgumentError, match=r"expected a posterior of all groups \(scale=1\), got scale=2"):
+        _ = prior.condition(inputs, 2.0).log_evidence
+
+
+def _two_groups(prior):
+    shape = 2, 3, prior.num_channels
+    return torch.arange(6.0).reshape(2, 3, 1), torch.ones(shape), torch.ones(shape)

@@ -196,3 +196,9 @@ def test_errors_say_what_to_try():
         VECTORS(torch.tensor([5]))
     with pytest.raises(ArgumentError, match=r"noise: expected a positive finite number, got 0. Try 0.1"):
         ProductPrior(3, prior.features, noise=0)
+
+
+def test_scale_other_than_one_is_refused():
+    inputs = GroupInputs.of(torch.eye(2), torch.rand(2, 3, 1), torch.ones(2, 3, 1), torch.ones(2, 3, 1), None, F64)
+    with pytest.raises(ArgumentError, match=r"scale: expected 1, got 2\.0"):
+        ProductPrior(1).condition(inputs, 2.0)

@@ -11,6 +11,7 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch.coupled.coupled_posterior import CoupledPosterior, LowRankPrediction
 from fgp_gpytorch.coupled.coupled_prior import CoupledPrior
 from fgp_gpytorch.coupled.group_inputs import GroupInputs
+from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.gaussian import LowRankFactor, low_rank_factor
 from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, KLTerms, LatentPosterior, Prediction
 
@@ -86,8 +87,16 @@ class CorrelatedPosterior(CoupledPosterior):
 
     @property
     def log_evidence(self) -> Tensor:
-        """log Z of all groups together, summed over channels, nats, a scalar."""
-        assert self.scale == 1, "a training step on a minibatch has no evidence"
+        """log Z of all groups together, summed over channels, nats, a scalar.
+
+        Raises:
+            ArgumentError: If members count more than once (`scale` is not 1).
+        """
+        if self.scale != 1:
+            raise ArgumentError(
+                f"log_evidence: expected a posterior of all groups (scale=1), got scale={self.scale:g}: a minibatch "
+                "has no evidence. Try prior.condition(inputs) without scale."
+            )
         return self.local.log_evidence.sum() + self.shared.log_evidence().sum()
 
     def predict_groups(self, inputs: GroupInputs, x_new: Tensor) -> "JointPrediction":

@@ -90,12 +90,16 @@ class CoupledPosterior(Posterior):
         x: Auxiliary features of the members, (G, Q, D).
         scale: How often each member counts.
         at_members: The posterior of z at the members of `inputs`.
+
+    Raises:
+        ArgumentError: If `scale` is not a positive number.
     """
 
     at_members: Prediction
 
     def __init__(self, inputs: GroupInputs, scale: float = 1.0) -> None:
-        self.inputs, self.x, self.scale = inputs, inputs.x, scale
+        self.inputs, self.x = inputs, inputs.x
+        self.scale = check.positive(scale, "scale", hint="Try scale=1.0, or groups of the data set / groups given.")
 
     @property
     def marginals(self) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,14 @@ from fgp_gpytorch.coupled.coupled_prior import CoupledPrior
 from fgp_gpytorch.coupled.group_inputs import GroupInputs
 from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.feature_maps import angle_kernel
-from fgp_gpytorch.gaussian import LowRankFactor, low_rank_factor
+from fgp_gpytorch.gaussian import (
+    LowRankFactor,
+    check_residual_variance,
+    factorize,
+    low_rank_factor,
+    rounding_tolerance,
+)
+from fgp_gpytorch.kernels import kernel_matrix
 from fgp_gpytorch.prior import KLTerms, multitask_normal
 
 _JITTER = 1e-6  # variance of an inducing variable about the function, relative to the kernel's
@@ -98,22 +105,30 @@ class InducingPrior(CoupledPrior):
 
         Raises:
             ShapeError: If there are not `num_features` features.
+            DataError: If the kernel has a negative eigenvalue beyond rounding, or is not symmetric.
+            NonFiniteError: If the kernel is not finite.
         """
         rows, front = x.flatten(0, 1), x.shape[:2]
         check.shape(rows, "x", ("N", self.inducing_x.shape[-1]), "Try num_features= of the model for other data.")
         vectors = vectors.unsqueeze(1).expand(*front, -1).flatten(0, 1)
         points = self.inducing_vectors
+        among = kernel_matrix(self.kernel, self.inducing_x) * (points @ points.mT)
+        cross = kernel_matrix(self.kernel, rows, self.inducing_x) * (vectors @ points.mT)
         with gpytorch.settings.lazily_evaluate_kernels(False):
-            among = self.kernel(self.inducing_x).to_dense() * (points @ points.mT)
-            cross = self.kernel(rows, self.inducing_x).to_dense() * (vectors @ points.mT)
             diagonal = self.kernel(rows, diag=True)
         assert isinstance(diagonal, Tensor)
         own = diagonal * vectors.square().sum(-1)
         noise = (_JITTER * among.diagonal().mean()).clamp_min(torch.finfo(points.dtype).tiny)
         identity = torch.eye(len(points), dtype=points.dtype, device=points.device)
-        cholesky = torch.linalg.cholesky(among + noise * identity)
+        noisy = among + noise * identity
+        cholesky, failed = torch.linalg.cholesky_ex(noisy)
         root = torch.linalg.solve_triangular(cholesky, cross.mT, upper=False).mT
-        residual = (own - root.square().sum(-1)).clamp_min(torch.finfo(own.dtype).tiny)
+        residual = own - root.square().sum(-1)
+        # one transfer for both checks; written so that NaN fails
+        if not bool((residual >= -rounding_tolerance(own.dtype) * own.abs()).all() & (failed == 0)):
+            factorize(noisy, among)
+            check_residual_variance(residual, among, cross.mT, own)
+        residual = residual.clamp_min(torch.finfo(own.dtype).tiny)
         return root.unflatten(0, front), residual.reshape(*front, 1)
 
     def condition(self, inputs: GroupInputs, scale: float = 1.0) -> "InducingPosterior":

@@ -95,8 +95,15 @@ class ProductPrior(CoupledPrior):
             scale: Must be 1: the KL of a minibatch does not estimate the KL of all groups. See `expand_kl`.
             predict_unobserved: False leaves the values of `inputs` at unobserved members. Training masks these
                 members, and the predictions cost O(L N M^2).
+
+        Raises:
+            ArgumentError: If `scale` is not 1.
         """
-        assert scale == 1.0, "GPVAE trains on the whole data set, or on an expansion of its KL"
+        if scale != 1:
+            raise ArgumentError(
+                f"scale: expected 1, got {scale!r}: the KL of a minibatch does not estimate the KL of all groups. Try "
+                "the whole data set as one batch, or expand_kl(prior, inputs)."
+            )
         return MeanFieldPosterior(self, inputs, predict_unobserved)
 
 

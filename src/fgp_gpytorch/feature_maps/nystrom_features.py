@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.gaussian import check_finite, check_residual_variance
+from fgp_gpytorch.kernels import kernel_matrix
 from fgp_gpytorch.saving import Configurable
 
 _JITTER = 1e-8  # of the points' mean variance
@@ -80,30 +82,39 @@ class NystromFeatures(Configurable, gpytorch.Module):
         Raises:
             ShapeError: If x has another number of features than the points.
             DataError: If the kernel is not positive definite at the points.
+            NonFiniteError: If the kernel is not finite there.
         """
+        return self._parts(x)[-1]
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """k(X, X), (M, M), k(X, x), (*b, M, N), and Phi, (*b, N, M)."""
         check.shape(x, "x", ("...", "N", self.points.shape[-1]), "The points have as many features.")
         x, points = x.double(), self.points.double()  # the factorization would fail in float32
-        with gpytorch.settings.lazily_evaluate_kernels(False):
-            among = self.kernel(points).to_dense().double()
-            # the points come first: GPyTorch centres on its first argument, and rows must not depend on each other
-            cross = self.kernel(points.expand(*x.shape[:-2], *points.shape), x).to_dense().double()
+        among = kernel_matrix(self.kernel, points).double()
+        # the points come first: GPyTorch centres on its first argument, and rows must not depend on each other
+        cross = kernel_matrix(self.kernel, points.expand(*x.shape[:-2], *points.shape), x).double()
         noise = _JITTER * among.diagonal().mean()
         identity = torch.eye(len(among), dtype=among.dtype, device=among.device)
         cholesky, failed = torch.linalg.cholesky_ex(among + noise * identity)
         if bool(failed):
+            check_finite(among)
             raise DataError(
                 f"kernel: expected a positive definite matrix at the {len(points)} points, got a singular one. Try "
                 "fewer points, further apart, or another kernel."
             )
-        return torch.linalg.solve_triangular(cholesky, cross, upper=False).mT
+        return among, cross, torch.linalg.solve_triangular(cholesky, cross, upper=False).mT
 
     def missing_variance(self, x: Tensor) -> Tensor:
         """k(x, x) - Phi(x) Phi(x)' at x (*b, N, D), which the features leave out: (*b, N), at least 0.
 
         Raises:
             ShapeError: If x has another number of features than the points.
-            DataError: If the kernel is not positive definite at the points.
+            DataError: If the kernel is not positive semi-definite at the points and x.
+            NonFiniteError: If the kernel is not finite there.
         """
         own = self.kernel(x.double(), diag=True)
         assert isinstance(own, Tensor)
-        return (own - self.forward(x).square().sum(-1)).clamp_min(0.0)
+        among, cross, features = self._parts(x)
+        missing = own - features.square().sum(-1)
+        check_residual_variance(missing, among, cross, own)
+        return missing.clamp_min(0.0)

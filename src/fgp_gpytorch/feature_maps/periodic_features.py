@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.gaussian import check_finite, rounding_tolerance
+from fgp_gpytorch.kernels import kernel_matrix
 from fgp_gpytorch.saving import Configurable
 
 
@@ -57,16 +59,17 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
         """c_0 ... c_H >= 0 in units of the kernel, (*k, H + 1) for a kernel of batch shape k.
 
         Raises:
-            DataError: If the kernel does not repeat after `period`.
+            DataError: If the kernel does not repeat after `period`, or has a negative coefficient beyond rounding.
         """
-        self._check_period()
         # aliases of harmonic n start at (points - H), three times beyond the truncation
         points = max(64, 4 * self.harmonics)
         steps = torch.fft.fftfreq(points, dtype=self._dtype, device=self._device)  # in [-1/2, 1/2)
         spectrum = torch.fft.rfft(self._at(steps * self._exact_period())).real[..., : self.harmonics + 1] / points
         weights = torch.full_like(spectrum[..., :1].detach(), 2.0).expand(spectrum.shape).clone()
         weights[..., 0] = 1.0
-        return (weights * spectrum).clamp_min(0.0)
+        coefficients = weights * spectrum
+        self._check(coefficients.detach())
+        return coefficients.clamp_min(0.0)
 
     def missing_variance(self) -> Tensor:
         """k(0) - sum_n c_n, (*k,): the largest error of the truncation at any x.
@@ -114,8 +117,7 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
 
     def _at(self, distance: Tensor) -> Tensor:
         """k(distance) for distances (T,): (*k, T)."""
-        with gpytorch.settings.lazily_evaluate_kernels(False):
-            return self.kernel(distance.unsqueeze(-1), torch.zeros_like(distance[:1, None])).to_dense().squeeze(-1)
+        return kernel_matrix(self.kernel, distance.unsqueeze(-1), torch.zeros_like(distance[:1, None])).squeeze(-1)
 
     def _exact_period(self) -> float:
         """The kernel's own rounding of the period. GPyTorch's setters round numbers to float32."""
@@ -127,15 +129,25 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
         return self.period
 
     @torch.no_grad()
-    def _check_period(self) -> None:
+    def _check(self, coefficients: Tensor) -> None:
         shifts = torch.tensor([0.0, 0.3, 1.0, 1.3, -0.3], dtype=self._dtype, device=self._device) * self.period
         zero, part, one, beyond, mirrored = self._at(shifts).unbind(-1)
         error = torch.stack([one - zero, beyond - part, mirrored - part]).abs().amax()
-        if float(error) > 1e-4 * float(zero.abs().amax()):
+        lowest, highest = coefficients.amin(), coefficients.abs().amax()
+        # one transfer for all checks
+        error, scale, lowest, highest = torch.stack([error, zero.abs().amax(), lowest, highest]).tolist()
+        if not math.isfinite(highest):
+            check_finite(coefficients)
+        if error > 1e-4 * scale:
             raise DataError(
                 f"kernel: expected k(t) = k(-t) = k(t + period) for period = {self.period:.6g}, got values that differ "
-                f"by {float(error):.2g}. Try kernel.period_length = period before (GPyTorch starts it at 0.69), or "
+                f"by {error:.2g}. Try kernel.period_length = period before (GPyTorch starts it at 0.69), or "
                 "period= the kernel's own; if it moved in training, kernel.raw_period_length.requires_grad_(False)."
+            )
+        if lowest < -rounding_tolerance(coefficients.dtype) * highest:
+            raise DataError(
+                f"kernel: expected a positive semi-definite covariance, got one with Fourier coefficients from "
+                f"{lowest:.3g} to {highest:.3g}. Try a sum or a product of GPyTorch's kernels."
             )
 
 

@@ -16,8 +16,17 @@ All functions take and return any leading batch dimensions.
 
 from fgp_gpytorch.gaussian.dense import DenseFactor, DenseMarginals, dense_factor, dense_marginals
 from fgp_gpytorch.gaussian.low_rank import LowRankFactor, MeanFieldFactor, low_rank_factor, mean_field_factor
-from fgp_gpytorch.gaussian.precision import masked_precision, root_precision
+from fgp_gpytorch.gaussian.precision import (
+    check_finite,
+    check_residual_variance,
+    factorize,
+    masked_precision,
+    require_covariance,
+    root_precision,
+    rounding_tolerance,
+)
 from fgp_gpytorch.gaussian.rank_one import RankOneFactor, rank_one_factor
+from fgp_gpytorch.gaussian.repeated_members import PooledMembers, pool_repeated, precise_limit
 from fgp_gpytorch.gaussian.repeated_rows import RepeatedRows, row_products
 from fgp_gpytorch.gaussian.square_root import symmetric_square_root
 
@@ -26,15 +35,23 @@ __all__ = [
     "DenseMarginals",
     "LowRankFactor",
     "MeanFieldFactor",
+    "PooledMembers",
     "RankOneFactor",
     "RepeatedRows",
+    "check_finite",
+    "check_residual_variance",
     "dense_factor",
     "dense_marginals",
+    "factorize",
     "low_rank_factor",
     "masked_precision",
     "mean_field_factor",
+    "pool_repeated",
+    "precise_limit",
     "rank_one_factor",
+    "require_covariance",
     "root_precision",
+    "rounding_tolerance",
     "row_products",
     "symmetric_square_root",
 ]

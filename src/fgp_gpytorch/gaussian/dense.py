@@ -5,7 +5,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.gaussian.precision import factorize, log_normalizer, log_plus_inverse, root_precision
+from fgp_gpytorch._modes import transforms_active
+from fgp_gpytorch.gaussian.precision import (
+    check_residual_variance,
+    factorize,
+    log_normalizer,
+    log_plus_inverse,
+    require_covariance,
+    root_precision,
+    rounding_tolerance,
+)
+from fgp_gpytorch.gaussian.repeated_members import PooledMembers, pool_repeated, precise_limit
 
 
 class DenseMarginals(NamedTuple):
@@ -38,40 +48,53 @@ class _DenseMarginals(torch.autograd.Function):
         dD = (S h) (r - m) - S^2 g,  with elementwise products and squares
         dK = T diag(dv) T' + (T h - dKL/2 w) w' + dKL/2 D S P
 
-    Autograd through the Cholesky factor gives the same numbers (a test) in two to three times the time.
+    Autograd through the Cholesky factor gives the same numbers (a test) in two to three times the time. If the gradient
+    is to be differentiated again (create_graph=True), `_plain_marginals` computes it.
     """
 
     @staticmethod
-    def forward(ctx: Any, K: Tensor, D: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, K: Tensor, D: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
         R = D.sqrt()
         B = (K * R.unsqueeze(-1)).mul_(R.unsqueeze(-2))
         B.diagonal(dim1=-2, dim2=-1).add_(1)
-        C = factorize(B, K)
+        C, info = torch.linalg.cholesky_ex(B)
         eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
         A = torch.linalg.solve_triangular(C, eye.expand_as(C), upper=False)
         E = A * R.unsqueeze(-2)
         w = _matvec(E.mT, _matvec(E, r))
         m = _matvec(K, w)
-        precise = D * K.diagonal(dim1=-2, dim2=-1) > 1
+        k = K.diagonal(dim1=-2, dim2=-1)
+        Dk = D * k
+        precise = Dk > 1
         S = _posterior_covariance(K, precise, R, A, E)
-        DS = D.unsqueeze(-1) * S
         v = S.diagonal(dim1=-2, dim2=-1)
+        # one transfer for all checks; written so that NaN fails
+        tolerance = rounding_tolerance(v.dtype)
+        skew = (_matvec(K.mT, w) - m).abs() <= tolerance * k.amax(-1, keepdim=True) * w.abs().sum(-1, keepdim=True)
+        sound = ((v + tolerance * k.abs() >= 0) & skew).all() & (info == 0).all()
+        sound, very_precise = torch.stack([sound, (Dk > precise_limit(v.dtype)).any()]).tolist()
+        if not sound:
+            require_covariance(K)
+            factorize(B, K)  # fails if rounding is to blame
+        v.clamp_(min=torch.finfo(v.dtype).tiny)
+        DS = D.unsqueeze(-1) * S
         # the bracket: over the diagonal of C, c >= 1, a sum of log c^2 + c^-2 - 1 >= 0; below it a sum of squares
         bracket = log_plus_inverse(C.diagonal(dim1=-2, dim2=-1).log().mul_(2)).sum(-1)
         bracket += A.square().tril_(-1).sum((-2, -1))
         KL = 0.5 * (bracket + (w * m).sum(-1))
         # r - m = D^-1 w: the difference would cancel at a precise member
         r_minus_m = torch.where(precise, w / D, r - m)
-        ctx.save_for_backward(D, r_minus_m, w, S, DS, E)
-        return m, v.clone(), KL
+        ctx.save_for_backward(K, D, r, r_minus_m, w, S, DS, E)
+        return m, v.clone(), KL, very_precise
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        dm, dv, dKL = grad_outputs
-        D, r_minus_m, w, S, DS, E = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        dm, dv, dKL, _ = grad_outputs
+        K, D, r, r_minus_m, w, S, DS, E = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            wanted = [t for t, needed in zip((K, D, r), ctx.needs_input_grad, strict=True) if needed]
+            found = iter(torch.autograd.grad(_plain_marginals(K, D, r), wanted, (dm, dv, dKL), create_graph=True))
+            return (*(next(found) if needed else None for needed in ctx.needs_input_grad),)
         dKL = dKL.unsqueeze(-1)
         h = dm + dKL * w
         Sh = _matvec(S, h)
@@ -86,6 +109,18 @@ class _DenseMarginals(torch.autograd.Function):
             dK += (h - dr - 0.5 * dKL * w).unsqueeze(-1) * w.unsqueeze(-2)  # T h = h - D S h = h - dr
             dK += DS @ (E.mT @ (E * (0.5 * dKL).unsqueeze(-1)))
         return dK, dD, dr
+
+
+def _plain_marginals(K: Tensor, D: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`_DenseMarginals` by operations that have derivatives of all orders, in the letters of that class."""
+    I_DK = D.unsqueeze(-1) * K + torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
+    T = torch.linalg.inv(I_DK)
+    w = _matvec(T, D * r)
+    m = _matvec(K, w)
+    v = (K * T.mT).sum(-1)  # S = K T: nothing cancels
+    trace = T.diagonal(dim1=-2, dim2=-1).sum(-1)
+    KL = 0.5 * (torch.linalg.slogdet(I_DK).logabsdet + trace - K.shape[-1] + (w * m).sum(-1))
+    return m, v, KL
 
 
 def _posterior_covariance(K: Tensor, precise: Tensor, R: Tensor, A: Tensor, E: Tensor) -> Tensor:
@@ -105,11 +140,10 @@ def _posterior_covariance(K: Tensor, precise: Tensor, R: Tensor, A: Tensor, E: T
     by_precision.mul_(divided.unsqueeze(-1)).mul_(divided.unsqueeze(-2))
     S = K - EK.mT @ EK
     S.mul_(others.unsqueeze(-1)).mul_(others.unsqueeze(-2)).add_(by_precision).add_(mixed).add_(mixed.mT)
-    S.diagonal(dim1=-2, dim2=-1).clamp_(min=torch.finfo(S.dtype).tiny)
     return S
 
 
-def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor) -> DenseMarginals:
+def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor, x: Tensor | None = None) -> DenseMarginals:
     """Posterior mean and variance at the members, and the KL divergence from the prior.
 
         m = K R C^-T a,   v = diag(K - K R B^-1 R K),   KL = 1/2 { [ log|B| + tr B^-1 - Q ] + m' K^-1 m }
@@ -120,17 +154,30 @@ def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor) -> 
         covariance: Prior covariance K of the members, (*b, Q, Q), positive semi-definite, possibly singular.
         precision: R^2 = 1 / sigma^2, (*b, Q), 0 for a missing member.
         residual: r = mu - m, (*b, Q), finite, 0 for a missing member.
+        x: Auxiliary features, (*b, Q, D). Precise members of equal x are pooled; see `pool_repeated`. None pools none.
 
     Returns:
-        The marginals and the KL, differentiable once.
+        The marginals and the KL, with derivatives of all orders, for torch.func too.
 
     Raises:
-        DataError: If K has a negative eigenvalue beyond rounding.
+        DataError: If K is not symmetric, or has a negative eigenvalue beyond rounding.
+        NonFiniteError: If K is not finite.
     """
     shape = torch.broadcast_shapes(covariance.shape[:-1], precision.shape, residual.shape)
     covariance = covariance.expand(*shape, shape[-1])
-    outputs = _DenseMarginals.apply(covariance, precision.expand(shape), residual.expand(shape))
-    return DenseMarginals(*outputs)  # pyright: ignore[reportGeneralTypeIssues]
+    precision, residual = precision.expand(shape), residual.expand(shape)
+    mean, variance, kl, very_precise = _marginals(covariance, precision, residual)
+    pooled = pool_repeated(covariance, precision, residual, x) if very_precise and x is not None else None
+    if pooled is not None:
+        mean, variance, kl, _ = _marginals(covariance, pooled.precision, pooled.residual)
+        mean, variance = mean.gather(-1, pooled.first), variance.gather(-1, pooled.first)
+    return DenseMarginals(mean, variance, kl)
+
+
+def _marginals(covariance: Tensor, precision: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+    if transforms_active(covariance, precision, residual):
+        return *_plain_marginals(covariance, precision, residual), True
+    return _DenseMarginals.apply(covariance, precision, residual)  # pyright: ignore[reportReturnType]
 
 
 class DenseFactor(NamedTuple):
@@ -141,12 +188,17 @@ class DenseFactor(NamedTuple):
         cholesky: C with C C' = B, (*b, Q, Q).
         whitened: a = C^-1 R r, (*b, Q).
         weights: w = R C^-T a = (K + R^-2)^-1 r, (*b, Q).
+        covariance: K, (*b, Q, Q).
+        constant: The terms of -2 log Z that do not depend on K: sum_observed log 2 pi sigma^2, and the scatter of
+            observations of one value about their mean, (*b,).
     """
 
     root_precision: Tensor
     cholesky: Tensor
     whitened: Tensor
     weights: Tensor
+    covariance: Tensor
+    constant: Tensor
 
     def predict_mean(self, cross_covariance: Tensor) -> Tensor:
         """Posterior mean less the prior mean, m* = k(x*, X) R C^-T a, (*b, Q*), from k(X, x*), (*b, Q, Q*)."""
@@ -162,20 +214,28 @@ class DenseFactor(NamedTuple):
         Returns:
             (*b, Q*), at least the smallest positive number. Without this bound, rounding could give v* <= 0 at a
             precisely observed member, where the square root has no gradient.
+
+        Raises:
+            DataError: If v* is negative beyond rounding, because the joint covariance of old and new points has a
+                negative eigenvalue or is not symmetric.
+            NonFiniteError: If that covariance is not finite.
         """
         explained = torch.linalg.solve_triangular(
             self.cholesky, self.root_precision.unsqueeze(-1) * cross_covariance, upper=False
         )
         variance = prior_variance - explained.square().sum(-2)
+        check_residual_variance(variance, self.covariance, cross_covariance, prior_variance)
         return variance.clamp_min(torch.finfo(variance.dtype).tiny)
 
     def log_evidence(self) -> Tensor:
         """log Z = -1/2 (a'a + log|B| + sum_observed log 2 pi sigma^2), nats, (*b,)."""
         log_determinant = 2 * self.cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * (self.whitened.square().sum(-1) + log_determinant + log_normalizer(self.root_precision.square()))
+        return -0.5 * (self.whitened.square().sum(-1) + log_determinant + self.constant)
 
 
-def dense_factor(covariance: Tensor, precision: Tensor, residual: Tensor) -> DenseFactor:
+def dense_factor(
+    covariance: Tensor, precision: Tensor, residual: Tensor, pooled: PooledMembers | None = None
+) -> DenseFactor:
     """Factorize B = I + R K R.
 
     In float64 it is accurate for pseudo-variances from 1e-12 to 1e12 times the prior variance: the condition number of
@@ -185,20 +245,25 @@ def dense_factor(covariance: Tensor, precision: Tensor, residual: Tensor) -> Den
         covariance: Prior covariance K of the members, (*b, Q, Q), positive semi-definite, possibly singular.
         precision: R^2, (*b, Q), 0 for a missing member.
         residual: r = mu - m, (*b, Q), finite, 0 for a missing member.
+        pooled: What `pool_repeated` makes of the other arguments; it replaces precision and residual.
 
     Returns:
         The factor, its fields with the broadcast batch dimensions.
 
     Raises:
-        DataError: If K has a negative eigenvalue beyond rounding.
+        DataError: If K is not symmetric, or has a negative eigenvalue beyond rounding.
+        NonFiniteError: If K is not finite.
     """
+    if pooled is not None:
+        precision, residual = pooled.precision, pooled.residual
     root = root_precision(precision)
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     b = identity + root.unsqueeze(-1) * covariance * root.unsqueeze(-2)
     cholesky = factorize(b, covariance)
     whitened = torch.linalg.solve_triangular(cholesky, (root * residual).unsqueeze(-1), upper=False)
     weights = root * torch.linalg.solve_triangular(cholesky.mT, whitened, upper=True).squeeze(-1)
-    return DenseFactor(root, cholesky, whitened.squeeze(-1), weights)
+    constant = log_normalizer(root.square()) if pooled is None else pooled.scatter
+    return DenseFactor(root, cholesky, whitened.squeeze(-1), weights, covariance, constant)
 
 
 def _matvec(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.gaussian.precision import log_normalizer, log_plus_inverse, root_precision
+from fgp_gpytorch.gaussian.precision import check_finite, log_normalizer, log_plus_inverse, root_precision
 from fgp_gpytorch.gaussian.repeated_rows import RepeatedRows
 
 
@@ -85,10 +85,18 @@ def low_rank_factor(root: Tensor, precision: Tensor, residual: Tensor) -> LowRan
 
     Returns:
         The factor. Phi broadcasts over the batch dimensions of the other two.
+
+    Raises:
+        NonFiniteError: If Phi is not finite.
+        torch.linalg.LinAlgError: If the precisions are not finite, or so large that rounding removes the identity.
     """
     scale = root_precision(precision)
     scaled = scale.unsqueeze(-1) * root  # R Phi
-    cholesky = torch.linalg.cholesky(_identity_plus(scaled.mT @ scaled))
+    try:
+        cholesky = torch.linalg.cholesky(_identity_plus(scaled.mT @ scaled))
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        check_finite(root, "kernel features")
+        raise
     projected = scaled.mT @ (scale * residual).unsqueeze(-1)
     weights = torch.cholesky_solve(projected, cholesky).squeeze(-1)
     return LowRankFactor(root, precision, residual, cholesky, weights)
@@ -181,6 +189,10 @@ def mean_field_factor(root: Tensor | RepeatedRows, noise: Tensor, mean: Tensor, 
 
     Returns:
         The factor. There is no mask: leave missing rows out, which gives the exact marginal.
+
+    Raises:
+        NonFiniteError: If Phi is not finite.
+        torch.linalg.LinAlgError: If Phi is so large that rounding removes the identity.
     """
     if isinstance(root, RepeatedRows):
         repeated, root = root, root.dense()
@@ -188,7 +200,11 @@ def mean_field_factor(root: Tensor | RepeatedRows, noise: Tensor, mean: Tensor, 
     else:
         repeated, scaled = None, root / noise.sqrt()[..., None, None]
         gram = scaled.mT @ scaled
-    cholesky = torch.linalg.cholesky(_identity_plus(gram))
+    try:
+        cholesky = torch.linalg.cholesky(_identity_plus(gram))
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        check_finite(root, "kernel features")
+        raise
     weights = _mean_field_weights(root, noise, mean, cholesky)
     return MeanFieldFactor(root, noise, mean, variance, cholesky, weights, repeated)
 

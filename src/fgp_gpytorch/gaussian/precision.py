@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import DataError, NonFiniteError
 
 
 def masked_precision(variance: Tensor, mask: Tensor | None) -> Tensor:
@@ -41,37 +41,118 @@ def factorize(b: Tensor, covariance: Tensor) -> Tensor:
         (*b, Q, Q).
 
     Raises:
-        DataError: If K has a negative eigenvalue beyond rounding.
+        DataError: If K is not symmetric, or has a negative eigenvalue beyond rounding.
+        NonFiniteError: If K is not finite.
         torch.linalg.LinAlgError: If B is not finite, or so large that rounding removes the identity.
     """
     try:
         return torch.linalg.cholesky(b)
     except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-        if bool(torch.isfinite(b).all()):
-            check_covariance(torch.linalg.eigvalsh(covariance.detach()))
+        require_covariance(covariance)
         raise
 
 
-def check_covariance(eigenvalues: Tensor) -> None:
-    """Require eigenvalues (*b, Q), ascending, of a covariance: none is negative beyond rounding.
+def require_covariance(covariance: Tensor) -> None:
+    """Require covariances K, (*b, Q, Q), up to rounding. It takes their eigenvalues: call it where doubt exists.
+
+    Raises:
+        DataError: If one is not symmetric, or has a negative eigenvalue beyond rounding.
+        NonFiniteError: If one is not finite.
+    """
+    covariance = covariance.detach()
+    check_finite(covariance)
+    check_covariance(torch.linalg.eigvalsh(covariance), covariance)
+
+
+def check_finite(matrix: Tensor, name: str = "kernel") -> None:
+    """Require finite entries of a kernel's matrix, or of features.
+
+    Raises:
+        NonFiniteError: If one is NaN or infinite.
+    """
+    wrong = int((~torch.isfinite(matrix)).sum())
+    if wrong:
+        raise NonFiniteError(
+            f"{name}: expected finite values, got {wrong} NaN or infinite entries of {matrix.numel()}. Try to look at "
+            "its parameters (a lengthscale or a scale that is NaN, 0 or infinite) and at x.",
+            term=name,
+        )
+
+
+def check_covariance(eigenvalues: Tensor, covariance: Tensor) -> None:
+    """Require the eigenvalues of a covariance: none is negative beyond rounding.
 
     The tolerance is eps**0.25 of the largest eigenvalue. Kernels of far-apart inputs lose up to three quarters of
     their digits.
 
+    Args:
+        eigenvalues: (*b, Q), ascending.
+        covariance: K, (*b, Q, Q). It must be symmetric up to the same tolerance: eigenvalues are those of its lower
+            half.
+
     Raises:
-        DataError: If an eigenvalue is below minus the tolerance.
+        DataError: If K is not symmetric, or an eigenvalue is below minus the tolerance.
+        NonFiniteError: If K is not finite.
     """
     if not eigenvalues.numel():
         return
+    covariance = covariance.detach()
     lowest, highest = eigenvalues[..., 0], eigenvalues[..., -1]
-    bad = lowest < -(torch.finfo(eigenvalues.dtype).eps ** 0.25) * highest.abs()
-    if not bool(bad.any()):
+    tolerance = rounding_tolerance(eigenvalues.dtype) * torch.maximum(lowest.abs(), highest.abs())
+    skew = (covariance - covariance.mT).abs().amax((-2, -1))
+    # written so that NaN fails
+    if bool(((lowest >= -tolerance) & (skew <= tolerance)).all()):
         return
-    lowest, highest = (float(e.flatten()[int((lowest / highest.abs()).argmin())]) for e in (lowest, highest))
+    check_finite(covariance)
+    worst = int((skew - tolerance).argmax())
+    if bool(skew.flatten()[worst] > tolerance.flatten()[worst]):
+        raise DataError(
+            f"kernel: expected a symmetric covariance, got k(x, x') and k(x', x) that differ by up to "
+            f"{float(skew.flatten()[worst]):.3g}. Try a kernel that depends on x - x' or on products of both."
+        )
+    worst = int((lowest / highest.abs()).argmin())
+    lowest, highest = (float(e.flatten()[worst]) for e in (lowest, highest))
     raise DataError(
         f"kernel: expected a positive semi-definite covariance, got one with eigenvalues from {lowest:.3g} to "
         f"{highest:.3g}. Try a sum or a product of GPyTorch's kernels."
     )
+
+
+def rounding_tolerance(dtype: torch.dtype) -> float:
+    """eps**0.25, the relative error that a kernel's matrix may have: far-apart inputs cost three quarters of digits."""
+    return torch.finfo(dtype).eps ** 0.25
+
+
+def check_residual_variance(variance: Tensor, covariance: Tensor, cross: Tensor, own: Tensor) -> None:
+    """Require k** - || ... ||^2 >= 0 up to rounding at new points, before a clamp hides what is below 0.
+
+    If a variance is negative beyond rounding, the joint covariance of the old points and that new one decides. It is
+    the matrix that joint draws factorize. So a covariance that only lost digits is accepted.
+
+    Args:
+        variance: The variance before the clamp, (*b, N).
+        covariance: Prior covariance of the old points, (*b, Q, Q).
+        cross: Prior covariance of old and new points, (*b, Q, N).
+        own: Prior variance of the new points, (*b, N).
+
+    Raises:
+        DataError: If the joint covariance is not symmetric, or has a negative eigenvalue beyond rounding.
+        NonFiniteError: If it is not finite.
+    """
+    with torch.no_grad():
+        tolerance = rounding_tolerance(variance.dtype) * own.abs()
+        fine = variance >= -tolerance
+        skew = (covariance - covariance.mT).abs()
+        symmetric = skew <= rounding_tolerance(skew.dtype) * covariance.abs().amax() if skew.numel() else skew == 0
+        if bool(fine.all() & symmetric.all()):
+            return
+        require_covariance(covariance)
+        wrong = (~fine).nonzero(as_tuple=True)
+        size = covariance.shape[-1]
+        column = cross.expand(*fine.shape[:-1], size, -1).mT[wrong].unsqueeze(-1)  # shape: (W, Q, 1)
+        corner = own.expand(fine.shape)[wrong][:, None, None]
+        among = covariance.unsqueeze(-3).expand(*fine.shape, size, size)[wrong]
+        require_covariance(torch.cat([torch.cat([among, column], -1), torch.cat([column.mT, corner], -1)], -2))
 
 
 def log_normalizer(precision: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from linear_operator.utils.getitem import _is_noop_index
 from linear_operator.utils.memoize import cached
 from torch import Tensor
 
-from fgp_gpytorch.gaussian import symmetric_square_root
+from fgp_gpytorch.gaussian import check_residual_variance, symmetric_square_root
 from fgp_gpytorch.kernels._group_layout import GroupLayout, group_layouts
 
 __all__ = ["GroupBlockLinearOperator", "posterior_covariance"]
@@ -327,13 +327,23 @@ def posterior_covariance(
     cross: GroupBlockLinearOperator,  # shape: (*batch, M, N)
     noisy: GroupBlockLinearOperator,  # shape: (*batch, N, N)
 ) -> GroupBlockLinearOperator:  # shape: (*batch, M, M)
-    """`K** - K*X (KXX + noise)^-1 KX*`, group by group. Rows of other groups do not matter."""
+    """`K** - K*X (KXX + noise)^-1 KX*`, group by group. Rows of other groups do not matter.
+
+    Raises:
+        DataError: If a variance is negative beyond rounding, because the kernel is no covariance.
+    """
     rows, cols = cross.rows, cross.cols
-    factors = noisy.laid_out(cols, cols).group_factor().blocks
-    pairs = zip(factors, cross.columns_or_zero(), strict=True)
+    noisy, prior = noisy.laid_out(cols, cols), prior.laid_out(rows, rows)
+    crosses = cross.columns_or_zero()
+    pairs = zip(noisy.group_factor().blocks, crosses, strict=True)
     whitened = [torch.linalg.solve_triangular(factor, block.mT, upper=False) for factor, block in pairs]
-    blocks = [k - w.mT @ w for k, w in zip(prior.laid_out(rows, rows).blocks, whitened, strict=True)]
-    return GroupBlockLinearOperator(*blocks, rows=rows, cols=rows)
+    blocks = [k - w.mT @ w for k, w in zip(prior.blocks, whitened, strict=True)]
+    posterior = GroupBlockLinearOperator(*blocks, rows=rows, cols=rows)
+    proper = zip(posterior._proper_blocks(), noisy._proper_blocks(), crosses, prior.blocks, strict=True)
+    for block, among, c, k in proper:
+        variance, own = (b.diagonal(dim1=-2, dim2=-1) for b in (block, k))
+        check_residual_variance(variance, among, c.mT, own)
+    return posterior
 
 
 def _identity(block: Tensor) -> Tensor:

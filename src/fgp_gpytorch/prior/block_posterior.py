@@ -62,9 +62,14 @@ class BlockPosterior(ABC):
     def log_evidence(self) -> Tensor:
         """log Z of every channel, nats, shaped as `kl`."""
 
+    @property
+    def observations(self) -> tuple[Tensor, Tensor]:
+        """Precisions and residuals that joint draws condition on, each (*b, G, J, Q)."""
+        return self.precision, self.residual
+
     def whitened(self, x_new: Tensor | None = None) -> LowRankFactor:
         """q(u) with z = m + Phi u, and Phi at the members (and then x_new): batch (*b, G, J), rows Q + Q*."""
-        x, precision, residual = self.x, self.precision, self.residual
+        x, (precision, residual) = self.x, self.observations
         if x_new is not None:
             x = torch.cat([x, x_new], dim=-2)
             padding = (0, x_new.shape[-2])  # new members are not observed: R^2 = 0

@@ -1,6 +1,5 @@
 """Channels that vary within a group."""
 
-import gpytorch
 import torch
 from gpytorch.kernels import Kernel
 from gpytorch.means import Mean
@@ -8,8 +7,17 @@ from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import ShapeError
-from fgp_gpytorch.gaussian import DenseFactor, DenseMarginals, dense_factor, dense_marginals, symmetric_square_root
-from fgp_gpytorch.kernels import LocalKernel
+from fgp_gpytorch.gaussian import (
+    DenseFactor,
+    DenseMarginals,
+    PooledMembers,
+    dense_factor,
+    dense_marginals,
+    pool_repeated,
+    precise_limit,
+    symmetric_square_root,
+)
+from fgp_gpytorch.kernels import LocalKernel, kernel_matrix
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
 from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.channel_block import ChannelBlock
@@ -70,14 +78,27 @@ class DenseBlockPosterior(BlockPosterior):
         self.covariance = block.covariance(x, x)
 
     @cached_by_grad_mode
+    def pooled(self) -> PooledMembers | None:
+        """The observations, those of equal x pooled; None if no x repeats, or no such member is precise."""
+        k = self.covariance.diagonal(dim1=-2, dim2=-1)
+        if not bool((self.precision * k > precise_limit(k.dtype)).any()):
+            return None
+        return pool_repeated(self.covariance, self.precision, self.residual, self.x.unsqueeze(-3))
+
+    @cached_by_grad_mode
     def members(self) -> DenseMarginals:
         """Marginals and KL at the members."""
-        return dense_marginals(self.covariance, self.precision, self.residual)
+        return dense_marginals(self.covariance, self.precision, self.residual, self.x.unsqueeze(-3))
 
     @cached_by_grad_mode
     def factor(self) -> DenseFactor:
         """The factorization for predictions and the evidence."""
-        return dense_factor(self.covariance, self.precision, self.residual)
+        return dense_factor(self.covariance, self.precision, self.residual, self.pooled)
+
+    @property
+    def observations(self) -> tuple[Tensor, Tensor]:
+        """Precisions and residuals, those of precise members of equal x pooled, each (*b, G, J, Q)."""
+        return super().observations if self.pooled is None else (self.pooled.precision, self.pooled.residual)
 
     def marginals(self) -> tuple[Tensor, Tensor]:
         """Mean and variance at the members, each (*b, G, J, Q)."""
@@ -105,8 +126,7 @@ class DenseBlockPosterior(BlockPosterior):
 def _evaluate(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
     """The kernel's matrix. Its errors become a `ShapeError`."""
     try:
-        with gpytorch.settings.lazily_evaluate_kernels(False):
-            covariance = kernel(x1, x2).to_dense()
+        covariance = kernel_matrix(kernel, x1, x2)
     except (RuntimeError, IndexError) as error:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
