@@ -25,7 +25,8 @@ def mse_by_context_size(
 
     The paper's Section 4 generates "given either a single example" or eleven. This is the curve between. The members
     of each group are put in a random order, `num_subsets` times, and the context of size n is the first n. So larger
-    contexts contain the smaller ones, which reduces the noise of the curve.
+    contexts contain the smaller ones, which reduces the noise of the curve. Members of the context in which nothing was
+    observed do not count.
 
     Args:
         model: A trained model. It is used in evaluation mode, then restored.
@@ -49,11 +50,16 @@ def mse_by_context_size(
     check.count(num_subsets, "num_subsets", hint="Try 4.")
     if not sizes:
         raise ArgumentError("sizes: expected at least one size, got none. Try sizes=(1, 4).")
-    context = checked(held_out).context
+    context, groups = checked(held_out).context.only_observed(), len(held_out)
     if isinstance(model, ConditionedVAE) and not getattr(model, "new_groups", False):
         raise DataError(
             "model: expected one that conditions on its context, got one that was conditioned on data and does "
             "not read the context. Try the model itself, or condition_on(data, context='new') with a representation."
+        )
+    if len(context) < groups:
+        raise GroupError(
+            f"held_out: expected an observed member in the context of each of {groups} groups, got {len(context)} such "
+            "groups. Try the groups that have one."
         )
     smallest, largest = int(context.group_sizes.min()), int(context.group_sizes.max())
     unfit = [size for size in sizes if not 1 <= size <= smallest]
