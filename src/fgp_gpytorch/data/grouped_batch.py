@@ -82,7 +82,6 @@ class GroupedBatch:
         group_index: Any = None,  # shape: (G,)
         num_dataset_groups: int | None = None,
         num_dataset_members: int | None = None,
-        allow_unobserved: bool = False,
     ) -> "GroupedBatch":
         """Make a batch from tensors that are already padded. The caller's tensors are not changed.
 
@@ -95,13 +94,12 @@ class GroupedBatch:
             group_index: Position of each group in the data set. None = 0 to G - 1.
             num_dataset_groups: Groups of the whole data set. None = G.
             num_dataset_members: Members of the whole data set. None = those of this batch, scaled by the groups.
-            allow_unobserved: Whether the masks may be False everywhere.
 
         Raises:
             ArgumentError: If a value is not numeric, or a count is no integer of at least 1.
             ShapeError: If the shapes do not fit together.
-            DataError: If a dtype is wrong, an observed value is not finite, the devices differ, nothing was observed,
-                or a group index is outside the data set.
+            DataError: If a dtype is wrong, an observed value is not finite, the devices differ, there is no member, or
+                a group index is outside the data set.
         """
         y = check.floating(as_numbers(y, "y"), "y")
         _check_padded(y)
@@ -130,10 +128,10 @@ class GroupedBatch:
             )
         observed = expand_mask(mask, y) if y_mask is None else y_mask & expand_mask(mask, y)
         check.finite(y, "y", observed)
-        if y.numel() and not allow_unobserved and not bool(observed.any()):
+        if mask.numel() and not bool(mask.any()):
             raise DataError(
-                "mask: expected an observed element, got none. Try ~mask if True was to mean missing, "
-                "or allow_unobserved=True for a context to predict from."
+                f"mask: expected a member, got none of {mask.numel()}. Try ~mask if True was to mean padding, or y_mask "
+                "for members in which nothing was observed."
             )
         x = hide_unknown(x, x_mask, mask.unsqueeze(-1)).masked_fill(~mask.unsqueeze(-1), 0)
         return replace(batch, y=y.masked_fill(~observed, 0), x=x, y_mask=None if y_mask is None else observed)

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data import HeldOut
+from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
 from fgp_gpytorch.metrics._evaluation import checked
 from fgp_gpytorch.metrics.held_out_mse import held_out_mse
@@ -25,8 +26,8 @@ def mse_by_context_size(
 
     The paper's Section 4 generates "given either a single example" or eleven. This is the curve between. The members
     of each group are put in a random order, `num_subsets` times, and the context of size n is the first n. So larger
-    contexts contain the smaller ones, which reduces the noise of the curve. Members of the context in which nothing was
-    observed do not count.
+    contexts contain the smaller ones, which reduces the noise of the curve. Members in which nothing was observed come
+    last.
 
     Args:
         model: A trained model. It is used in evaluation mode, then restored.
@@ -50,16 +51,11 @@ def mse_by_context_size(
     check.count(num_subsets, "num_subsets", hint="Try 4.")
     if not sizes:
         raise ArgumentError("sizes: expected at least one size, got none. Try sizes=(1, 4).")
-    context, groups = checked(held_out).context.only_observed(), len(held_out)
+    context = checked(held_out).context
     if isinstance(model, ConditionedVAE) and not getattr(model, "new_groups", False):
         raise DataError(
             "model: expected one that conditions on its context, got one that was conditioned on data and does "
             "not read the context. Try the model itself, or condition_on(data, context='new') with a representation."
-        )
-    if len(context) < groups:
-        raise GroupError(
-            f"held_out: expected an observed member in the context of each of {groups} groups, got {len(context)} such "
-            "groups. Try the groups that have one."
         )
     smallest, largest = int(context.group_sizes.min()), int(context.group_sizes.max())
     unfit = [size for size in sizes if not 1 <= size <= smallest]
@@ -73,10 +69,22 @@ def mse_by_context_size(
     generator = torch.Generator().manual_seed(seed)
     errors: dict[int, list[float]] = {size: [] for size in sizes}
     for repetition in range(num_subsets):
-        place = context.random_places(generator)
+        place = _observed_first(context, context.random_places(generator))
         for size in errors:
             if repetition > 0 and size == largest:
                 continue  # the same context as before
             part = dataclasses.replace(held_out, context=context.select(place < size))
             errors[size].append(held_out_mse(model, part, batch_size=batch_size))
     return {size: sum(values) / len(values) for size, values in errors.items()}
+
+
+def _observed_first(data: GroupedDataset, place: Tensor) -> Tensor:  # shape: (N,) -> (N,)
+    """Places in the group's order, 0 to its size - 1, after members in which nothing was observed moved to the end."""
+    y_mask = data.members.y_mask
+    if y_mask is None:
+        return place
+    unseen, group = ~y_mask.reshape(len(y_mask), -1).any(1), data.features().group
+    largest = int(data.group_sizes.max())
+    order = ((2 * group + unseen) * largest + place).argsort()
+    first = data.group_sizes.cumsum(0) - data.group_sizes
+    return torch.empty_like(place).scatter_(0, order, torch.arange(len(order), device=order.device) - first[group])
