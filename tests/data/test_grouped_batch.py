@@ -165,5 +165,5 @@ def test_ungrouped_rows_are_no_batch():
 
 
 def test_a_batch_without_members_is_refused():
-    with pytest.raises(DataError, match="mask: expected a member, got none of 6. Try ~mask"):
+    with pytest.raises(DataError, match=r"mask: expected a member, got none of 6\. Try ~mask"):
         GroupedBatch.from_tensors(torch.ones(2, 3, 4), torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool))

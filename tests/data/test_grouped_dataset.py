@@ -438,7 +438,7 @@ def test_data_of_which_nothing_was_observed_are_refused():
     y, x, group = torch.randn(4, 2), torch.arange(4.0), [0, 0, 1, 1]
     nothing, column = torch.zeros(4, 2, dtype=torch.bool), torch.tensor([[True, False]]).expand(4, 2)
     with pytest.raises(
-        DataError, match="y: expected an observed element, got none of 8. Try ~y_mask .*allow_unobserved"
+        DataError, match=r"y: expected an observed element, got none of 8\. Try ~y_mask .*allow_unobserved"
     ):
         GroupedDataset(y, x, group, nothing)
     with pytest.raises(DataError, match=r"y: expected an observation in every column, got none in column 1 \(1 of 2"):

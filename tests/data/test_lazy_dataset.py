@@ -160,4 +160,6 @@ def test_padding_reaches_make_as_the_first_member_of_its_group():
     batch = LazyDataset(stored, make)[:]
     padded = [[True, False], [True, True]]
     assert seen[-1] == ([[3.0, 3.0], [4.0, 5.0]], [[7.0, 7.0], [8.0, 9.0]], padded)
-    assert batch.x[0, 1] == 0 and batch.y[0, 1] == 0 and batch.y.isfinite().all()
+    assert batch.x[0, 1] == 0
+    assert batch.y[0, 1] == 0
+    assert batch.y.isfinite().all()

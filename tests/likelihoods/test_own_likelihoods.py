@@ -1,6 +1,7 @@
 """Likelihoods of one's own: what was not observed plays no part, whatever values they can take."""
 
 import math
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -146,7 +147,7 @@ class Mixed(Likelihood):
 class MixedColumns(dist.TorchDistribution):
     """Normal, log-normal and binary columns. It has no `support`, and refuses what a column cannot take."""
 
-    arg_constraints = {}
+    arg_constraints: ClassVar = {}
 
     def __init__(self, output):
         self.parts = [
@@ -182,7 +183,9 @@ def test_nothing_observed_has_log_probability_and_gradient_zero():
         likelihood = Own(make, validate=True)
         output = torch.randn(2, 3, 3, requires_grad=True)
         score = likelihood.score(output, torch.zeros(2, 3, 3), torch.zeros(2, 3, 3, dtype=torch.bool))
-        assert not score.log_prob.any() and not score.squared_error.any() and not score.num_elements.any()
+        assert not score.log_prob.any()
+        assert not score.squared_error.any()
+        assert not score.num_elements.any()
         (gradient,) = torch.autograd.grad(score.log_prob.sum(), output)
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
@@ -242,7 +245,8 @@ def test_the_gap_value_is_zero_where_zero_can_be_observed_and_an_encoder_may_cho
         "log_normal": 1.0, "gamma": 1.0, "beta": 0.5, "poisson": 0.0, "negative_binomial": 0.0, "categorical": 0.0,
         "uniform": 0.0,
     }  # fmt: skip
-    assert DiagonalGaussianLikelihood([3]).gap_value(y) == 0.0 and BernoulliLikelihood().gap_value(y) == 0.0
+    assert DiagonalGaussianLikelihood([3]).gap_value(y) == 0.0
+    assert BernoulliLikelihood().gap_value(y) == 0.0
     model, batch = make_model(), make_data(element_mask=True)[:]
     assert torch.equal(model.without_gaps(batch, model.encoder), batch.y)
     model.encoder.gap_value = -7.0
@@ -279,6 +283,6 @@ def test_range_is_checked_for_observed_elements_of_a_data_set():
     likelihood.check_data(GroupedDataset(y, torch.arange(3.0), [0, 0, 1], observed))
     far = torch.rand(10_000, 1)
     far[9_500] = 1e5
-    with pytest.raises(DataError, match="got .* to 100000. Try GaussianLikelihood"):
+    with pytest.raises(DataError, match=r"got .* to 100000\. Try GaussianLikelihood"):
         likelihood.check_data(GroupedDataset(far, torch.arange(10_000.0), torch.arange(10_000) // 10))
     DiagonalGaussianLikelihood([2]).check_data(GroupedDataset(y, torch.arange(3.0), [0, 0, 1]))

@@ -14,15 +14,15 @@ from fgp_gpytorch import (
     CVAE,
     ELBO,
     GECO,
+    GPVAE,
+    SVGPVAE,
     BernoulliLikelihood,
     FactorizedGPPrior,
     GaussianLikelihood,
     GlobalChannels,
-    GPVAE,
     GroupedDataset,
     LatentAngleFGPVAE,
     LocalChannels,
-    SVGPVAE,
     fit,
 )
 from fgp_gpytorch.data import GroupedBatch
@@ -115,12 +115,15 @@ def test_a_batch_without_observations_leaves_the_optimal_variance(path):
 
     empty, full = both[[-1, -2]], both[[0, 1]]
     assert step(empty) == 0
-    assert likelihood.variance.item() == pytest.approx(0.7) and int(likelihood._num_updates) == 0
+    assert likelihood.variance.item() == pytest.approx(0.7)
+    assert int(likelihood._num_updates) == 0
     step(full)
     variance = likelihood.variance.clone()
-    assert variance != 0.7 and int(likelihood._num_updates) == 1
+    assert variance != 0.7
+    assert int(likelihood._num_updates) == 1
     assert step(empty) == 0
-    assert torch.equal(likelihood.variance, variance) and int(likelihood._num_updates) == 1
+    assert torch.equal(likelihood.variance, variance)
+    assert int(likelihood._num_updates) == 1
 
 
 def test_running_variance_is_that_of_the_observed_batches_alone():
@@ -247,7 +250,8 @@ class LogKernel(gpytorch.kernels.RBFKernel):
     """A kernel of a positive x."""
 
     def forward(self, x1, x2, **params):
-        assert bool((x1 > 0).all()) and bool((x2 > 0).all())
+        assert bool((x1 > 0).all())
+        assert bool((x2 > 0).all())
         return super().forward(x1.log(), x2.log(), **params)
 
 
@@ -281,7 +285,8 @@ def test_an_angle_encoder_gets_observed_members_only():
     kernel.period_length = math.pi
     model = LatentAngleFGPVAE(MLPEncoder([3], 3), MLPDecoder(3, [3]), prior, MLPFeatures([3], 2))
     empty = model.terms(data[[2]])
-    assert empty.kl_features.abs().max() < 1e-12 and not empty.log_supervision.any()
+    assert empty.kl_features.abs().max() < 1e-12
+    assert not empty.log_supervision.any()
     (empty.kl_features + empty.log_supervision).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.angle_encoder.parameters())
 

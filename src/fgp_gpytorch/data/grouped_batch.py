@@ -130,8 +130,8 @@ class GroupedBatch:
         check.finite(y, "y", observed)
         if mask.numel() and not bool(mask.any()):
             raise DataError(
-                f"mask: expected a member, got none of {mask.numel()}. Try ~mask if True was to mean padding, or y_mask "
-                "for members in which nothing was observed."
+                f"mask: expected a member, got none of {mask.numel()}. Try ~mask if True was to mean padding, or "
+                "y_mask for members in which nothing was observed."
             )
         x = hide_unknown(x, x_mask, mask.unsqueeze(-1)).masked_fill(~mask.unsqueeze(-1), 0)
         return replace(batch, y=y.masked_fill(~observed, 0), x=x, y_mask=None if y_mask is None else observed)

@@ -50,7 +50,7 @@ def held_out_calibration(
         held_out: The members to predict.
         num_samples: S, at least 19, which an interval of 90 % needs.
         seed: Of the draws. The global random numbers are left alone.
-        batch_size: Groups at a time. S times as many members are decoded at once.
+        batch_size: Groups at a time. S times as many members are decoded at once. Another size has other draws.
 
     Raises:
         ArgumentError: If there are too few draws, or `held_out` is no `HeldOut`.
