@@ -89,7 +89,7 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
         """log p(y | z) summed over the observed elements of each member, nats, (*s, G, Q)."""
         output, y = observed_pair(output, y, observed)
         distribution = self.distribution(output, y, observed)
-        terms = distribution.log_prob(possible_values(distribution, y, observed))
+        terms = distribution.log_prob(possible_values(distribution, y, y, observed))
         if observed is not None:
             terms = torch.where(observed, terms, 0.0)
         return sum_per_member(terms, y)
@@ -144,20 +144,26 @@ def observed_pair(output: Tensor, y: Tensor, observed: Tensor | None) -> tuple[T
     return torch.where(observed, output, other), torch.where(observed, y, value)
 
 
-def possible_values(distribution: dist.TorchDistribution, y: Tensor, observed: Tensor | None) -> Tensor:
-    """y with draws of the distribution in the places of y that were never observed in the batch.
+def possible_values(distribution: dist.TorchDistribution, y: Tensor, filled: Tensor, observed: Tensor | None) -> Tensor:
+    """Observations with values that the distribution can have where nothing was observed.
 
-    Elements may have different kinds of values, so that one of another place need not do. A distribution of all real
-    numbers needs no draws. The random numbers are restored.
+    Places of y may have different kinds of values. So a place that was never observed in the batch gets a draw of its
+    own distribution. The random numbers are restored.
+
+    Args:
+        distribution: Of the elements of y.
+        y: Observations, (G, Q, *y_shape). Returned as they are for a distribution of all real numbers.
+        filled: Those of `observed_pair`.
+        observed: True where an element was observed, the shape of y; None for everywhere.
     """
     if observed is None or isinstance(_support(distribution), type(constraints.real)):
         return y
     never = ~observed.flatten(0, 1).any(0)
     if not bool(never.any()):
-        return y
+        return filled
     kind = y.device.type
     with torch.no_grad(), torch.random.fork_rng([] if kind == "cpu" else [y.device], device_type=kind):
-        return torch.where(never, distribution.sample(), y)
+        return torch.where(never, distribution.sample(), filled)
 
 
 def _support(distribution: dist.TorchDistribution) -> object:

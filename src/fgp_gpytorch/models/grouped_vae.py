@@ -294,14 +294,14 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
         with plate:
             z = pyro.deterministic("z", z, event_dim=2)
-            output, y = self.decode(z, features_of(batch), batch.y.shape[2:]), batch.y
+            output, filled = self.decode(z, features_of(batch), batch.y.shape[2:]), None
             if observe:
-                output, y = observed_pair(output, y, batch.observed)
-            distribution = self.likelihood.distribution(output, y if observe else None, batch.observed)
+                output, filled = observed_pair(output, batch.y, batch.observed)
+            distribution = self.likelihood.distribution(output, filled, batch.observed)
             elements = distribution.mask(batch.observed).to_event(batch.y.dim() - 1)
-            if not observe:
+            if filled is None:
                 return pyro.sample("y", elements)
-            pyro.sample("y", elements, obs=possible_values(distribution, y, batch.observed))
+            pyro.sample("y", elements, obs=possible_values(distribution, batch.y, filled, batch.observed))
             return batch.y
 
     def register_parameters(self) -> None:
