@@ -162,3 +162,8 @@ def test_a_mistake_in_given_tensors_is_named(arguments, error, words):
 def test_ungrouped_rows_are_no_batch():
     with pytest.raises(ShapeError, match=r"The rows look ungrouped: GroupedDataset\(y, x, group\)"):
         GroupedBatch(torch.ones(3), X, X[..., 0] > 0, torch.arange(2), None, 2, 6)
+
+
+def test_a_batch_without_members_is_refused():
+    with pytest.raises(DataError, match=r"mask: expected a member, got none of 6\. Try ~mask"):
+        GroupedBatch.from_tensors(torch.ones(2, 3, 4), torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool))

@@ -432,3 +432,44 @@ def test_features_are_those_of_the_flat_members(data):
     assert torch.equal(x, rows.x)
     assert torch.equal(group, rows.group)
     assert not data.is_lazy
+
+
+def test_data_of_which_nothing_was_observed_are_refused():
+    y, x, group = torch.randn(4, 2), torch.arange(4.0), [0, 0, 1, 1]
+    nothing, column = torch.zeros(4, 2, dtype=torch.bool), torch.tensor([[True, False]]).expand(4, 2)
+    with pytest.raises(
+        DataError, match=r"y: expected an observed element, got none of 8\. Try ~y_mask .*allow_unobserved"
+    ):
+        GroupedDataset(y, x, group, nothing)
+    with pytest.raises(DataError, match=r"y: expected an observation in every column, got none in column 1 \(1 of 2"):
+        GroupedDataset(y, x, group, column)
+    with pytest.raises(DataError, match="y: expected an observed element, got none of 4"):
+        GroupedDataset(y[:, 0], x, group, nothing[:, 0])
+    # a place of an image may never be observed
+    GroupedDataset(y.reshape(4, 1, 2), x, group, column.reshape(4, 1, 2))
+    for mask in (nothing, column):
+        context = GroupedDataset(y, x, group, mask, allow_unobserved=True)
+        assert torch.equal(context.members.y_mask, mask)
+        with pytest.raises(DataError, match="y: expected an observ"):
+            context.check_observed()
+    part = GroupedDataset(y, x, group, torch.tensor([[True, False]] * 2 + [[True, True]] * 2)).subset([0])
+    with pytest.raises(DataError, match="got none in column 1"):
+        part.check_observed()
+
+
+def test_a_column_of_a_table_that_was_never_observed_is_named():
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": [np.nan, np.nan], "t": [0.0, 1.0], "g": [0, 0]})
+    with pytest.raises(DataError, match="y: expected an observation in every column, got none in column 'b'"):
+        GroupedDataset.from_dataframe(table, y=["a", "b"], x="t", group="g")
+    with pytest.raises(DataError, match="y: expected an observed element, got none"):
+        GroupedDataset.from_dataframe(table, y="b", x="t", group="g")
+    context = GroupedDataset.from_dataframe(table, y=["a", "b"], x="t", group="g", allow_unobserved=True)
+    assert context.members.y_mask.tolist() == [[True, False], [True, False]]
+
+
+def test_only_observed_leaves_out_members_and_groups_without_observations():
+    y_mask = torch.tensor([[True, False], [False, False], [False, True], [False, False]])
+    data = GroupedDataset(torch.randn(4, 2), torch.arange(4.0), [0, 0, 1, 2], y_mask)
+    observed = data.only_observed()
+    assert (observed.labels.tolist(), observed.features().x.flatten().tolist()) == ([0, 1], [0.0, 2.0])
+    assert observed.only_observed() is observed

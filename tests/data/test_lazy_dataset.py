@@ -147,3 +147,19 @@ def test_observations_of_another_shape_than_the_first_groups_are_refused(rows) -
         LazyDataset(rows, lambda batch: (batch.y - 3).log()).in_memory()
     with pytest.raises(ArgumentError, match="make: expected a function of a batch, got int"):
         LazyDataset(rows, 3)
+
+
+def test_padding_reaches_make_as_the_first_member_of_its_group():
+    seen = []
+
+    def make(batch):
+        seen.append((batch.y.tolist(), batch.x[..., 0].tolist(), batch.mask.tolist()))
+        return batch.y.unsqueeze(-1).log()
+
+    stored = GroupedDataset(torch.tensor([3.0, 4.0, 5.0]), torch.tensor([7.0, 8.0, 9.0]), [0, 1, 1])
+    batch = LazyDataset(stored, make)[:]
+    padded = [[True, False], [True, True]]
+    assert seen[-1] == ([[3.0, 3.0], [4.0, 5.0]], [[7.0, 7.0], [8.0, 9.0]], padded)
+    assert batch.x[0, 1] == 0
+    assert batch.y[0, 1] == 0
+    assert batch.y.isfinite().all()

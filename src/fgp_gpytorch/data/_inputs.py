@@ -1,6 +1,7 @@
 """Converts what callers pass (tensors, arrays, pandas columns, lists) to tensors and numbers of groups."""
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 
-__all__ = ["as_features", "as_numbers", "digest_of", "encode_groups", "expand_mask", "hide_unknown"]
+__all__ = ["as_features", "as_numbers", "check_observed", "digest_of", "encode_groups", "expand_mask", "hide_unknown"]
 
 
 def as_numbers(value: Any, name: str) -> Tensor:
@@ -69,6 +70,35 @@ def hide_unknown(x: Tensor, x_mask: Any, where: Tensor | None = None) -> Tensor:
 def expand_mask(mask: Tensor, y: Tensor) -> Tensor:  # shape: (G, Q), (G, Q, *shape) -> (G, Q, *shape)
     """Expand a mask over the leading dimensions of `y` to a view of the shape of `y`."""
     return mask.reshape(*mask.shape, *[1] * (y.ndim - mask.ndim)).expand(y.shape)
+
+
+def check_observed(y_mask: Tensor | None, names: Sequence[Any] = ()) -> None:
+    """Require an observed element, and one in every column if an observation is a vector.
+
+    A place of an image may never be observed, such as land on a map of the sea.
+
+    Args:
+        y_mask: True where an element of y was observed, (N, *shape); None for everywhere.
+        names: Of the columns, for the message; empty for their positions.
+
+    Raises:
+        DataError: If nothing was observed.
+    """
+    if y_mask is None:
+        return
+    hint = "or allow_unobserved=True for a context to predict from."
+    seen = y_mask.any(0)
+    if not bool(seen.any()):
+        raise DataError(
+            f"y: expected an observed element, got none of {y_mask.numel()}. Try ~y_mask if True was to mean missing, "
+            f"{hint}"
+        )
+    if y_mask.ndim == 2 and not bool(seen.all()):
+        never = [names[i] if len(names) else i for i in (~seen).nonzero()[:, 0].tolist()]
+        raise DataError(
+            f"y: expected an observation in every column, got none in column {never[0]!r} ({len(never)} of "
+            f"{len(seen)} such columns). Try to leave it out, {hint}"
+        )
 
 
 def encode_groups(group: Any) -> tuple[Tensor, np.ndarray]:  # shape: (N,), (G,)

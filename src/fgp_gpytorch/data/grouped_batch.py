@@ -98,8 +98,8 @@ class GroupedBatch:
         Raises:
             ArgumentError: If a value is not numeric, or a count is no integer of at least 1.
             ShapeError: If the shapes do not fit together.
-            DataError: If a dtype is wrong, an observed value is not finite, the devices differ, or a group index is
-                outside the data set.
+            DataError: If a dtype is wrong, an observed value is not finite, the devices differ, there is no member, or
+                a group index is outside the data set.
         """
         y = check.floating(as_numbers(y, "y"), "y")
         _check_padded(y)
@@ -128,6 +128,11 @@ class GroupedBatch:
             )
         observed = expand_mask(mask, y) if y_mask is None else y_mask & expand_mask(mask, y)
         check.finite(y, "y", observed)
+        if mask.numel() and not bool(mask.any()):
+            raise DataError(
+                f"mask: expected a member, got none of {mask.numel()}. Try ~mask if True was to mean padding, or "
+                "y_mask for members in which nothing was observed."
+            )
         x = hide_unknown(x, x_mask, mask.unsqueeze(-1)).masked_fill(~mask.unsqueeze(-1), 0)
         return replace(batch, y=y.masked_fill(~observed, 0), x=x, y_mask=None if y_mask is None else observed)
 

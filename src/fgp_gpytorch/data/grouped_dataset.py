@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data._inputs import as_features, as_numbers, digest_of, encode_groups, expand_mask, hide_unknown
+from fgp_gpytorch.data._inputs import (
+    as_features,
+    as_numbers,
+    check_observed,
+    digest_of,
+    encode_groups,
+    expand_mask,
+    hide_unknown,
+)
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
 
@@ -76,6 +84,8 @@ class GroupedDataset(Dataset):
         y_mask: True where that element of `y` was observed, the shape of `y`. None = all. The others may be NaN.
         x_mask: True where that feature is known, the shape of `x`. None = all. The others are NaN in every batch, for
             models that infer them, such as `LatentAngleFGPVAE`. Other models refuse them.
+        allow_unobserved: Whether a column may lack any observation, or the whole data set. Pass True for a context to
+            predict from, never for training data.
 
     Attributes:
         labels: The label of each group, NumPy, shape (G,).
@@ -87,7 +97,8 @@ class GroupedDataset(Dataset):
         ArgumentError: If `y`, `x` or a mask is not numeric.
         ShapeError: If the lengths or shapes do not fit together.
         DataError: If the data are empty, not finite where observed, or of a dtype that is not floating (`y`),
-            not real (`x`) or not boolean (`y_mask`, `x_mask`).
+            not real (`x`) or not boolean (`y_mask`, `x_mask`). Also if nothing was observed at all, or nothing in one
+            column of observations that are vectors.
         GroupError: If a label is missing or a float that is no exact integer.
 
     Example:
@@ -107,6 +118,7 @@ class GroupedDataset(Dataset):
         group: Any,  # shape: (N,)
         y_mask: Any = None,  # shape: (N, *shape)
         x_mask: Any = None,  # shape: (N, D) or (N,)
+        allow_unobserved: bool = False,
     ) -> None:
         y = check.floating(as_numbers(y, "y"), "y")
         x = as_features(x, feature_dim=1)
@@ -116,6 +128,8 @@ class GroupedDataset(Dataset):
             y_mask = check.mask(as_numbers(y_mask, "y_mask"), "y_mask", y.shape, "It has the shape of y.")
         check.device(y=y, x=x, **({} if y_mask is None else {"y_mask": y_mask}))
         check.finite(y, "y", y_mask)
+        if not allow_unobserved:
+            check_observed(y_mask)
         x = hide_unknown(x, x_mask)
         if y_mask is not None:
             y = y.masked_fill(~y_mask, 0)
@@ -145,6 +159,7 @@ class GroupedDataset(Dataset):
         group: Hashable,
         dtype: torch.dtype | None = None,
         missing_x: bool = False,
+        allow_unobserved: bool = False,
     ) -> "GroupedDataset":
         """Make a data set from the columns of a table, whose rows are members.
 
@@ -155,11 +170,13 @@ class GroupedDataset(Dataset):
             group: The column of labels.
             dtype: Floating dtype of `y`. None = the default dtype. `x` is float64, which keeps dates in seconds apart.
             missing_x: True marks missing values of `x` as unknown (`x_mask`), False refuses them.
+            allow_unobserved: Whether a column of `y` may be missing in every row. Pass True for a context to predict
+                from, never for training data.
 
         Raises:
             ArgumentError: If a name is no name of a column.
-            DataError: If a column is absent, not numeric or there twice, an entry of `x` is missing, or the table is
-                empty.
+            DataError: If a column is absent, not numeric or there twice, an entry of `x` is missing, a column of `y`
+                is missing in every row, or the table is empty.
             GroupError: If a label is missing.
         """
         y_columns, x_columns = _column_names(y, "y"), _column_names(x, "x")
@@ -183,8 +200,10 @@ class GroupedDataset(Dataset):
         x_mask = torch.from_numpy(~np.isnan(features)) if missing.any() else None
         observed = torch.from_numpy(~np.isnan(values))
         y_mask = None if bool(observed.all()) else observed
+        if not allow_unobserved and len(df):
+            check_observed(y_mask, y_columns)
         floating = torch.from_numpy(values).to(torch.get_default_dtype() if dtype is None else dtype)
-        return cls(floating, torch.from_numpy(features), df[group], y_mask, x_mask)
+        return cls(floating, torch.from_numpy(features), df[group], y_mask, x_mask, allow_unobserved)
 
     @property
     def num_groups(self) -> int:
@@ -368,6 +387,28 @@ class GroupedDataset(Dataset):
         group_index = torch.tensor(index, device=self.group_sizes.device)
         other = Reference(group_index, reference.num_groups, reference.num_members, reference.labels_digest)
         return copy.copy(self)._store(self.members._replace(reference=other))
+
+    def check_observed(self) -> None:
+        """Require an observed element, and one in every column if an observation is a vector.
+
+        The constructor checks it. `select` and `subset` may leave nothing of a column. Training data should have it.
+
+        Raises:
+            DataError: If nothing was observed.
+        """
+        check_observed(self.members.y_mask)
+
+    def only_observed(self) -> Self:
+        """Return a data set without the members in which nothing was observed, and without groups of such members.
+
+        Raises:
+            DataError: If no member is left.
+        """
+        mask = self.members.y_mask
+        if mask is None:
+            return self
+        observed = mask.reshape(len(mask), -1).any(1)
+        return self if bool(observed.all()) else self.select(observed)
 
     def features(self) -> Features:
         """Return features and groups of all members, sorted by group. Observations are not made for it."""

@@ -25,8 +25,9 @@ class LazyDataset(GroupedDataset):
 
     Args:
         stored: The groups, the auxiliary features of their members, and as `y` whatever `make` needs.
-        make: Takes a padded batch of `stored`, and returns observations, shape (G, Q, *y_shape), floating. Those of
-            padding are replaced by 0. Workers (`num_workers`) need a function that can be pickled.
+        make: Takes a padded batch of `stored`, and returns observations, shape (G, Q, *y_shape), floating. Padding of
+            `y` and `x` repeats the first member of the group, and is False in `mask`. Its observations are replaced
+            by 0. Workers (`num_workers`) need a function that can be pickled.
 
     Raises:
         ArgumentError: If `stored` is no data set, `make` no function, or its result no tensor.
@@ -75,13 +76,14 @@ class LazyDataset(GroupedDataset):
             DataError: If its observations are not floating.
         """
         batch = super().__getitem__(index)
-        y = self._made(batch)
+        full = bool(batch.mask.all())
+        y = self._made(batch if full else _repeat_first(batch))
         if (y.shape[2:], y.dtype) != (self._y_shape, self._y_dtype):
             raise ShapeError(
                 f"make: expected observations of shape {tuple(self._y_shape)} and {self._y_dtype} as those of the "
                 f"first group, got {tuple(y.shape[2:])} and {y.dtype}. Try padding, or groups of one shape each."
             )
-        return replace(batch, y=y if bool(batch.mask.all()) else y.masked_fill(~expand_mask(batch.mask, y), 0))
+        return replace(batch, y=y if full else y.masked_fill(~expand_mask(batch.mask, y), 0))
 
     def flat(self) -> FlatRows:
         """Raise, because the observations need not fit in memory.
@@ -122,3 +124,9 @@ class LazyDataset(GroupedDataset):
                 "Try one for each entry of batch.mask, padding too."
             )
         return check.floating(y, "make", "Try y.float() at its end.")
+
+
+def _repeat_first(batch: GroupedBatch) -> GroupedBatch:
+    """Put the first member of each group into the padding, so that `make` gets values it can take."""
+    y, x = (torch.where(expand_mask(batch.mask, v), v, v[:, :1]) for v in (batch.y, batch.x))
+    return replace(batch, y=y, x=x)

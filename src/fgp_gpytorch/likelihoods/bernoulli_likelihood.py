@@ -19,25 +19,33 @@ class BernoulliLikelihood(Likelihood):
     def distribution(self, output: Tensor, y: Tensor | None = None, observed: Tensor | None = None) -> dist.Bernoulli:
         """Bernoulli with the decoder's output as logits."""
         if y is not None:
-            _check_range(y)
+            self.check_range(y, observed)
         return dist.Bernoulli(logits=output, validate_args=False)
 
     def mean(self, output: Tensor) -> Tensor:
         """Probability of a one."""
         return torch.sigmoid(output)
 
+    def check_range(self, y: Tensor, observed: Tensor | None = None) -> None:
+        """Require observed elements in [0, 1].
+
+        Raises:
+            DataError: If one lies outside.
+        """
+        bad = (y < 0) | (y > 1)
+        if observed is not None:
+            bad = bad & observed
+        if bool(bad.any()):
+            seen = y if observed is None else y[observed]
+            raise DataError(
+                f"y: expected values in [0, 1] for a BernoulliLikelihood, got {seen.min().item():g} to "
+                f"{seen.max().item():g}. Try GaussianLikelihood(), or rescale y."
+            )
+
     def log_prob(self, output: Tensor, y: Tensor, observed: Tensor | None = None) -> Tensor:
         """y log p + (1 - y) log (1 - p), summed over the observed elements of each member, nats, (*s, G, Q)."""
-        _check_range(y)
+        self.check_range(y, observed)
         terms = -F.binary_cross_entropy_with_logits(output, y.expand_as(output), reduction="none")
         if observed is not None:
             terms = torch.where(observed, terms, 0.0)
         return sum_per_member(terms, y)
-
-
-def _check_range(y: Tensor) -> None:
-    if bool(((y < 0) | (y > 1)).any()):
-        raise DataError(
-            f"y: expected values in [0, 1] for a BernoulliLikelihood, got {y.min().item():g} to {y.max().item():g}. "
-            "Try GaussianLikelihood(), or rescale y."
-        )

@@ -79,13 +79,18 @@ class GaussianLikelihood(Likelihood):
         return Score(log_prob, squared_error, num_elements)
 
     def _fitted(self, squared_error: Tensor, num_elements: Tensor) -> Tensor:
-        """The batch's maximum-likelihood variance, a scalar; the running mean moves towards it."""
+        """The batch's maximum-likelihood variance, a scalar; the running mean moves towards it.
+
+        A batch without observations moves nothing, and its variance is the running mean.
+        """
         sums = torch.stack([squared_error.sum(), num_elements.expand(squared_error.shape).sum()])
         total_error, total = sum_over_processes(sums)
+        some = total > 0  # a tensor: no synchronisation
         fitted = (total_error / total.clamp_min(1)).clamp_min(torch.finfo(squared_error.dtype).tiny)
+        fitted = torch.where(some, fitted, self._variance.to(fitted.dtype))
         if torch.is_grad_enabled():  # a training step, not an evaluation
             with torch.no_grad():
-                momentum = torch.where(self._num_updates == 0, 1.0, _MOMENTUM)
+                momentum = torch.where(some, torch.where(self._num_updates == 0, 1.0, _MOMENTUM), 0.0)
                 self._variance.lerp_(fitted.to(self._variance.dtype), momentum.to(self._variance.dtype))
-                self._num_updates += 1
+                self._num_updates += some
         return fitted

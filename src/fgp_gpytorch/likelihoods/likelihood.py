@@ -6,8 +6,12 @@ from typing import NamedTuple
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
+from fgp_gpytorch.data import GroupedDataset
 from fgp_gpytorch.saving import Configurable
+
+_ROWS_AT_ONCE = 4096  # of `check_data`
 
 
 class Score(NamedTuple):
@@ -29,6 +33,9 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
 
     Shapes: `output` (*s, G, Q, *y_shape) is the decoder's output, `y` (G, Q, *y_shape) the observations, `observed` a
     boolean of the shape of y, True where an element was observed.
+
+    A subclass defines `distribution` and `mean`, and may define `check_range` and `gap_value`. Its `distribution` gets
+    no value that was not observed: `observed_pair` puts observed values in the place of padding and gaps.
     """
 
     @abstractmethod
@@ -47,15 +54,49 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
     def mean(self, output: Tensor) -> Tensor:
         """E[y | z], the shape of `output`."""
 
+    def check_range(self, y: Tensor, observed: Tensor | None = None) -> None:
+        """Raise a `DataError` if an observed element lies outside the range of the likelihood. This one has no range.
+
+        Args:
+            y: Observations, (*batch, *y_shape).
+            observed: Which of them count, the shape of y; None for all.
+        """
+
+    def check_data(self, data: GroupedDataset) -> None:
+        """Apply `check_range` to a whole data set, some rows at a time. A lazy data set passes.
+
+        Raises:
+            DataError: If an observed element lies outside the range of the likelihood.
+        """
+        if data.is_lazy:
+            return
+        y, y_mask = data.members.y, data.members.y_mask
+        for start in range(0, len(y), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            self.check_range(y[rows], None if y_mask is None else y_mask[rows])
+
+    @torch.no_grad()
+    def gap_value(self, y: Tensor) -> float:
+        """The value that networks get where nothing was observed: 0 if it has a density, otherwise 1 or 0.5.
+
+        Args:
+            y: Observations, (G, Q, *y_shape). Only their shape and dtype matter.
+        """
+        distribution = self.distribution(y.new_full((1, 1, *y.shape[2:]), 0.5))
+        return next((value for value in (0.0, 1.0, 0.5) if _has_density(distribution, y, value)), 0.0)
+
     def log_prob(self, output: Tensor, y: Tensor, observed: Tensor | None = None) -> Tensor:
         """log p(y | z) summed over the observed elements of each member, nats, (*s, G, Q)."""
-        terms = self.distribution(output, y, observed).log_prob(y)
+        output, y = observed_pair(output, y, observed)
+        distribution = self.distribution(output, y, observed)
+        terms = distribution.log_prob(possible_values(distribution, y, y, observed))
         if observed is not None:
             terms = torch.where(observed, terms, 0.0)
         return sum_per_member(terms, y)
 
     def score(self, output: Tensor, y: Tensor, observed: Tensor | None = None) -> Score:
         """Log probability and squared error of each group, in one pass."""
+        output, y = observed_pair(output, y, observed)
         squared_error, num_elements = self.squared_error(output, y, observed)
         return Score(self.log_prob(output, y, observed).sum(-1), squared_error, num_elements)
 
@@ -73,3 +114,67 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
 def sum_per_member(terms: Tensor, y: Tensor) -> Tensor:
     """Sum (*s, G, Q, *y_shape) over the elements of y (G, Q, *y_shape), to (*s, G, Q)."""
     return terms.flatten(terms.dim() - y.dim() + 2).sum(-1) if y.dim() > 2 else terms
+
+
+def observed_pair(output: Tensor, y: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Outputs and observations, with those of an observed element where nothing was observed.
+
+    A density of padding may be 0, or not defined. Its gradient, infinity times 0, would be NaN. The element is the
+    first observed one at the same place of y, or of the batch if this place was never observed.
+
+    Args:
+        output: The decoder's output, (*s, G, Q, *y_shape).
+        y: Observations, (G, Q, *y_shape).
+        observed: True where an element was observed, the shape of y; None for everywhere.
+
+    Returns:
+        Both in their shapes. What was put in has no gradient.
+    """
+    if observed is None:
+        return output, y
+    front, size = output.shape[: output.dim() - y.dim()], y.shape[2:].numel()
+    seen = observed.reshape(-1, size)
+    if not seen.numel():
+        return output, y
+    anywhere = seen.flatten().int().argmax()  # the batch's first observed element
+    member = torch.where(seen.any(0), seen.int().argmax(0), anywhere // size)  # shape: (K,)
+    source = member * size + torch.arange(size, device=y.device)
+    other = output.detach().reshape(*front, -1)[..., source].reshape(*front, 1, 1, *y.shape[2:])
+    value = y.reshape(-1)[torch.where(seen.any(0), source, anywhere)].reshape(y.shape[2:])
+    return torch.where(observed, output, other), torch.where(observed, y, value)
+
+
+def possible_values(distribution: dist.TorchDistribution, y: Tensor, filled: Tensor, observed: Tensor | None) -> Tensor:
+    """Observations with values that the distribution can have where nothing was observed.
+
+    Places of y may have different kinds of values. So a place that was never observed in the batch gets a draw of its
+    own distribution. The random numbers are restored.
+
+    Args:
+        distribution: Of the elements of y.
+        y: Observations, (G, Q, *y_shape). Returned as they are for a distribution of all real numbers.
+        filled: Those of `observed_pair`.
+        observed: True where an element was observed, the shape of y; None for everywhere.
+    """
+    if observed is None or isinstance(_support(distribution), type(constraints.real)):
+        return y
+    never = ~observed.flatten(0, 1).any(0)
+    if not bool(never.any()):
+        return filled
+    kind = y.device.type
+    with torch.no_grad(), torch.random.fork_rng([] if kind == "cpu" else [y.device], device_type=kind):
+        return torch.where(never, distribution.sample(), filled)
+
+
+def _support(distribution: dist.TorchDistribution) -> object:
+    try:
+        return distribution.support
+    except NotImplementedError:
+        return None
+
+
+def _has_density(distribution: dist.TorchDistribution, y: Tensor, value: float) -> bool:
+    try:
+        return bool(distribution.log_prob(y.new_full((1, 1, *y.shape[2:]), value)).isfinite().all())
+    except ValueError:  # of a distribution that validates
+        return False

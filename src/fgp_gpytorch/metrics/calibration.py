@@ -7,6 +7,7 @@ import torch
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import HeldOut
+from fgp_gpytorch.likelihoods import observed_pair
 from fgp_gpytorch.metrics._evaluation import batches
 from fgp_gpytorch.metrics.scores import crps_of_sorted, interval_of_sorted, log_mean_exp
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
@@ -49,7 +50,7 @@ def held_out_calibration(
         held_out: The members to predict.
         num_samples: S, at least 19, which an interval of 90 % needs.
         seed: Of the draws. The global random numbers are left alone.
-        batch_size: Groups at a time. S times as many members are decoded at once.
+        batch_size: Groups at a time. S times as many members are decoded at once. Another size has other draws.
 
     Raises:
         ArgumentError: If there are too few draws, or `held_out` is no `HeldOut`.
@@ -61,7 +62,8 @@ def held_out_calibration(
             y_new = batch.y_new
             z = model.predict(batch.x_new, batch.context).rsample((num_samples,))
             output = model.decode(z, batch.x_new)
-            log_likelihood = log_mean_exp(model.likelihood.log_prob(output, y_new, batch.observed).double())
+            pair = observed_pair(output, y_new, batch.observed)
+            log_likelihood = log_mean_exp(model.likelihood.log_prob(*pair, batch.observed).double())
             ordered = model.likelihood.distribution(output).sample().sort(0).values
             sums = [-log_likelihood.sum(), batch.masked(crps_of_sorted(ordered, y_new).double()).sum()]
             for level in (0.5, 0.9):

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data import HeldOut
+from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
 from fgp_gpytorch.metrics._evaluation import checked
 from fgp_gpytorch.metrics.held_out_mse import held_out_mse
@@ -25,7 +26,8 @@ def mse_by_context_size(
 
     The paper's Section 4 generates "given either a single example" or eleven. This is the curve between. The members
     of each group are put in a random order, `num_subsets` times, and the context of size n is the first n. So larger
-    contexts contain the smaller ones, which reduces the noise of the curve.
+    contexts contain the smaller ones, which reduces the noise of the curve. Members in which nothing was observed come
+    last.
 
     Args:
         model: A trained model. It is used in evaluation mode, then restored.
@@ -67,10 +69,22 @@ def mse_by_context_size(
     generator = torch.Generator().manual_seed(seed)
     errors: dict[int, list[float]] = {size: [] for size in sizes}
     for repetition in range(num_subsets):
-        place = context.random_places(generator)
+        place = _observed_first(context, context.random_places(generator))
         for size in errors:
             if repetition > 0 and size == largest:
                 continue  # the same context as before
             part = dataclasses.replace(held_out, context=context.select(place < size))
             errors[size].append(held_out_mse(model, part, batch_size=batch_size))
     return {size: sum(values) / len(values) for size, values in errors.items()}
+
+
+def _observed_first(data: GroupedDataset, place: Tensor) -> Tensor:  # shape: (N,) -> (N,)
+    """Places in the group's order, 0 to its size - 1, after members in which nothing was observed moved to the end."""
+    y_mask = data.members.y_mask
+    if y_mask is None:
+        return place
+    unseen, group = ~y_mask.reshape(len(y_mask), -1).any(1), data.features().group
+    largest = int(data.group_sizes.max())
+    order = ((2 * group + unseen) * largest + place).argsort()
+    first = data.group_sizes.cumsum(0) - data.group_sizes
+    return torch.empty_like(place).scatter_(0, order, torch.arange(len(order), device=order.device) - first[group])

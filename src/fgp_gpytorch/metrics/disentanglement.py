@@ -118,7 +118,7 @@ def disentanglement(
 
     Args:
         model: A trained model. It is used in evaluation mode, then restored.
-        data: Groups of two members or more.
+        data: Groups of two observed members or more. Members in which nothing was observed are left out.
         period: Period of the feature, in its units (2 pi for radians). None for one that is no angle.
         feature: Which of the D auxiliary features to probe.
         alone: As in `latent_means`.
@@ -129,16 +129,17 @@ def disentanglement(
     Raises:
         ArgumentError: If an option is out of range, or `data` no data set.
         DataError: If the feature is not known everywhere, or does not vary.
-        GroupError: If a group has fewer than two members, or there are fewer than two groups.
+        GroupError: If a group has fewer than two observed members, or there are fewer than two groups.
     """
     _check_data(data)
+    data = data.only_observed()
     check.choice(feature, "feature", range(data.num_features))
     if period is not None:
         check.positive(period, "period", hint="Try 2 * math.pi, or None for a feature that is no angle.")
     if len(data) < 2 or int(data.group_sizes.min()) < 2:
         raise GroupError(
             f"data: expected two groups or more of two members or more, got {len(data)} groups, the smallest of "
-            f"{int(data.group_sizes.min())}. Try data.subset(data.group_sizes > 1)."
+            f"{int(data.group_sizes.min())}. Try data.subset(data.group_sizes > 1), of data.only_observed()."
         )
     known = data.features().x[:, feature].isfinite()
     if not bool(known.all()):

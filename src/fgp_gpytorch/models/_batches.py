@@ -15,8 +15,8 @@ class PseudoObservations(NamedTuple):
 
     Attributes:
         x: Auxiliary features with the first member's x in the padding, (G, Q, D).
-        mean: mu, (G, Q, L), 0 in the padding.
-        variance: sigma^2, (G, Q, L), 1 in the padding.
+        mean: mu, (G, Q, L), 0 in the padding and at members without an observed element.
+        variance: sigma^2, (G, Q, L), 1 there.
         mask: True where at least one element of a member was observed, (G, Q); None for everywhere.
     """
 
@@ -38,10 +38,7 @@ def is_full(batch: GroupedBatch) -> bool:
 
 
 def features_of(batch: GroupedBatch, full: bool | None = None) -> Tensor:  # shape: (G, Q, D)
-    """x, with the first member's x in the padding.
-
-    Kernels centre x before they take distances. A padding of 0 among x near 1.7e9 (seconds since 1970) would cost all
-    digits.
+    """x, with the first member's x in the padding (see `padded_features`).
 
     Raises:
         DataError: If a feature is unknown (NaN).
@@ -51,10 +48,19 @@ def features_of(batch: GroupedBatch, full: bool | None = None) -> Tensor:  # sha
             f"x: expected known auxiliary features, got {int(batch.x.isnan().sum())} unknown ones, which this model "
             "does not infer. Try LatentAngleFGPVAE (for one feature, an angle), or data.select(members) without them."
         )
-    if is_full(batch) if full is None else full:
-        return batch.x
+    return batch.x if (is_full(batch) if full is None else full) else padded_features(batch)
+
+
+def padded_features(batch: GroupedBatch) -> Tensor:  # shape: (G, Q, D)
+    """x, with the first member's x in the padding. A group without members gets that of the batch's first member.
+
+    Kernels centre x before they take distances. A padding of 0 among x near 1.7e9 (seconds since 1970) would cost all
+    digits. A network or a kernel may not take 0 at all.
+    """
     first = batch.mask.int().argmax(-1)
     first = batch.x[torch.arange(batch.num_groups, device=first.device), first]
+    some = batch.mask.any(-1)
+    first = torch.where(some.unsqueeze(-1), first, first[some.int().argmax()])
     return torch.where(batch.mask.unsqueeze(-1), batch.x, first.unsqueeze(1))
 
 
@@ -62,6 +68,14 @@ def scatter(rows: Tensor, mask: Tensor, padding: float) -> Tensor:
     """Rows (N, L) of the members in `mask`, laid out (G, Q, L) with `padding` elsewhere."""
     padded = rows.new_full((*mask.shape, rows.shape[-1]), padding)
     return padded.masked_scatter(mask.unsqueeze(-1), rows)
+
+
+def no_rows(network: nn.Module, width: int, device: torch.device) -> Tensor:
+    """The output (0, width) of a network that need not take an empty batch.
+
+    It depends on all parameters: with several processes every parameter needs a gradient in every step.
+    """
+    return sum((parameter.sum() for parameter in network.parameters()), torch.zeros(0, width, device=device))
 
 
 def checked_batch(value: GroupedBatch | GroupedDataset, name: str, model: nn.Module) -> GroupedBatch:

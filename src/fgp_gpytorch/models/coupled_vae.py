@@ -111,7 +111,10 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
         if self.group_vectors is not None:
             return self.group_vectors(batch.group_index)
         assert self.representation is not None
-        vectors = self.representation(cast_for(self.representation, batch.y), observed_members(batch))
+        observed = observed_members(batch)
+        complete = batch.y_mask is None and bool(observed.all())
+        y = batch.y if complete else self.without_gaps(batch, self.representation)
+        vectors = self.representation(cast_for(self.representation, y), observed)
         if not isinstance(vectors, Tensor) or len(vectors) != batch.num_groups:
             got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise ShapeError(
@@ -144,6 +147,8 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
         total, count = (batch.y * observed).sum(1).flatten(1).double(), observed.sum(1).flatten(1).double()
         means = total / count  # NaN without observations: replaced by the mean over groups
         means = torch.where(count > 0, means, means.nanmean(0)).nan_to_num()
+        seen = (count > 0).any(-1)
+        means = means[seen]
         if center:
             means = means - means.mean(0)
         factors = self.group_vectors.num_factors
@@ -159,7 +164,9 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
             )
         left, values, _ = torch.linalg.svd(means, full_matrices=False)
         scores = left[:, :factors] * values[:factors]
-        self.group_vectors.set_vectors(scores / scores.square().sum(-1).mean().sqrt())
+        vectors = self.group_vectors.vectors.detach().clone()  # a group without observations keeps its vector
+        vectors[seen] = scores / scores.square().sum(-1).mean().sqrt()
+        self.group_vectors.set_vectors(vectors)
         self._labels_digest = batch.labels_digest
 
     def forget_groups(self) -> None:

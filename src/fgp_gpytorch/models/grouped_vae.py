@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, ShapeError
-from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood
+from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood, observed_pair, possible_values
 from fgp_gpytorch.models._batches import (
     PseudoObservations,
     cast_for,
     checked_batch,
     checked_targets,
     features_of,
-    is_full,
+    no_rows,
     observed_members,
+    padded_features,
     scatter,
     whole_batch,
 )
@@ -55,8 +56,9 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
 
     Args:
         encoder: Module from (*batch, *y_shape) to a mean and a positive variance, each (*batch, L). It takes members
-            without padding, in one batch dimension. Unobserved elements are 0. If its attribute `takes_observed` is
-            True, it also takes `observed=`, a boolean of the shape of y, or None for all (see `nets.MLPEncoder`).
+            with an observed element, in one batch dimension. Other elements have the value of `gap_value`, usually 0.
+            If its attribute `takes_observed` is True, it also takes `observed=`, a boolean of the shape of y, or None
+            for all (see `nets.MLPEncoder`).
         decoder: Module from (*batch, L) to (*batch, *y_shape).
         prior: The prior over the L channels.
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
@@ -107,14 +109,19 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         Raises:
             ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
             ShapeError: If the encoder's output is not two tensors of L channels.
-            DataError: If the encoder's variance is negative, or a feature is unknown.
+            DataError: If the encoder's variance is negative or infinite, or a feature is unknown.
         """
         batch = whole_batch(batch, "batch", self)
-        full = is_full(batch)
-        # members without padding: padding would cost time, and enter the statistics of a batch norm
-        taken = (batch.y, batch.x) if batch.y_mask is None else (batch.y, batch.x, batch.observed)
-        rows, features, *elements = (v.flatten(0, 1) if full else v[batch.mask] for v in taken)
-        encoded = self.encode_members(rows, features, elements[0] if elements else None)
+        # other members would cost time, and enter the statistics of a batch norm
+        there = observed_members(batch)
+        full = bool(there.all())
+        y = batch.y if batch.y_mask is None else self.without_gaps(batch, self.encoder)
+        taken = (y, batch.x) if batch.y_mask is None else (y, batch.x, batch.observed)
+        rows, features, *elements = (v.flatten(0, 1) if full else v[there] for v in taken)
+        if len(rows):
+            encoded = self.encode_members(rows, features, elements[0] if elements else None)
+        else:
+            encoded = (no_rows(self.encoder, self.prior.num_channels, batch.device),) * 2
         expected = (len(rows), self.prior.num_channels)
         if not isinstance(encoded, tuple) or [tuple(part.shape) for part in encoded] != [expected, expected]:
             got = [tuple(p.shape) for p in encoded] if isinstance(encoded, tuple) else type(encoded).__name__
@@ -123,27 +130,42 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
                 f"The prior has {self.prior.num_channels} channels."
             )
         mean, variance = encoded
-        if bool((variance < 0).any()):  # a variance that underflows to 0 gives a loss that is not finite
+        wrong = (variance < 0) | variance.isinf()  # one that underflows to 0 gives a loss that is not finite
+        if bool(wrong.any()):
+            least = variance[wrong].min().item()
             raise DataError(
-                f"encoder: expected positive variances, got {variance.min().item():g}. "
-                "Try an encoder that ends in exp or softplus."
+                f"encoder: expected {'positive' if least < 0 else 'finite'} variances, got {least:g}. "
+                "Try an encoder that ends in exp or softplus, scaled data, or a smaller learning rate."
             )
         if full:
             mean, variance = (part.unflatten(0, batch.mask.shape) for part in (mean, variance))
         else:
-            mean, variance = scatter(mean, batch.mask, 0.0), scatter(variance, batch.mask, 1.0)
-        mask = None if full and batch.y_mask is None else observed_members(batch)
+            mean, variance = scatter(mean, there, 0.0), scatter(variance, there, 1.0)
+        mask = None if full and batch.y_mask is None else there
         return PseudoObservations(features_of(batch, full), mean, variance, mask)
 
     def encode_members(self, y: Tensor, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and variance (N, L) of members y (N, *y_shape) at x (N, D). This encoder takes y alone.
 
         Args:
-            y: Observations, 0 where an element was not observed.
+            y: Observations, with the value of `gap_value` where an element was not observed.
             x: Auxiliary features.
             observed: True where an element was observed, the shape of y; None for everywhere.
         """
         return self.encoder(cast_for(self.encoder, y), **self.observed_for_encoder(observed))
+
+    def without_gaps(self, batch: GroupedBatch, network: nn.Module) -> Tensor:
+        """y with a value that the network can take where nothing was observed, (G, Q, *y_shape).
+
+        It is the network's attribute `gap_value`, or the likelihood's `gap_value`.
+
+        Args:
+            batch: Groups.
+            network: The module that takes y.
+        """
+        value = getattr(network, "gap_value", None)
+        value = self.likelihood.gap_value(batch.y) if value is None else value
+        return batch.y if value == 0 else torch.where(batch.observed, batch.y, value)
 
     def observed_for_encoder(self, observed: Tensor | None) -> dict[str, Tensor | None]:
         """The keyword `observed` for an encoder that takes it, else nothing."""
@@ -268,11 +290,15 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
         with plate:
             z = pyro.deterministic("z", z, event_dim=2)
-            output = self.decode(z, batch.x, batch.y.shape[2:])
-            target = batch.y if observe else None
-            elements = self.likelihood.distribution(output, target, batch.observed)
-            elements = elements.mask(batch.observed).to_event(batch.y.dim() - 1)
-            return pyro.sample("y", elements, obs=target)
+            output, filled = self.decode(z, features_of(batch), batch.y.shape[2:]), None
+            if observe:
+                output, filled = observed_pair(output, batch.y, batch.observed)
+            distribution = self.likelihood.distribution(output, filled, batch.observed)
+            elements = distribution.mask(batch.observed).to_event(batch.y.dim() - 1)
+            if filled is None:
+                return pyro.sample("y", elements)
+            pyro.sample("y", elements, obs=possible_values(distribution, batch.y, filled, batch.observed))
+            return batch.y
 
     def register_parameters(self) -> None:
         """Register the parameters with Pyro, so that `pyro.infer.SVI` optimizes them.
@@ -319,7 +345,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         pseudo = self.encode(batch)
         posterior = self.training_posterior(batch, pseudo)
         z = posterior.rsample_marginals(torch.Size([num_particles] if num_particles > 1 else []))
-        output = self.decode(z, batch.x, batch.y.shape[2:])
+        output = self.decode(z, pseudo.x, batch.y.shape[2:])
         observed = None if pseudo.mask is None else batch.observed
         score = self.likelihood.score(output, batch.y, observed)
         kl = self.split_kl(posterior, batch)
@@ -329,7 +355,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             kl_global=kl.kl_global,
             squared_error=score.squared_error.reshape(-1, batch.num_groups).mean(0),
             num_elements=score.num_elements,
-            num_members=batch.mask.sum(-1),
+            num_members=(batch.mask if pseudo.mask is None else pseudo.mask).sum(-1),
             log_hyperprior=self.prior.log_hyperprior(),
             num_dataset_groups=batch.num_dataset_groups,
             num_dataset_members=batch.num_dataset_members,
@@ -396,7 +422,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             ShapeError: If the encoder's or the decoder's output has the wrong shape.
         """
         batch = whole_batch(batch, "batch", self)
-        return self.likelihood.mean(self.decode(self.infer(batch).mean, batch.x, batch.y.shape[2:]))
+        return self.likelihood.mean(self.decode(self.infer(batch).mean, padded_features(batch), batch.y.shape[2:]))
 
     @torch.no_grad()
     def generate(

@@ -12,7 +12,15 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import cast_for, checked_batch, features_of, observed_members, scatter, whole_batch
+from fgp_gpytorch.models._batches import (
+    cast_for,
+    checked_batch,
+    features_of,
+    no_rows,
+    observed_members,
+    scatter,
+    whole_batch,
+)
 from fgp_gpytorch.models._projected_normal import CircularProjectedNormal
 from fgp_gpytorch.models.angle_posterior import AnglePosterior, angle_of, direction_of
 from fgp_gpytorch.models.factorized_vae import FactorizedVAE
@@ -198,10 +206,11 @@ class LatentAngleFGPVAE(FactorizedVAE):
 
     def _concentration(self, batch: GroupedBatch) -> Tensor:  # shape: (G, Q, 2)
         observed = observed_members(batch)  # q(w) of the others is the prior
-        rows = batch.y[observed]
-        if not len(rows):  # the angle encoder need not take an empty batch
-            return torch.zeros(*observed.shape, 2, dtype=self.prior.dtype, device=batch.x.device)
-        vectors = self.angle_encoder(cast_for(self.angle_encoder, rows))
+        rows = (batch.y if batch.y_mask is None else self.without_gaps(batch, self.angle_encoder))[observed]
+        if len(rows):
+            vectors = self.angle_encoder(cast_for(self.angle_encoder, rows))
+        else:
+            vectors = no_rows(self.angle_encoder, 2, batch.device)
         if not isinstance(vectors, Tensor) or vectors.shape != (len(rows), 2):
             got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise ShapeError(

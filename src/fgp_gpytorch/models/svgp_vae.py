@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.coupled import InducingPosterior, InducingPrior
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import checked_batch, features_of
+from fgp_gpytorch.models._batches import checked_batch, features_of, observed_members
 from fgp_gpytorch.models.coupled_vae import CoupledVAE
 
 
@@ -94,7 +95,7 @@ class SVGPVAE(CoupledVAE[InducingPrior]):
 
     @torch.no_grad()
     def initialize_inducing(self, dataset: GroupedBatch | GroupedDataset) -> None:
-        """Start the inducing points at random members, with the present vectors of their groups.
+        """Start the inducing points at random observed members, with the present vectors of their groups.
 
         Args:
             dataset: The training data, or some groups of it.
@@ -103,12 +104,14 @@ class SVGPVAE(CoupledVAE[InducingPrior]):
             ArgumentError: If it is not a GroupedBatch or a GroupedDataset.
             GroupError: If the groups are not of a data set of P groups.
             ShapeError: If the representation returns another shape, or x does not have `num_features` features.
-            DataError: If a value is not finite, or a feature is unknown.
+            DataError: If a value is not finite, a feature is unknown, or nothing was observed.
         """
         batch = self.prepare(checked_batch(dataset, "dataset", self))
         with evaluation_mode(self):
             vectors = self.used_vectors(batch)
-        group, member = batch.mask.nonzero(as_tuple=True)
+        group, member = observed_members(batch).nonzero(as_tuple=True)
+        if not len(group):
+            raise DataError("dataset: expected an observed member, got none. Try the training data.")
         chosen = torch.randint(len(group), (len(self.prior.inducing_x),), device=group.device)
         x = features_of(batch).to(self.prior.dtype)
         self.prior.set_inducing(vectors[group[chosen]], x[group[chosen], member[chosen]])

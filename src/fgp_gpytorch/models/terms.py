@@ -14,7 +14,7 @@ class Terms(NamedTuple):
         kl_global: KL(q || p) of the channels with one value per group, nats, (G,).
         squared_error: E_q || y - E[y | z] ||^2 over the observed elements, units of y squared, (G,).
         num_elements: Observed elements of y, (G,).
-        num_members: Members without padding, (G,).
+        num_members: Members with an observed element, (G,).
         log_hyperprior: Log density of the kernels' hyperparameters under their priors, nats, scalar, once for the
             whole data set.
         num_dataset_groups: Groups of the whole data set.

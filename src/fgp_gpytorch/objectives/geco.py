@@ -9,7 +9,7 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedBatch
 from fgp_gpytorch.errors import ArgumentError, DataError
-from fgp_gpytorch.likelihoods import Likelihood
+from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood
 from fgp_gpytorch.models import Terms
 from fgp_gpytorch.objectives.objective import Objective, sums_and_counts
 
@@ -17,8 +17,8 @@ from fgp_gpytorch.objectives.objective import Objective, sums_and_counts
 class GECO(Objective):
     r"""Minimize the KL subject to a mean squared error of kappa (Rezende and Viola 2018; paper, Appendix A).
 
-    For N members of the data set and C = mse - kappa the Lagrangian is KL + lambda N C. Its multiplier follows the
-    moving average of C in log space, within bounds:
+    For N observed members of the data set and C = mse - kappa the Lagrangian is KL + lambda N C. Its multiplier follows
+    the moving average of C in log space, within bounds:
 
         average <- decay average + (1 - decay) C
         log lambda <- clamp(log lambda + rate average, log minimum, log maximum)
@@ -81,8 +81,9 @@ class GECO(Objective):
             batch: Groups of a data set.
 
         Raises:
-            DataError: If the two do not belong to one model of this package, or the likelihood has a variance to
-                learn. GECO's loss contains only the error, so this variance would have no gradient.
+            DataError: If the two do not belong to one model of this package. Also if the likelihood is not a
+                `GaussianLikelihood`, or has a variance to learn: GECO's loss contains the squared error alone, no
+                log likelihood.
         """
         likelihood = getattr(getattr(model, "__self__", model), "likelihood", None)
         parameters = likelihood.named_parameters() if isinstance(likelihood, Likelihood) else ()
@@ -91,6 +92,11 @@ class GECO(Objective):
             raise DataError(
                 f"likelihood: expected one without a learned variance for GECO, got {type(likelihood).__name__} whose "
                 f'{", ".join(learned)} would never move. Try GaussianLikelihood("optimal"), or ELBO().'
+            )
+        if isinstance(likelihood, Likelihood) and not isinstance(likelihood, GaussianLikelihood):
+            raise DataError(
+                "likelihood: expected a GaussianLikelihood for GECO, whose loss contains the squared error alone, got "
+                f'{type(likelihood).__name__}. Try ELBO(), or GaussianLikelihood("optimal").'
             )
         return super().terms(model, guide, batch)
 
@@ -111,18 +117,20 @@ class GECO(Objective):
 
     @torch.no_grad()
     def update(self, terms: Terms) -> None:
-        """Update the moving average of the constraint, and the multiplier."""
+        """Update the moving average of the constraint, and the multiplier, unless nothing was observed."""
         constraint = terms.mse.double() - self.kappa
-        average = self._average.to(constraint.device)
-        self._average = torch.where(average.isnan(), constraint, torch.lerp(constraint, average, self.decay))
+        some = terms.num_elements.sum() > 0
+        average, before = self._average.to(constraint.device), self._log_multiplier.to(constraint.device)
+        moved = torch.where(average.isnan(), constraint, torch.lerp(constraint, average, self.decay))
+        self._average = torch.where(some, moved, average)
         maximum = self.maximum_multiplier
         if maximum is None:
             elements = terms.num_elements.sum() / terms.num_members.sum().clamp_min(1)  # K
             bound = (elements.double() / (2 * self.kappa)).log()
         else:
             bound = torch.tensor(math.log(maximum), dtype=torch.float64, device=constraint.device)
-        moved = self._log_multiplier.to(constraint.device) + self.rate * self._average
-        self._log_multiplier = torch.minimum(moved, bound).clamp_min(math.log(self.minimum_multiplier))
+        moved = torch.minimum(before + self.rate * self._average, bound).clamp_min(math.log(self.minimum_multiplier))
+        self._log_multiplier = torch.where(some, moved, before)
 
     def report(self, terms: Terms) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the parts. `multiplier` is lambda."""
