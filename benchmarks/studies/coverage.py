@@ -238,12 +238,14 @@ def coverage(model: Latents, data: Data) -> dict[str, float]:
 
 
 def keys(plan: Plan) -> list[Key]:
-    """Every prior with 60 and 1,000 groups, coregionalized channels with 200 too. 12 groups in the quick form."""
-    found = []
-    for prior, (_, variants) in PRIORS.items():
-        sizes = [12] if plan.quick else [n for n in REPLICATES if n != 200 or "Coregionalized" in prior]
-        found += [{"prior": prior, "learned": learned, "groups": n} for learned in variants for n in sizes]
-    return found
+    """60 and 1,000 groups; 200 for loadings too, and in place of 1,000 for vectors. 12 groups in the quick form."""
+    sizes = {LOADINGS: (60, 200, 1000), LOADINGS_AND_KERNEL: (60, 200, 1000), BOTH: (60, 200)}
+    return [
+        {"prior": prior, "learned": learned, "groups": groups}
+        for prior, (_, variants) in PRIORS.items()
+        for learned in variants
+        for groups in ((12,) if plan.quick else sizes.get(learned, (60, 1000)))
+    ]
 
 
 def run(key: Key, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:

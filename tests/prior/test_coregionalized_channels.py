@@ -182,6 +182,7 @@ def test_float32_prior_stays_float32():
     assert posterior.rsample([2]).dtype == prior.sample(x).dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:CoregionalizedChannels. expected at least")
 def test_model_is_trained_saved_and_told_new_groups(tmp_path):
     torch.manual_seed(0)
     data = make_data()
