@@ -2,6 +2,7 @@
 
 from benchmarks.studies import (
     ablations,
+    coverage,
     epoch_time,
     patients,
     posterior,
@@ -21,6 +22,6 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (
         presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
-        epoch_time, step_time, posterior, processes,
+        coverage, epoch_time, step_time, posterior, processes,
     )
 }  # fmt: skip

@@ -59,6 +59,7 @@ def test_predictions_without_a_model_by_hand(visits, system) -> None:
     assert patients.simple_record(system, visits, 4)["mse"] == pytest.approx(np.mean(errors), rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:CoregionalizedChannels. expected at least")
 def test_every_system_is_asked_the_same(visits, monkeypatch) -> None:
     monkeypatch.setattr(patients, "CANDIDATES", patients.CANDIDATES[:2])
     monkeypatch.setattr(patients, "table", lambda: visits)

@@ -79,6 +79,7 @@ def test_saved_model_of_the_example_generates(rotated_mnist_run: Path) -> None:
     assert bool(torch.isfinite(image).all())
 
 
+@pytest.mark.filterwarnings("ignore:CoregionalizedChannels. expected at least")
 def test_rotated_mnist_with_coregionalized_channels(tmp_path: Path) -> None:
     arguments = ["--preset", "coregionalized", "--epochs", "2", "--out", str(tmp_path), "--no-progress"]
     assert load("rotated_mnist").main(arguments) == 0

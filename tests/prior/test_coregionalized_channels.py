@@ -11,7 +11,7 @@ from torch.autograd import gradcheck
 
 from factories import make_data
 from fgp_gpytorch import FGPVAE, CoregionalizedChannels, FactorizedGPPrior, GlobalChannels, LocalChannels, fit
-from fgp_gpytorch.coupled import GroupVectors
+from fgp_gpytorch.coupled import CorrelatedPrior, GroupVectors, ProductPrior
 from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 from fgp_gpytorch.feature_maps import NystromFeatures, PeriodicFeatures
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
@@ -182,6 +182,7 @@ def test_float32_prior_stays_float32():
     assert posterior.rsample([2]).dtype == prior.sample(x).dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:CoregionalizedChannels. expected at least")
 def test_model_is_trained_saved_and_told_new_groups(tmp_path):
     torch.manual_seed(0)
     data = make_data()
@@ -201,6 +202,52 @@ def test_model_is_trained_saved_and_told_new_groups(tmp_path):
     assert torch.equal(loaded.generate(x_new, others), model.generate(x_new, others))
     assert loaded.generate(x_new, others, sample_shape=[5]).shape == (5, 2, 4, 3)
     assert loaded.generate(x_new, sample_shape=[5]).shape == (5, 2, 4, 3)
+
+
+def few_channels(**options):
+    return CoregionalizedChannels(4, 4, PeriodicFeatures(periodic(), harmonics=4), **options)
+
+
+def correlated(block):
+    return CorrelatedPrior([block], 1)
+
+
+@pytest.mark.parametrize("make", [lambda block: FactorizedGPPrior([GlobalChannels(1), block]), correlated])
+def test_loadings_of_few_groups_are_warned_of(make):
+    prior = make(few_channels())
+    expected = r"CoregionalizedChannels: expected at least 288 groups, .* got 60.* about 72 %.*Try more groups, fewer"
+    with pytest.warns(UserWarning, match=expected) as caught:
+        prior.warn_of_few_groups(60)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FactorizedGPPrior([few_channels()]),
+        lambda: correlated(few_channels()),
+        lambda: FactorizedGPPrior([LocalChannels(2, RBFKernel()), GlobalChannels(1)]),
+        lambda: ProductPrior(2),
+    ],
+)
+def test_many_groups_are_not_warned_of(make):
+    make().warn_of_few_groups(1000)  # warnings are errors
+
+
+def test_fixed_loadings_are_not_warned_of():
+    block = few_channels()
+    block.loadings.requires_grad_(False)
+    FactorizedGPPrior([block]).warn_of_few_groups(2)
+
+
+def test_expected_coverage_rises_to_its_nominal_value():
+    block = few_channels()
+    coverages = [block.expected_coverage(groups) for groups in (36, 60, 200, 1000, 10**9)]
+    assert coverages == sorted(coverages)
+    # 1 + 2.2 = 3.2 times the squared error with as many groups as J M: 2 Phi(1.6449 / sqrt(3.2)) - 1
+    assert coverages[0] == pytest.approx(2 * torch.special.ndtr(torch.tensor(1.6449 / 3.2**0.5)).item() - 1, abs=1e-4)
+    assert coverages[-1] == pytest.approx(0.9, abs=1e-6)
 
 
 def root_of(kernel):

@@ -116,6 +116,10 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
     def kernel_on_rows(self) -> Kernel:
         """The block's covariance as a GPyTorch kernel on flat rows (group, x). It shares the block's parameters."""
 
+    def few_groups_advice(self, num_groups: int) -> str | None:
+        """Return what to expect and try if the block learns too much from this many groups, else None."""
+        return None
+
     def joint_covariances(self, x: Tensor) -> list[Tensor]:
         """Prior covariances of independent sets of channels, each (*b, G, N, N), rows by channel, then member."""
         if self.couples_channels:

@@ -1,9 +1,12 @@
 """Base class of the priors over latent channels."""
 
+import warnings
+
 import gpytorch
 import torch
 from torch import Tensor
 
+from fgp_gpytorch.prior.channel_block import ChannelBlock
 from fgp_gpytorch.saving import Configurable
 
 
@@ -38,3 +41,18 @@ class LatentPrior(Configurable, gpytorch.Module):
                 seen.add((id(owner), id(prior)))
                 total = total + prior.log_prob(closure(owner)).sum()
         return total
+
+    def warn_of_few_groups(self, num_groups: int, stacklevel: int = 2) -> None:
+        """Warn if a block of channels learns too much from the groups of a data set, so that its intervals are narrow.
+
+        Args:
+            num_groups: Groups of the training data.
+            stacklevel: Of `warnings.warn`. 2 names the line of the caller.
+
+        Warns:
+            UserWarning: For every such block; see `CoregionalizedChannels`.
+        """
+        for block in self.modules():
+            advice = block.few_groups_advice(num_groups) if isinstance(block, ChannelBlock) else None
+            if advice is not None:
+                warnings.warn(advice, UserWarning, stacklevel=stacklevel)
