@@ -132,7 +132,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         if got != [expected, expected]:
             raise ShapeError(
                 f"encoder: expected a mean and a variance of shape (batch, L) = {expected}, got {got}. "
-                f"The prior has L channels. Try MLPEncoder(y_shape, {self.prior.num_channels})."
+                f"The prior has {self.prior.num_channels} channels. Try an encoder of as many outputs."
             )
         mean, variance = encoded
         if bool((variance < 0).any()):  # a variance that underflows to 0 gives a loss that is not finite
