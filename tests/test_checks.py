@@ -22,14 +22,14 @@ def raises(error, words: str):
 # count
 
 
-@pytest.mark.parametrize("value", [1, 7, np.int64(3), np.int32(3), np.uint8(3)])
+@pytest.mark.parametrize("value", [1, 7, np.int64(3), np.int32(3), np.uint8(3), np.array(3), torch.tensor(3)])
 def test_count_returns_a_python_integer(value):
     got = check.count(value, "num_channels")
     assert type(got) is int
     assert got == value
 
 
-@pytest.mark.parametrize("value", [True, False, np.bool_(True), 2.0, np.float64(2.0), "2", None, torch.tensor(2), [2]])
+@pytest.mark.parametrize("value", [True, np.bool_(True), 2.0, np.float64(2.0), "2", None, torch.tensor(2.0), [2]])
 def test_count_refuses_what_is_no_integer(value):
     words = f"num_channels: expected an integer >= 1, got {value!r}. Try num_channels=1."
     with raises(ArgumentError, words):
@@ -56,12 +56,12 @@ def test_positive_returns_a_python_float(value):
 
 
 @pytest.mark.parametrize(
-    "value", [0, 0.0, -1.0, NAN, INF, -INF, True, np.bool_(True), "1", None, torch.tensor(1.0), 1j]
+    "value", [0, 0.0, -1.0, NAN, INF, -INF, True, np.bool_(True), "1", None, torch.ones(1), torch.tensor(True), 1j]
 )
 def test_positive_refuses_zero_infinity_and_what_is_no_number(value):
     with raises(ArgumentError, f"noise: expected a positive finite number, got {value!r}. Try 0.1."):
         check.positive(value, "noise", hint="Try 0.1.")
-    with raises(ArgumentError, f"noise: expected a positive finite number, got {value!r}."):
+    with raises(ArgumentError, f"noise: expected a positive finite number, got {value!r}. Try noise=1."):
         check.positive(value, "noise")
 
 
@@ -69,12 +69,12 @@ def test_positive_may_allow_zero_and_have_an_end():
     assert check.positive(0, "decay", zero=True) == 0.0
     assert check.positive(0.0, "decay", zero=True, below=1) == 0.0
     assert check.positive(0.99, "decay", below=1) == 0.99
-    with raises(ArgumentError, "decay: expected a finite number >= 0, got -1."):
+    with raises(ArgumentError, "decay: expected a finite number >= 0, got -1. Try decay=1."):
         check.positive(-1, "decay", zero=True)
     for value in (1, 1.5, -0.1, NAN, False):
         with raises(ArgumentError, f"decay: expected a number in [0, 1), got {value!r}. Try 0.99."):
             check.positive(value, "decay", zero=True, below=1, hint="Try 0.99.")
-    with raises(ArgumentError, "decay: expected a number in (0, 0.5), got 0."):
+    with raises(ArgumentError, "decay: expected a number in (0, 0.5), got 0. Try decay=0.25."):
         check.positive(0, "decay", below=0.5)
 
 
@@ -93,7 +93,7 @@ def test_choice_refuses_others_and_lists_the_options(value):
     words = f"lr_schedule: expected one of 'constant', 'cosine', got {value!r}. "
     with raises(ArgumentError, words + "Try 'constant'."):
         check.choice(value, "lr_schedule", ("constant", "cosine"))
-    with raises(ArgumentError, words + "The paper's is constant."):
+    with raises(ArgumentError, words + "The paper's is constant. Try 'constant'."):
         check.choice(value, "lr_schedule", ("constant", "cosine"), "The paper's is constant.")
 
 
@@ -114,9 +114,9 @@ def test_instance_returns_the_object():
 def test_instance_names_both_classes():
     with raises(ArgumentError, "encoder: expected a Module, got int. Try MLPEncoder([5], 4)."):
         check.instance(3, "encoder", torch.nn.Module, "Try MLPEncoder([5], 4).")
-    with raises(ArgumentError, "x: expected a Tensor or ndarray, got None."):
+    with raises(ArgumentError, "x: expected a Tensor or ndarray, got None. Try a Tensor or ndarray."):
         check.instance(None, "x", (torch.Tensor, np.ndarray))
-    with raises(ArgumentError, "optimizer: expected an Optimizer, got type."):
+    with raises(ArgumentError, "optimizer: expected an Optimizer, got type. Try an Optimizer."):
         check.instance(torch.optim.Adam, "optimizer", torch.optim.Optimizer)
 
 
@@ -168,14 +168,15 @@ def test_shape_returns_a_tensor_that_fits(expected):
     ],
 )
 def test_shape_refuses_another_and_broadcasts_nothing(expected, words):
-    with raises(ShapeError, f"mean: expected shape {words}, got (2, 3, 4). The rows look ungrouped."):
-        check.shape(torch.zeros(2, 3, 4), "mean", expected, "The rows look ungrouped.")
-    with raises(ShapeError, f"mean: expected shape {words}, got (2, 3, 4)."):
+    words = f"mean: expected shape {words}, got (2, 3, 4). "
+    with raises(ShapeError, words + "They look ungrouped. Try mean of that shape."):
+        check.shape(torch.zeros(2, 3, 4), "mean", expected, "They look ungrouped.")
+    with raises(ShapeError, words + "Try mean of that shape."):
         check.shape(torch.zeros(2, 3, 4), "mean", expected)
 
 
 def test_one_does_not_stand_for_any_size():
-    with raises(ShapeError, "mask: expected shape (4, 3), got (1, 3)."):
+    with raises(ShapeError, "mask: expected shape (4, 3), got (1, 3). Try mask of that shape."):
         check.shape(torch.zeros(1, 3), "mask", (4, 3))
 
 
@@ -196,7 +197,8 @@ def test_mask_of_numbers_is_refused(dtype):
 
 
 def test_mask_of_another_shape_or_kind_is_refused():
-    with raises(ShapeError, "mask: expected shape (2, 3), got (3,). One boolean for each member."):
+    words = "mask: expected shape (2, 3), got (3,). One boolean for each member. Try mask of that shape."
+    with raises(ShapeError, words):
         check.mask(torch.ones(3, dtype=torch.bool), "mask", (2, 3), "One boolean for each member.")
     with raises(ArgumentError, "mask: expected a Tensor, got ndarray. Try torch.as_tensor(mask)."):
         check.mask(np.ones((2, 3), dtype=bool), "mask", (2, 3))

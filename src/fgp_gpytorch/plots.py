@@ -15,7 +15,7 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
 from fgp_gpytorch.models import GroupedVAE
 
 
@@ -35,21 +35,35 @@ def image_rows(
         marked: (row, column) of images to frame.
 
     Raises:
-        ArgumentError: If images are no tensor.
+        ArgumentError: If images are not numeric, or an argument has another type.
+        DataError: If images are complex.
         ShapeError: If there are no rows, or images have another shape.
     """
-    if not rows or not any(len(images) for _, images in rows):
-        raise ShapeError('rows: expected at least one row of images, got none. Try [("truth", images)].')
+    hint = 'Try [("truth", images)].'
+    listed = list(check.instance(rows, "rows", (list, tuple), hint))
+    for pair in listed:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ArgumentError(f"rows: expected pairs of a label and images, got {type(pair).__name__}. {hint}")
+    rows = [(label, check.as_tensor(images, f"rows, images for {label!r}")) for label, images in listed]
+    if not any(len(images) for _, images in rows if images.dim()):
+        raise ShapeError(f"rows: expected at least one row of images, got none. {hint}")
     for label, images in rows:
-        check.instance(images, f"rows, images for {label!r}", Tensor, "Try torch.as_tensor(images).")
+        if images.is_complex():
+            raise DataError(f"rows: expected real numbers, got {images.dtype} for {label!r}. Try images.real.")
         if images.dim() != 3 and not (images.dim() == 4 and images.shape[1] in (1, 3)):
             raise ShapeError(
                 f"rows: expected images (n, H, W), (n, 1, H, W) or (n, 3, H, W), got {tuple(images.shape)} for "
                 f"{label!r}. Try one row for each group."
             )
     count = max(len(images) for _, images in rows)
-    if columns is not None and len(columns) != count:
-        raise ShapeError(f"columns: expected {count} headings, one for each image of a row, got {len(columns)}.")
+    if columns is not None:
+        hint = f"Try {[str(c) for c in range(count)]}."
+        if len(check.instance(columns, "columns", (list, tuple), hint)) != count:
+            expected = f"{count} headings, one for each image of a row"
+            raise ShapeError(f"columns: expected {expected}, got {len(columns)}. {hint}")
+    check.instance(title, "title", str, 'Try "".')
+    for pair in check.instance(marked, "marked", (list, tuple), "Try [(0, 1)]."):
+        check.instance(pair, "marked", tuple, "Try [(0, 1)], pairs of a row and a column.")
     layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
     figure = Figure(figsize=(0.62 * count + 1.5, 0.66 * len(rows) + 0.7), layout=layout)
     grid = np.asarray(figure.subplots(len(rows), count, squeeze=False))
@@ -88,9 +102,23 @@ def latent_paths(model: GroupedVAE, context: GroupedBatch | GroupedDataset, x: T
         x_label: Name and unit of the feature.
 
     Raises:
-        ArgumentError: If `x` is not numeric.
+        ArgumentError: If `x` is not numeric, or the model is none of this package, or is conditioned on data.
+        DataError: If `x` is empty or not finite.
+        GroupError: If the context has several groups.
+        ShapeError: If the context has several features.
     """
-    x = check.as_tensor(x, "x").flatten()
+    check.instance(model, "model", GroupedVAE, "Try model.model of one that is conditioned on data.")
+    x = check.finite(check.as_reals(x, "x").flatten(), "x")
+    if not len(x):
+        raise DataError("x: expected values of the feature, got none. Try torch.linspace(0, 1, 50).")
+    check.instance(context, "context", (GroupedBatch, GroupedDataset), "Try data[0].")
+    batch = context[:] if isinstance(context, GroupedDataset) else context
+    if batch.num_groups != 1:
+        raise GroupError(f"context: expected one group, got {batch.num_groups}. Try data[0].")
+    if batch.x.shape[-1] != 1:
+        raise ShapeError(
+            f"context: expected one feature x, got {batch.x.shape[-1]}. Try model.predict and a figure of it."
+        )
     with evaluation(model):
         posterior = model.infer(context)
         prediction = posterior.predict(x.to(posterior.x.device).reshape(1, -1, 1))
@@ -138,8 +166,21 @@ def training_curves(histories: Sequence[pd.DataFrame] | pd.DataFrame, kappa: flo
     Args:
         histories: The `history` of each run's `FitResult`, or of one.
         kappa: GECO's target, drawn into the first panel.
+
+    Raises:
+        ArgumentError: If `histories` are no tables, or `kappa` is no positive number.
+        DataError: If there is no history, or one lacks a column.
     """
     histories = [histories] if isinstance(histories, pd.DataFrame) else histories
+    hint = "Try fit(...).history."
+    for history in check.instance(histories, "histories", (list, tuple), hint):
+        needed = {"epoch", "mse", "kl_local", "kl_global", "multiplier"}
+        if absent := needed - set(check.instance(history, "histories", pd.DataFrame, hint).columns):
+            raise DataError(f"histories: expected the columns of a FitResult, got no {sorted(absent)}. {hint}")
+    if not histories:
+        raise DataError(f"histories: expected at least one, got none. {hint}")
+    if kappa is not None:
+        kappa = check.positive(kappa, "kappa", hint="Try 0.02.")
     figure = Figure(figsize=(10, 2.8), layout="constrained")
     error, divergence, weight = figure.subplots(1, 3)
     for history in histories:

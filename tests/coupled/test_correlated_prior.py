@@ -129,7 +129,7 @@ def test_gradient_reaches_objects_kernel_and_pseudo_observations():
 
 
 def test_prior_without_a_local_or_a_global_channel_is_refused():
-    with pytest.raises(ArgumentError, match="blocks: expected a sequence"):
+    with pytest.raises(ArgumentError, match="local: expected a sequence"):
         CorrelatedPrior([], 1)
     with pytest.raises(ArgumentError, match="num_global_channels: expected an integer >= 1, got 0"):
         make_prior(num_global=0)

@@ -19,7 +19,7 @@ from fgp_gpytorch.coupled import (
     MeanFieldPosterior,
     ProductPrior,
 )
-from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
+from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 from fgp_gpytorch.feature_maps import PeriodicFeatures
 from fgp_gpytorch.prior import KLTerms
 
@@ -281,7 +281,7 @@ def test_prediction_of_wrong_groups_or_features_is_refused(kind):
         posterior.predict(x_new)
     with pytest.raises(DataError, match=r"x_new: expected a floating-point dtype, got torch\.int64"):
         posterior.predict(torch.zeros(2, 5, 1, dtype=torch.int64), torch.tensor([0, 1]))
-    with pytest.raises(ArgumentError, match="x_new: expected a Tensor, got list"):
+    with pytest.raises(ShapeError, match=r"x_new: expected shape \(4, Q\*, 1\), got \(1, 1\)"):
         posterior.predict([[0.0]])
 
 

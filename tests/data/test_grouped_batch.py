@@ -139,7 +139,7 @@ Y, X = torch.ones(2, 3, 4), torch.ones(2, 3, 1)
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"y": torch.ones(6), "x": X}, ShapeError, "The rows look ungrouped: GroupedDataset"),
+        ({"y": torch.ones(6), "x": X}, ShapeError, "The rows look ungrouped. Try GroupedDataset"),
         ({"y": Y, "x": torch.ones(2, 2)}, ShapeError, r"x: expected shape \(2, 3, D\), got \(2, 2, 1\)"),
         ({"y": Y.int(), "x": X}, DataError, "y: expected a floating-point dtype"),
         ({"y": Y, "x": X, "mask": torch.ones(2, 3)}, DataError, "mask: expected torch.bool"),
@@ -160,7 +160,7 @@ def test_a_mistake_in_given_tensors_is_named(arguments, error, words):
 
 
 def test_ungrouped_rows_are_no_batch():
-    with pytest.raises(ShapeError, match=r"The rows look ungrouped: GroupedDataset\(y, x, group\)"):
+    with pytest.raises(ShapeError, match=r"The rows look ungrouped\. Try GroupedDataset\(y, x, group\)"):
         GroupedBatch(torch.ones(3), X, X[..., 0] > 0, torch.arange(2), None, 2, 6)
 
 

@@ -207,7 +207,7 @@ def test_columns_that_are_dates_or_there_twice_or_no_names_are_refused():
     twice = pd.concat([days, days[["y"]]], axis=1)
     with pytest.raises(DataError, match="expected one column 'y', got several"):
         GroupedDataset.from_dataframe(twice, y="y", x="t", group="g")
-    with pytest.raises(ArgumentError, match=r"group: expected a Hashable, got list\. It is the name of one column"):
+    with pytest.raises(ArgumentError, match=r"group: expected a Hashable, got list\. Try the name of one column"):
         GroupedDataset.from_dataframe(days, y="y", x="t", group=["g"])
     numbered = days.set_axis([0, 1, 2], axis=1)
     assert GroupedDataset.from_dataframe(numbered, y=0, x=1, group=2).num_members == 1
@@ -317,7 +317,7 @@ ROW = torch.ones(2, 3)
         (ROW, torch.tensor([0, torch.inf]), [0, 1], None, DataError, "x: expected finite values, got 1 NaN"),
         (ROW.long(), torch.ones(2), [0, 1], None, DataError, r"y: expected .* Try y.double\(\)"),
         (ROW.to(torch.complex64), torch.ones(2), [0, 1], None, DataError, "y: expected a floating-point"),
-        (ROW, torch.ones(2).to(torch.complex64), [0, 1], None, DataError, "x: expected real .* Try x.real"),
+        (ROW, torch.ones(2).to(torch.complex64), [0, 1], None, DataError, "x: expected a floating-point .* Try x.real"),
         (ROW, np.array([None, object()]), [0, 1], None, ArgumentError, "x: expected a tensor or an array"),
         (ROW, torch.ones(2), [0, 1], ROW, DataError, r"y_mask: .* Try y_mask.bool\(\)"),
         (ROW, torch.ones(2), [0, 1], ROW[0] > 0, ShapeError, r"y_mask: expected shape \(2, 3\), got \(3,\)"),

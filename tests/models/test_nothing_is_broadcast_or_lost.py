@@ -224,9 +224,9 @@ def test_kernels_that_do_not_fit_the_features_are_named():
 
 def test_values_of_the_wrong_type_are_named():
     prior = make_prior()
-    with pytest.raises(ArgumentError, match=r"x: expected a Tensor, got ndarray"):
-        prior.sample(torch.rand(2, 3, 1).numpy())
-    with pytest.raises(ArgumentError, match=r"x_new: expected a Tensor, got list"):
+    with pytest.raises(ArgumentError, match=r"x: expected a tensor or an array of numbers, got str"):
+        prior.sample("x")
+    with pytest.raises(ShapeError, match=r"x_new: expected shape \(G, Q\*, D\), got \(1, 1\)"):
         make_model().generate([[0.0]])
     with pytest.raises(DataError, match=r"variance: expected a value that the constraint .* allows, got 1"):
         GlobalChannels(1, variance_constraint=gpytorch.constraints.Interval(2.0, 3.0))

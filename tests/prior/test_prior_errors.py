@@ -29,7 +29,7 @@ def _raises(error, words: str):
 def test_ungrouped_rows_are_recognized(case, name):
     data = data_for(case)
     setattr(data, name, getattr(data, name).flatten(0, 1))
-    words = f"{name}: expected shape (3, 4, 4), got (12, 4). The rows look ungrouped: GroupedDataset(y, x, group)"
+    words = f"{name}: expected shape (3, 4, 4), got (12, 4). The rows look ungrouped. Try GroupedDataset(y, x, group)"
     with _raises(ShapeError, words):
         case.prior.posterior(*data.observations)
 
@@ -48,7 +48,7 @@ def test_ungrouped_features_are_recognized(case):
 def test_wrong_number_of_channels_names_the_prior_s(case, name, channels):
     data = data_for(case)
     setattr(data, name, torch.ones(3, 4, channels))
-    words = f"{name}: expected shape (3, 4, 4), got (3, 4, {channels}). The prior has 4 channels: give the encoder"
+    words = f"{name}: expected shape (3, 4, 4), got (3, 4, {channels}). The prior has 4 channels. Try an encoder"
     with _raises(ShapeError, words):
         case.prior.posterior(*data.observations)
 
@@ -114,7 +114,7 @@ def test_new_features_belong_to_the_groups_of_the_posterior(case, shape):
     posterior = case.prior.posterior(*data.observations)
     words = (
         f"x_new: expected shape (3, Q*, 1), got {shape}. It needs the groups of this posterior, in their order. "
-        "For new groups"
+        "Try prior.sample(x) for new groups."
     )
     for call in (posterior.predict, posterior.rsample_paths):
         with _raises(ShapeError, words):
@@ -210,7 +210,7 @@ def test_local_block_needs_a_kernel():
 
 @pytest.mark.parametrize("number", [0, -1, 2.0, "4", None])
 def test_number_of_channels_is_a_positive_integer(number):
-    words = f"num_channels: expected an integer >= 1, got {number!r}. Leave a block out instead of making it empty."
+    words = f"num_channels: expected an integer >= 1, got {number!r}. Try to leave an empty block out."
     with _raises(ArgumentError, words):
         GlobalChannels(number)
     with _raises(ArgumentError, words):
@@ -219,7 +219,7 @@ def test_number_of_channels_is_a_positive_integer(number):
 
 @pytest.mark.parametrize("value", [0.0, -1.0, NAN])
 def test_global_variance_must_be_positive(value):
-    with _raises(DataError, f"variance: expected positive values, got {value}. Try variance=1.0."):
+    with _raises(DataError, f"variance: expected positive finite values, got {value}. Try variance=1.0."):
         GlobalChannels(2, variance=value)
 
 

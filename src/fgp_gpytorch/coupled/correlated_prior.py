@@ -1,6 +1,6 @@
 """Local channels as in the factorized prior, and global channels that are correlated between similar groups."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from gpytorch.distributions import MultitaskMultivariateNormal
@@ -10,7 +10,7 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.coupled.coupled_posterior import CoupledPosterior, LowRankPrediction
 from fgp_gpytorch.coupled.coupled_prior import CoupledPrior
-from fgp_gpytorch.coupled.group_inputs import GroupInputs
+from fgp_gpytorch.coupled.group_inputs import GroupInputs, checked_inputs
 from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.gaussian import LowRankFactor, low_rank_factor
 from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, KLTerms, LatentPosterior, Prediction
@@ -42,7 +42,15 @@ class CorrelatedPrior(CoupledPrior):
     def __init__(self, local: Sequence[ChannelBlock], num_global_channels: int) -> None:
         super().__init__()
         self.num_global_channels = check.count(num_global_channels, "num_global_channels")
-        self.local = FactorizedGPPrior(local)
+        blocks = list(local) if isinstance(local, Iterable) else [local]
+        wrong = [type(block).__name__ for block in blocks if not isinstance(block, ChannelBlock)]
+        if wrong or all(block.is_global for block in blocks):
+            got = wrong or [type(block).__name__ for block in blocks] or "none"
+            raise ArgumentError(
+                f"local: expected a sequence of blocks with channels that vary within a group, got {got}. "
+                "Try [LocalChannels(8, kernel)], or FGPVAE for global channels alone."
+            )
+        self.local = FactorizedGPPrior(blocks)
         self.dtype = self.local.dtype
         self.num_channels = self.local.num_channels + self.num_global_channels
 
@@ -53,7 +61,7 @@ class CorrelatedPrior(CoupledPrior):
 
     def condition(self, inputs: GroupInputs, scale: float = 1.0) -> "CorrelatedPosterior":
         """The exact posterior of some groups together. `scale` acts on the global channels only."""
-        return CorrelatedPosterior(self, inputs, scale)
+        return CorrelatedPosterior(self, checked_inputs(inputs), scale)
 
     def condition_local(self, inputs: GroupInputs) -> LatentPosterior:
         """The posterior of the local channels of some groups."""

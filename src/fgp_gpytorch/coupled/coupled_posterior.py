@@ -132,12 +132,13 @@ class CoupledPosterior(Posterior):
         Raises:
             GroupError: If a position is out of range.
             ShapeError: If the groups or the number of features differ from those of `x`.
-            ArgumentError: If `x_new` is not a tensor, or `groups` not a tensor of integers.
+            ArgumentError: If `x_new` is not numeric, or `groups` are not integers.
             DataError: If `x_new` is not floating, not finite, or on another device.
         """
         if groups is None:
             return super().predict(x_new)
-        check.shape(check.instance(groups, "groups", Tensor, "Try torch.tensor(groups)."), "groups", ("G*",))
+        groups = check.as_tensor(groups, "groups").to(self.x.device)
+        check.shape(groups, "groups", ("G*",), "Try [0, 1], or None for all groups.")
         check.choice(groups.dtype, "groups.dtype", (torch.int64, torch.int32), "Try groups.long().")
         if groups.numel() and not 0 <= int(groups.min()) <= int(groups.max()) < len(self.x):
             raise GroupError(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.gaussian import masked_precision
 
 
@@ -56,6 +57,15 @@ class GroupInputs(NamedTuple):
         mask = self.mask.flatten().unsqueeze(-1)
         precision = scale * masked_precision(self.variance.flatten(0, 1), mask).mT
         return precision.contiguous(), torch.where(mask, self.mean.flatten(0, 1), 0.0).mT.contiguous()
+
+
+def checked_inputs(inputs: GroupInputs) -> GroupInputs:
+    """Require the inputs of a coupled prior.
+
+    Raises:
+        ArgumentError: If it is something else.
+    """
+    return check.instance(inputs, "inputs", GroupInputs, "Try GroupInputs.of(vectors, x, mean, variance, mask, dtype).")
 
 
 def _pad(value: Tensor, members: int) -> Tensor:

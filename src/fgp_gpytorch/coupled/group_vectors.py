@@ -32,7 +32,8 @@ class GroupVectors(Configurable, nn.Module):
         super().__init__()
         self.num_groups = check.count(num_groups, "num_groups", hint="Try num_groups=len(data).")
         self.num_factors = check.count(num_factors, "num_factors", hint="Try 8.")
-        self.vectors = nn.Parameter(torch.randn(num_groups, num_factors, dtype=torch.float64) / math.sqrt(num_factors))
+        start = torch.randn(self.num_groups, self.num_factors, dtype=torch.float64)
+        self.vectors = nn.Parameter(start / math.sqrt(self.num_factors))
 
     @torch.no_grad()
     def set_vectors(self, vectors: Tensor) -> None:
@@ -42,9 +43,11 @@ class GroupVectors(Configurable, nn.Module):
             vectors: (P, m).
 
         Raises:
+            ArgumentError: If the vectors are not numeric.
             ShapeError: If the shape differs.
             DataError: If an entry is not finite.
         """
+        vectors = check.as_reals(vectors, "vectors", like=self.vectors)
         check.shape(vectors, "vectors", tuple(self.vectors.shape), "One vector for each group of the training data.")
         self.vectors.copy_(check.finite(vectors, "vectors"))
 
@@ -58,8 +61,11 @@ class GroupVectors(Configurable, nn.Module):
             (*b, m).
 
         Raises:
+            ArgumentError: If `group_index` is no tensor of integers.
             GroupError: If a position is out of range.
         """
+        check.instance(group_index, "group_index", Tensor, "Try torch.tensor(group_index).")
+        check.choice(group_index.dtype, "group_index.dtype", (torch.int64, torch.int32), "Try group_index.long().")
         if group_index.numel() and not 0 <= int(group_index.min()) <= int(group_index.max()) < self.num_groups:
             raise GroupError(
                 f"group_index: expected positions from 0 to {self.num_groups - 1}, got {int(group_index.min())} to "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.coupled.coupled_posterior import CoupledPosterior, LowRankPrediction
 from fgp_gpytorch.coupled.coupled_prior import CoupledPrior
-from fgp_gpytorch.coupled.group_inputs import GroupInputs
+from fgp_gpytorch.coupled.group_inputs import GroupInputs, checked_inputs
 from fgp_gpytorch.errors import ShapeError
 from fgp_gpytorch.feature_maps import angle_kernel
 from fgp_gpytorch.gaussian import (
@@ -67,14 +67,14 @@ class InducingPrior(CoupledPrior):
         super().__init__()
         self.num_channels, self.dtype = check.count(num_channels, "num_channels"), torch.float64
         shapes = check.count(num_factors, "num_factors"), check.count(num_features, "num_features")
-        check.count(num_inducing, "num_inducing", hint="Try num_inducing=64.")
+        points = check.count(num_inducing, "num_inducing", hint="Try num_inducing=64.")
         kernel = angle_kernel() if kernel is None else kernel
         self.kernel = check.instance(kernel, "kernel", Kernel, "Try gpytorch.kernels.MaternKernel().")
         if tuple(kernel.batch_shape) != ():
             raise ShapeError(
                 f"kernel: expected batch_shape [], got {list(kernel.batch_shape)}. Try one kernel for all."
             )
-        self.inducing_vectors, self.inducing_x = (nn.Parameter(torch.randn(num_inducing, size)) for size in shapes)
+        self.inducing_vectors, self.inducing_x = (nn.Parameter(torch.randn(points, size)) for size in shapes)
         self.to(self.dtype)
 
     @torch.no_grad()
@@ -86,10 +86,12 @@ class InducingPrior(CoupledPrior):
             x: (M, D).
 
         Raises:
+            ArgumentError: If one of them is not numeric.
             ShapeError: If a shape differs.
             DataError: If an entry is not finite.
         """
         for name, value, parameter in (("vectors", vectors, self.inducing_vectors), ("x", x, self.inducing_x)):
+            value = check.as_reals(value, name, like=parameter)
             check.shape(value, name, tuple(parameter.shape), "One for each inducing point.")
             parameter.copy_(check.finite(value, name))
 
@@ -133,7 +135,7 @@ class InducingPrior(CoupledPrior):
 
     def condition(self, inputs: GroupInputs, scale: float = 1.0) -> "InducingPosterior":
         """q(u), exact for the pseudo-observations of these groups, each member counted `scale` times."""
-        return InducingPosterior(self, inputs, scale)
+        return InducingPosterior(self, checked_inputs(inputs), scale)
 
 
 class InducingPosterior(CoupledPosterior):

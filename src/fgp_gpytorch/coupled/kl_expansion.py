@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.coupled.group_inputs import GroupInputs
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.coupled.group_inputs import GroupInputs, checked_inputs
 from fgp_gpytorch.coupled.product_prior import MeanFieldPosterior, ProductPrior
 from fgp_gpytorch.errors import GroupError
 
@@ -101,7 +102,12 @@ def expand_kl(prior: ProductPrior, inputs: GroupInputs) -> KLExpansion:
 
     Returns:
         The expansion, detached from the graph.
+
+    Raises:
+        ArgumentError: If an argument has another type.
     """
+    check.instance(prior, "prior", ProductPrior, "Try model.prior of a GPVAE.")
+    checked_inputs(inputs)
     vectors, mean, variance = (v.detach().requires_grad_() for v in (inputs.vectors, inputs.mean, inputs.variance))
     here = inputs._replace(vectors=vectors, mean=mean, variance=variance)
     learned = _learned(prior)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.coupled.coupled_posterior import CoupledPosterior, LowRankPrediction
 from fgp_gpytorch.coupled.coupled_prior import CoupledPrior
-from fgp_gpytorch.coupled.group_inputs import GroupInputs
+from fgp_gpytorch.coupled.group_inputs import GroupInputs, checked_inputs
 from fgp_gpytorch.errors import ArgumentError, ShapeError
 from fgp_gpytorch.feature_maps import PeriodicFeatures, angle_kernel
 from fgp_gpytorch.gaussian import MeanFieldFactor, RepeatedRows, mean_field_factor, row_products
@@ -43,7 +43,7 @@ class ProductPrior(CoupledPrior):
     ) -> None:
         super().__init__()
         self.num_channels, self.dtype = check.count(num_channels, "num_channels"), torch.float64
-        check.positive(noise, "noise", hint="Try 0.1.")
+        noise = check.positive(noise, "noise", hint="Try 0.1.")
         features = PeriodicFeatures(angle_kernel()) if features is None else features
         if not isinstance(features, nn.Module) or not hasattr(features, "num_features"):
             raise ArgumentError(
@@ -104,7 +104,7 @@ class ProductPrior(CoupledPrior):
                 f"scale: expected 1, got {scale!r}: the KL of a minibatch does not estimate the KL of all groups. Try "
                 "the whole data set as one batch, or expand_kl(prior, inputs)."
             )
-        return MeanFieldPosterior(self, inputs, predict_unobserved)
+        return MeanFieldPosterior(self, checked_inputs(inputs), predict_unobserved)
 
 
 class MeanFieldPosterior(CoupledPosterior):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.errors import GroupError, ShapeError
 
 __all__ = ["as_features", "as_numbers", "check_observed", "digest_of", "encode_groups", "expand_mask", "hide_unknown"]
 
@@ -20,31 +20,23 @@ def as_numbers(value: Any, name: str) -> Tensor:
 
     Raises:
         ArgumentError: If `value` is not numeric.
+        DataError: If it contains dates.
     """
-    if isinstance(value, pd.Series | pd.DataFrame | pd.Index):
-        value = value.to_numpy()
-    if isinstance(value, np.ndarray) and not value.flags.writeable:
-        # PyTorch has no read-only tensors. It would warn, and a write would change the pandas column.
-        value = value.copy()
     return check.as_tensor(value, name)
 
 
-def as_features(x: Any, feature_dim: int) -> Tensor:
+def as_features(x: Any, feature_dim: int, name: str = "x") -> Tensor:
     """Return real features as a floating tensor. D = 1 is added if there are only `feature_dim` dimensions.
 
     Integers, booleans and lists become float64, which keeps dates in seconds apart.
 
     Raises:
         ArgumentError: If `x` is not numeric.
-        DataError: If `x` is complex.
+        DataError: If `x` is complex, or contains dates.
     """
-    if isinstance(x, list | tuple) and not any(isinstance(row, Tensor) for row in x):
-        x = np.asarray(x) if _is_rectangular(x) else x
-    x = as_numbers(x, "x")
-    if x.is_complex():
-        raise DataError(f"x: expected real features, got {x.dtype}. Try x.real and x.imag as two features.")
-    if not x.is_floating_point():
+    if isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex():
         x = x.double()
+    x = check.as_reals(x, name, hint="Try x.real and x.imag as two features.")
     return x.unsqueeze(-1) if x.ndim == feature_dim else x
 
 
@@ -153,13 +145,6 @@ def _plain(label: Any) -> Any:
     if isinstance(label, tuple):
         return tuple(_plain(part) for part in label)
     return label.item() if isinstance(label, np.generic) else label
-
-
-def _is_rectangular(rows: Any) -> bool:
-    try:
-        return np.asarray(rows).dtype != object
-    except ValueError:  # lists of unequal length: PyTorch's error names them
-        return False
 
 
 def _as_series(group: Any) -> pd.Series:

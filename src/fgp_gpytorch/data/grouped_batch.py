@@ -10,7 +10,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data._inputs import as_features, as_numbers, expand_mask, hide_unknown
-from fgp_gpytorch.errors import DataError, FGPError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, FGPError, ShapeError
 
 __all__ = ["GroupedBatch", "same_labels"]
 
@@ -42,6 +42,7 @@ class GroupedBatch:
             Models with a parameter for each group compare it, so that they refuse other groups.
 
     Raises:
+        ArgumentError: If a value is no tensor.
         ShapeError: If the shapes do not fit together.
         DataError: If a mask is not boolean.
 
@@ -61,6 +62,9 @@ class GroupedBatch:
     labels_digest: int | None = None
 
     def __post_init__(self) -> None:
+        hint = "Try GroupedBatch.from_tensors(y, x), which takes arrays."
+        for name in ("y", "x", "mask", "group_index"):
+            check.instance(getattr(self, name), name, Tensor, hint)
         _check_padded(self.y)
         groups, members = self.y.shape[:2]
         hint = "The first two dimensions of y give G and Q. GroupedDataset(y, x, group) pads ungrouped rows."
@@ -104,9 +108,11 @@ class GroupedBatch:
         y = check.floating(as_numbers(y, "y"), "y")
         _check_padded(y)
         x = as_features(x, feature_dim=2)
-        mask = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device) if mask is None else as_numbers(mask, "mask")
+        everywhere = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
+        mask = everywhere if mask is None else as_numbers(mask, "mask")
         y_mask = None if y_mask is None else as_numbers(y_mask, "y_mask")
-        index = torch.arange(len(y), device=y.device) if group_index is None else as_numbers(group_index, "group_index")
+        index = torch.arange(len(y), device=y.device)
+        index = index if group_index is None else as_numbers(group_index, "group_index")
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
             raise DataError(
                 f"group_index: expected integers, got {index.dtype}. Try group_index.round().long() if that is "
@@ -117,7 +123,7 @@ class GroupedBatch:
         groups, members = num_dataset_groups, num_dataset_members
         groups = len(y) if groups is None else check.count(groups, "num_dataset_groups", hint="Try len(data).")
         if members is not None:
-            check.count(members, "num_dataset_members", hint="Try data.num_members.")
+            members = check.count(members, "num_dataset_members", hint="Try data.num_members.")
         else:
             members = round(int(mask.sum()) * groups / max(len(y), 1))
         batch = cls(y, x, mask, index, y_mask, groups, members)
@@ -144,10 +150,14 @@ class GroupedBatch:
             batches: At least one batch, with the same D, shape of `y` and dtypes.
 
         Raises:
+            ArgumentError: If `batches` is no list of batches.
             DataError: If there is no batch, the batches come from data sets of different sizes or labels, or
                 their dtypes differ.
             ShapeError: If D or the shape of an observation differs.
         """
+        hint = "Try GroupedBatch.cat([first, second])."
+        for batch in check.instance(batches, "batches", (list, tuple), hint):
+            check.instance(batch, "batches", GroupedBatch, hint)
         if len(batches) == 0:
             raise DataError("batches: expected at least one GroupedBatch, got none. Try to skip empty minibatches.")
         first = batches[0]
@@ -195,9 +205,19 @@ class GroupedBatch:
         """Return the batch on a device, with the arguments of `torch.Tensor.to`. A dtype casts `y` and `x` only.
 
         Raises:
+            ArgumentError: If there is no such device, or an argument has another type.
             DataError: If the dtype is not a floating one.
         """
-        y = check.floating(self.y.to(*args, **kwargs), "y")
+        try:
+            where: Any = [torch.device(value) if isinstance(value, str) else value for value in args]
+            y = self.y.to(*where, **kwargs)
+        except TypeError as error:
+            raise _no_device(args, kwargs, error) from error
+        except RuntimeError as error:
+            if not str(error).startswith(("Expected one of cpu", "Invalid device string")):
+                raise
+            raise _no_device(args, kwargs, error) from error
+        check.floating(y, "y")
 
         def move(tensor: Tensor) -> Tensor:
             options: Any = {name: kwargs[name] for name in ("non_blocking", "copy") if name in kwargs}
@@ -255,8 +275,13 @@ def _check_padded(y: Tensor) -> None:
     if y.ndim < 2:
         raise ShapeError(
             f"y: expected (G, Q, *shape), got {tuple(y.shape)}. "
-            "The rows look ungrouped: GroupedDataset(y, x, group) groups and pads them."
+            "The rows look ungrouped. Try GroupedDataset(y, x, group), which groups and pads them."
         )
+
+
+def _no_device(args: Any, kwargs: Any, error: Exception) -> ArgumentError:
+    got = ", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())])
+    return ArgumentError(f"to: expected a device, a dtype or a tensor, got {got} ({error}). Try batch.to('cpu').")
 
 
 def _check_mergeable(*pair: GroupedBatch) -> None:

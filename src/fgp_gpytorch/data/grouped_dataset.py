@@ -1,6 +1,7 @@
 """A data set of groups, made of flat members in any order."""
 
 import copy
+import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -138,6 +139,7 @@ class GroupedDataset(Dataset):
             order = torch.argsort(codes, stable=True).to(y.device)
             y, x, y_mask = y[order], x[order], None if y_mask is None else y_mask[order]
         self._store(Members(y, x, y_mask, sizes.to(y.device), labels))
+        _warn_of_repeats(*self.features(), labels)
 
     def _store(self, members: Members) -> Self:
         self.members, self.group_sizes, self.labels = members, members.sizes, members.labels
@@ -174,21 +176,37 @@ class GroupedDataset(Dataset):
                 from, never for training data.
 
         Raises:
-            ArgumentError: If a name is no name of a column.
+            ArgumentError: If `df` is no DataFrame, a name is no name of a column, or `dtype` is none of PyTorch's.
             DataError: If a column is absent, not numeric or there twice, an entry of `x` is missing, a column of `y`
-                is missing in every row, or the table is empty.
+                is missing in every row, a name is that of several columns (the first of two levels), or the table is
+                empty.
             GroupError: If a label is missing.
         """
-        y_columns, x_columns = _column_names(y, "y"), _column_names(x, "x")
-        hint = "It is the name of one column. Labels of several columns become one with df.groupby(columns).ngroup()."
+        check.instance(df, "df", pd.DataFrame, "Try pd.DataFrame(df), or df.to_pandas() of another library.")
+        if len(df) == 0:
+            raise DataError("df: expected at least one row, got none. Try to check the filter before it.")
+        if dtype is not None:
+            check.instance(dtype, "dtype", torch.dtype, "Try torch.float32.")
+        y_columns, x_columns = _column_names(y, "y", df), _column_names(x, "x", df)
+        hint = "Try the name of one column: df.groupby(columns).ngroup() makes one label of those of several columns."
         check.instance(group, "group", Hashable, hint)
         names = [*y_columns, *x_columns, group]
-        for name in df.columns[df.columns.duplicated()].intersection(names):
+        for name in df.columns[df.columns.duplicated()].unique():
+            if name not in names:
+                continue
             raise DataError(f"df: expected one column {name!r}, got several. Try df.loc[:, ~df.columns.duplicated()].")
         absent = [name for name in names if name not in df.columns]
         if absent or not y_columns or not x_columns:
             got = f"no column {absent[0]!r}" if absent else "an empty list of columns"
             raise DataError(f"df: expected columns for y, x and group, got {got}. Try some of {list(df.columns)}.")
+        for argument, some in (("y", y_columns), ("x", x_columns), ("group", [group])):
+            for name in some:
+                if not isinstance(df[name], pd.Series):
+                    several = df.columns[df.columns.get_loc(name)].tolist()
+                    raise DataError(
+                        f"{argument}: expected the name of one column, got {name!r}, the first level of "
+                        f"{len(several)} columns. Try {several[0] if argument == 'group' else several[:1]}."
+                    )
         values, features = _numbers(df, y_columns), _numbers(df, x_columns)
         missing = np.isnan(features).any(axis=1)
         if missing.any() and not missing_x:
@@ -354,6 +372,8 @@ class GroupedDataset(Dataset):
             )
         hint = "It masks the members as data.features() sorts them, by group."
         mask = check.mask(as_numbers(members, "members"), "members", (self.num_members,), hint)
+        if mask.device.type == "meta":
+            raise DataError("members: expected a mask with values, got one on meta. Try members on the data's device.")
         mask = mask.to(self.group_sizes.device)
         if not bool(mask.any()):
             raise DataError("members: expected at least one member, got none. Try ~members if True was to drop them.")
@@ -454,19 +474,58 @@ def _check_lengths(y: Tensor, x: Tensor, codes: Tensor) -> None:
             "Tensors that are padded to (G, Q, ...) go to GroupedBatch.from_tensors."
         )
     check.shape(x, "x", ("N", "D"), "Try x.flatten(1): the features of one member are a vector.")
-    if y.numel() == 0 or x.numel() == 0:
+    if len(y) == 0:
         raise DataError(
             f"expected at least one row, got y {tuple(y.shape)} and x {tuple(x.shape)}. Try to check the "
             "filter before it."
         )
+    if x.numel() == 0:
+        raise DataError(
+            f"x: expected at least one auxiliary feature, got x {tuple(x.shape)}. Try torch.zeros(len(y), 1) for a "
+            "model without features, such as a VAE."
+        )
+    if y.numel() == 0:
+        raise DataError(
+            f"y: expected at least one element in each observation, got y {tuple(y.shape)}. Try the columns to model."
+        )
 
 
-def _column_names(names: Any, argument: str) -> list[Hashable]:
-    """Return a name, or a sequence of names, as a list."""
-    listed: list[Hashable] = [names] if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+def _warn_of_repeats(x: Tensor, group: Tensor, labels: np.ndarray) -> None:
+    """Warn of members of one group with equal features. Features that are equal everywhere have no effect."""
+    if bool(((x[1:, 0] > x[:-1, 0]) | (group[1:] != group[:-1])).all()):  # sorted tables need no sort
+        return
+    order = torch.arange(len(x), device=x.device)
+    for column in (*x.unbind(-1), group):  # a lexicographic sort by group and then x
+        order = order[column[order].argsort(stable=True)]
+    x, group = x[order], group[order]
+    repeated = (x[1:] == x[:-1]).all(-1) & (group[1:] == group[:-1])
+    if not bool(repeated.any()) or bool((x == x[0]).all()):
+        return
+    first = int(repeated.int().argmax())
+    warnings.warn(
+        f"x: expected different features in each group, got {int(repeated.sum())} members with those of another one, "
+        f"the first in group {labels[int(group[first])]!s} at x = {x[first].tolist()}. Try df.drop_duplicates() of "
+        "duplicated rows, or the average of repeated measurements, or one more feature.",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def _column_names(names: Any, argument: str, df: pd.DataFrame) -> list[Hashable]:
+    """Return a name, or a sequence of names, as a list. A tuple may be a name itself."""
+    one = isinstance(names, str) or not isinstance(names, Iterable)
+    one = one or (isinstance(names, tuple) and _is_column(names, df))
+    listed: list[Hashable] = [names] if one else list(names)
     for name in listed:
         check.instance(name, argument, Hashable, "Try the names of columns, such as ['a', 'b'].")
     return listed
+
+
+def _is_column(name: Hashable, df: pd.DataFrame) -> bool:
+    try:
+        return name in df.columns
+    except TypeError:  # a tuple that contains a list
+        return False
 
 
 def _numbers(df: pd.DataFrame, columns: list[Hashable]) -> np.ndarray:  # shape: (N, number of columns)

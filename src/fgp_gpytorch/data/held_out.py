@@ -14,7 +14,7 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data._inputs import as_features, as_numbers, expand_mask
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.data.grouped_dataset import GroupedDataset
-from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
 
 __all__ = ["HeldOut", "HeldOutBatch"]
 
@@ -85,7 +85,7 @@ class HeldOut(Dataset):
     def __post_init__(self) -> None:
         hint = "Try GroupedDataset(y, x, group), or data.subset(groups)."
         context: GroupedDataset = check.instance(self.context, "context", GroupedDataset, hint)
-        x_new = check.floating(as_features(self.x_new, feature_dim=2), "x_new")
+        x_new = as_features(self.x_new, feature_dim=2, name="x_new")
         y_new = check.floating(as_numbers(self.y_new, "y_new"), "y_new")
         hint = "Groups and features are those of the context. Try context.subset(groups) for the groups of x_new."
         check.shape(x_new, "x_new", (len(context), "Q*", context.num_features), hint)
@@ -96,9 +96,9 @@ class HeldOut(Dataset):
             mask = as_numbers(mask, "y_new_mask")
             shape = y_new.shape[:2] if mask.ndim == 2 else y_new.shape
             mask = expand_mask(check.mask(mask, "y_new_mask", shape, "It has the shape of y_new, or (G, Q*)."), y_new)
-            if not bool(mask.any()):
-                raise DataError("y_new_mask: expected an observed element, got none. Try ~y_new_mask.")
         check.device(x_new=x_new, y_new=y_new, **({} if mask is None else {"y_new_mask": mask}))
+        if mask is not None and not bool(mask.any()):
+            raise DataError("y_new_mask: expected an observed element, got none. Try ~y_new_mask.")
         check.finite(y_new, "y_new", mask)
         there = None if mask is None else mask.reshape(*mask.shape[:2], -1).any(-1, keepdim=True)
         check.finite(
@@ -169,7 +169,9 @@ class HeldOut(Dataset):
             GroupError: If no group has members on both sides.
             DataError: If the first feature of a member is unknown.
         """
-        check.instance(x, "x", (int, float, np.number), "Try a value of the first feature.")
+        x = check.number(x)
+        if isinstance(x, bool) or not isinstance(x, int | float):
+            raise ArgumentError(f"x: expected a number, got {x!r}. Try a value of the first feature.")
         features, group = _checked(data).features()
         value = check.finite(features[:, 0], "data.x", hint="Try data.select(known).")
         later = value > x
@@ -262,7 +264,7 @@ def _checked(data: Any) -> GroupedDataset:
 
 def _amount(value: int | float, name: str, data: GroupedDataset) -> Tensor:  # shape: (G,)
     """Return how many members of each group a number (int) or a fraction (float) is, less than all of them."""
-    sizes = data.group_sizes
+    sizes, value = data.group_sizes, check.number(value)
     if isinstance(value, float):
         amount = (check.positive(value, name, below=1, hint="Try 0.2.") * sizes.double()).round().long()
         amount = torch.minimum(amount.clamp_min(1), (sizes - 1).clamp_min(1))

@@ -103,7 +103,7 @@ class LazyDataset(GroupedDataset):
             ArgumentError: If the batch size is below 1.
             DataError: If an observation is not finite.
         """
-        check.count(batch_size, "batch_size", hint="Try 256.")
+        batch_size = check.count(batch_size, "batch_size", hint="Try 256.")
         y = torch.empty(self.num_members, *self._y_shape, dtype=self._y_dtype, device=self.members.y.device)
         end = 0
         for start in range(0, len(self), batch_size):

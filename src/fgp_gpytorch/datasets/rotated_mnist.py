@@ -1,5 +1,6 @@
 """Rotated MNIST: 400 instances of a digit, each seen at 16 angles."""
 
+import contextlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,6 +130,8 @@ class RotatedMNIST:
             DataError: If no instance has a view to spare.
         """
         per_digit = len(self.train) // len(self.digits)
+        num_instances = check.count(num_instances, "num_instances", hint="Try the default, 40.")
+        held_out_angle_index, seed = check.number(held_out_angle_index), check.count(seed, "seed", least=0)
         if not 1 <= num_instances < per_digit:
             raise ArgumentError(
                 f"num_instances: expected 1 to {per_digit - 1} of each digit, got {num_instances}. Try the default, 40."
@@ -206,17 +209,20 @@ def rotated_mnist(
         >>> len(data.train), data.train.num_members, len(data.test), len(data.extrapolation)
         (360, 3960, 270, 40)
     """
-    digits = tuple(np.atleast_1d(np.asarray(digits)).tolist())
-    known = all(type(digit) is int and 0 <= digit <= 9 for digit in digits)
-    if len(digits) == 0 or len(set(digits)) < len(digits) or not known:
-        raise ArgumentError(f"digits: expected different digits from 0 to 9, got {digits}. Try digits=(3,).")
-    check.choice(views, "views", [*range(1, NUM_ANGLES), "shuffled"], "Try views=11.")
-    instances = _read(digits, source, root)
+    chosen: tuple[Any, ...] = ()
+    with contextlib.suppress(ValueError):  # lists of unequal length
+        chosen = tuple(np.atleast_1d(np.asarray(digits)).tolist())
+    known = all(type(digit) is int and 0 <= digit <= 9 for digit in chosen)
+    if len(chosen) == 0 or not known or len(set(chosen)) < len(chosen):
+        raise ArgumentError(f"digits: expected different digits from 0 to 9, got {digits!r}. Try digits=(3,).")
+    views = check.choice(check.number(views), "views", [*range(1, NUM_ANGLES), "shuffled"], "Try views=11.")
+    seed = check.count(seed, "seed", least=0)
+    instances = _read(chosen, source, root)
     if views == "shuffled":
-        draws = [draw_shuffled(i.num_in_class, seed, d) for i, d in zip(instances, digits, strict=True)]
+        draws = [draw_shuffled(i.num_in_class, seed, d) for i, d in zip(instances, chosen, strict=True)]
     else:
-        draws = [draw_equal(views, seed, digit) for digit in digits]
-    return _assemble(instances, draws, digits)
+        draws = [draw_equal(views, seed, digit) for digit in chosen]
+    return _assemble(instances, draws, chosen)
 
 
 def rotate_images(images: np.ndarray, degrees: float) -> np.ndarray:  # shape: (n, 28, 28) -> (n, 28, 28)

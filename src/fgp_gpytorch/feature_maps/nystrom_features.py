@@ -3,7 +3,6 @@
 from typing import Any
 
 import gpytorch
-import numpy as np
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
@@ -52,7 +51,8 @@ class NystromFeatures(Configurable, gpytorch.Module):
             raise ShapeError(
                 f"kernel: expected a gpytorch.kernels.Kernel without batch shape, got batch_shape {got}. {hint}"
             )
-        points = check.as_tensor(points if isinstance(points, Tensor) else np.array(points), "points").detach().double()
+        points = points.double() if isinstance(points, Tensor) and not points.is_complex() else points
+        points = check.as_reals(points, "points", hint="Try data.flat().x.unique(dim=0).").detach().double()
         points = points.unsqueeze(-1) if points.dim() == 1 else points
         check.finite(check.shape(points, "points", ("M", "D"), "Try data.flat().x.unique(dim=0)."), "points")
         if not len(points) or len(points.unique(dim=0)) < len(points):

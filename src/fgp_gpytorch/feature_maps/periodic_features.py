@@ -93,7 +93,7 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
             ShapeError: If x has another number of features.
             DataError: If the kernel does not repeat after `period`.
         """
-        check.shape(x, "x", ("...", "N", 1), "PeriodicFeatures takes one feature. NystromFeatures takes more.")
+        check.shape(x, "x", ("...", "N", 1), "It takes one feature. Try NystromFeatures for more.")
         coefficients = self.coefficients()
         # a vanished harmonic is rounded to a tiny coefficient: its square root would have an unbounded gradient
         noise = torch.finfo(coefficients.dtype).eps * coefficients.detach().amax(-1, keepdim=True)

@@ -29,7 +29,7 @@ class DiagonalGaussianLikelihood(Likelihood):
 
     def __init__(self, y_shape: Sequence[int], variance: float = 1.0) -> None:
         super().__init__()
-        check.positive(variance, "variance", hint="Try 1.0.")
+        variance = check.positive(variance, "variance", hint="Try 1.0.")
         sizes: Sequence[int] = check.instance(y_shape, "y_shape", (tuple, list), "Try data.y_shape.")
         self.y_shape = tuple(check.count(size, "y_shape") for size in sizes)
         self.log_variance = torch.nn.Parameter(torch.full(self.y_shape, math.log(variance)))

@@ -38,11 +38,11 @@ class GaussianLikelihood(Likelihood):
     def __init__(self, mode: Literal["optimal", "learned", "fixed"] = "optimal", variance: float = 1.0) -> None:
         super().__init__()
         self.mode = check.choice(mode, "mode", ("optimal", "learned", "fixed"))
-        check.positive(variance, "variance", hint="Try 1.0.")
+        variance = check.positive(variance, "variance", hint="Try 1.0.")
         if mode == "learned":
             self.log_variance = torch.nn.Parameter(torch.tensor(math.log(variance)))
         else:
-            self.register_buffer("_variance", torch.tensor(float(variance)))
+            self.register_buffer("_variance", torch.tensor(variance))
         if mode == "optimal":
             self.register_buffer("_num_updates", torch.tensor(0))
 

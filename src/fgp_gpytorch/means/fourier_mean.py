@@ -7,6 +7,7 @@ from gpytorch.means import Mean
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch.errors import ShapeError
 
 
 class FourierMean(Mean):
@@ -26,7 +27,9 @@ class FourierMean(Mean):
         coefficients: a and b, (*batch_shape, 2, harmonics), 0 at the start.
 
     Raises:
-        ArgumentError: If `harmonics` is not a positive integer, or `period` not a positive finite number.
+        ArgumentError: If `harmonics` is not a positive integer, `period` not a positive finite number, `feature` not
+            an integer of at least 0, or `batch_shape` not a sequence of sizes.
+        ShapeError: In use, if x has too few features.
 
     Example:
         >>> mean = FourierMean(2, batch_shape=torch.Size([8]))
@@ -43,12 +46,19 @@ class FourierMean(Mean):
         super().__init__()
         self.harmonics = check.count(harmonics, "harmonics", hint="Try 1, or ConstantMean().")
         self.period = check.positive(period, "period", hint="Try 2 * math.pi for radians.")
-        self.feature, self.batch_shape = feature, torch.Size(batch_shape)
+        self.feature = check.count(feature, "feature", least=0, hint="Try 0, the position of x among the features.")
+        hint = "Try torch.Size([8]) for eight channels."
+        sizes = check.instance(batch_shape, "batch_shape", (tuple, list), hint)
+        self.batch_shape = torch.Size([check.count(size, "batch_shape", hint=hint) for size in sizes])
         self.constant = torch.nn.Parameter(torch.zeros(self.batch_shape))
-        self.coefficients = torch.nn.Parameter(torch.zeros(*self.batch_shape, 2, harmonics))
+        self.coefficients = torch.nn.Parameter(torch.zeros(*self.batch_shape, 2, self.harmonics))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean (*b, N) at x (*b, N, D). Batch dimensions broadcast against `batch_shape`."""
+        if self.feature >= x.shape[-1]:
+            raise ShapeError(
+                f"feature: expected one of the {x.shape[-1]} features of x, got {self.feature}. Try feature=0."
+            )
         order = torch.arange(1, self.harmonics + 1, dtype=x.dtype, device=x.device)
         phase = (2 * math.pi / self.period) * x[..., self.feature, None] * order  # (*b, N, harmonics)
         waves = torch.cat([phase.cos(), phase.sin()], dim=-1)

@@ -8,7 +8,7 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import HeldOut
 from fgp_gpytorch.likelihoods import observed_pair
-from fgp_gpytorch.metrics._evaluation import batches
+from fgp_gpytorch.metrics._evaluation import batches, checked_model
 from fgp_gpytorch.metrics.scores import crps_of_sorted, interval_of_sorted, log_mean_exp
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
@@ -55,7 +55,9 @@ def held_out_calibration(
     Raises:
         ArgumentError: If there are too few draws, or `held_out` is no `HeldOut`.
     """
-    check.count(num_samples, "num_samples", least=19, hint="An interval of 90 % needs so many. Try 199.")
+    checked_model(model)
+    num_samples = check.count(num_samples, "num_samples", least=19, hint="An interval of 90 % needs so many. Try 199.")
+    seed = check.count(seed, "seed", least=0)
     totals, elements = torch.zeros(4, dtype=torch.float64), 0
     with evaluation(model, seed) as device:
         for batch in batches(held_out, batch_size, device):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import checked
+from fgp_gpytorch.metrics._evaluation import checked, checked_model
 from fgp_gpytorch.metrics.held_out_mse import held_out_mse
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
@@ -47,8 +48,12 @@ def mse_by_context_size(
         DataError: If the model does not condition on the context.
         GroupError: If a size is below 1 or a group has fewer members.
     """
-    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    check.count(num_subsets, "num_subsets", hint="Try 4.")
+    checked_model(model)
+    given: Any = check.number(sizes)
+    given = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    sizes = tuple(check.count(size, "sizes", least=0, hint="Try sizes=(1, 4).") for size in given)
+    num_subsets = check.count(num_subsets, "num_subsets", hint="Try 4.")
+    seed = check.count(seed, "seed", least=0)
     if not sizes:
         raise ArgumentError("sizes: expected at least one size, got none. Try sizes=(1, 4).")
     context = checked(held_out).context

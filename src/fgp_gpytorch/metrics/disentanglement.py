@@ -11,6 +11,7 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.metrics._evaluation import own_posterior
 from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information_gap
 from fgp_gpytorch.metrics.probes import centroid_accuracy, nearest_path_accuracy, ridge_r2
 from fgp_gpytorch.models import GroupedVAE
@@ -80,7 +81,8 @@ def latent_means(model: GroupedVAE, data: GroupedDataset, alone: bool = False, b
         ShapeError: If the encoder's output is not two tensors of L channels.
         DataError: If a value is not finite.
     """
-    check.count(batch_size, "batch_size", hint="Try 64.")
+    own_posterior(model)
+    batch_size = check.count(batch_size, "batch_size", hint="Try 64.")
     _check_data(data)
     means = []
     with evaluation(model) as device:
@@ -131,11 +133,13 @@ def disentanglement(
         DataError: If the feature is not known everywhere, or does not vary.
         GroupError: If a group has fewer than two observed members, or there are fewer than two groups.
     """
+    own_posterior(model)
     _check_data(data)
     data = data.only_observed()
-    check.choice(feature, "feature", range(data.num_features))
+    feature = check.choice(check.number(feature), "feature", range(data.num_features))
+    num_bins, seed = check.count(num_bins, "num_bins", least=2, hint="Try 20."), check.count(seed, "seed", least=0)
     if period is not None:
-        check.positive(period, "period", hint="Try 2 * math.pi, or None for a feature that is no angle.")
+        period = check.positive(period, "period", hint="Try 2 * math.pi, or None for a feature that is no angle.")
     if len(data) < 2 or int(data.group_sizes.min()) < 2:
         raise GroupError(
             f"data: expected two groups or more of two members or more, got {len(data)} groups, the smallest of "

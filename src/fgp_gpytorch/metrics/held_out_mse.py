@@ -4,7 +4,7 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import HeldOut
 from fgp_gpytorch.errors import ArgumentError
-from fgp_gpytorch.metrics._evaluation import batches
+from fgp_gpytorch.metrics._evaluation import batches, checked_model
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
 
@@ -36,7 +36,9 @@ def held_out_mse(
         ArgumentError: If `num_samples` is below 1, or above it without `sample=True`, or `held_out` is no `HeldOut`.
     """
     hint = "Try held_out_mse(model, held_out, sample=True, num_samples=64)."
-    if check.count(num_samples, "num_samples", hint=hint) > 1 and not sample:
+    checked_model(model)
+    num_samples = check.count(num_samples, "num_samples", hint=hint)
+    if num_samples > 1 and not sample:
         raise ArgumentError(f"num_samples: expected 1 for the decoded mean of z, got {num_samples}. {hint}")
     total, count = 0.0, 0
     with evaluation(model) as device:

@@ -1,5 +1,7 @@
 """Mutual information of discretized variables, and the disentanglement gap made of it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,9 +22,8 @@ def discretize(values: Tensor, num_bins: int = 20) -> Tensor:  # shape: (N, L) -
         ShapeError: If the values are not (N, L).
         DataError: If a value is not finite.
     """
-    check.count(num_bins, "num_bins", least=2, hint="Try 20.")
-    check.finite(check.shape(values, "values", ("N", "L"), "Try values.unsqueeze(-1)."), "values")
-    values = values.double()
+    num_bins = check.count(num_bins, "num_bins", least=2, hint="Try 20.")
+    values = real_rows(values, "values")
     least, greatest = values.amin(0), values.amax(0)
     width = torch.where(greatest > least, greatest - least, 1.0)
     return ((values - least) / width * num_bins).long().clamp_max(num_bins - 1)
@@ -43,6 +44,7 @@ def mutual_information(first: Tensor, second: Tensor) -> Tensor:  # shape: (N, L
     Raises:
         ShapeError: If the numbers of rows differ.
     """
+    first, second = indices(first, "first"), indices(second, "second")
     if first.dim() != 2 or second.shape != first.shape[:1] or len(second) == 0:
         raise ShapeError(
             f"expected (N, L) and (N,) with the same N of at least 1, got {tuple(first.shape)} and "
@@ -86,11 +88,46 @@ def mutual_information_gap(
         ShapeError: If there are fewer than two channels, or the numbers of rows differ.
         DataError: If the factor is constant.
     """
-    if latents.dim() != 2 or latents.shape[-1] < 2:
-        raise ShapeError(f"latents: expected (N, L) with L of at least 2, got {tuple(latents.shape)}. A gap needs two.")
+    latents, factor = real_rows(latents, "latents"), indices(factor, "factor")
+    if latents.shape[-1] < 2:
+        raise ShapeError(
+            f"latents: expected (N, L) with L of at least 2, got {tuple(latents.shape)}. Try a model of two channels."
+        )
     information = mutual_information(discretize(latents, num_bins), factor)
     entropy = float(mutual_information(factor.unsqueeze(-1), factor))
     if entropy <= 0:
         raise DataError("factor: expected values that vary, got a constant. Try data with more of them.")
     best, second = information.topk(2).values.tolist()
     return (best - second) / entropy
+
+
+def real_rows(values: Any, name: str) -> Tensor:  # shape: (N, L)
+    """Return finite real numbers (N, L), N at least 1, in float64.
+
+    Raises:
+        ArgumentError: If the values are not numeric.
+        ShapeError: If they are not (N, L).
+        DataError: If there is no row, or a value is complex or not finite.
+    """
+    values = check.as_tensor(values, name)
+    if values.is_complex():
+        raise DataError(f"{name}: expected real numbers, got {values.dtype}. Try {name}.real.")
+    check.shape(values, name, ("N", "columns"), f"Try {name}.unsqueeze(-1) for one column.")
+    if not len(values):
+        raise DataError(f"{name}: expected at least one row, got {tuple(values.shape)}. Try more data.")
+    return check.finite(values, name).double()
+
+
+def indices(values: Any, name: str) -> Tensor:
+    """Return whole numbers of at least 0.
+
+    Raises:
+        ArgumentError: If the values are not numeric.
+        DataError: If they are not integers, or one is negative.
+    """
+    values = check.as_tensor(values, name)
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise DataError(f"{name}: expected integers, got {values.dtype}. Try unique(return_inverse=True)[1].")
+    if values.numel() and int(values.min()) < 0:
+        raise DataError(f"{name}: expected integers >= 0, got {int(values.min())}. Try unique(return_inverse=True)[1].")
+    return values.long()

@@ -1,5 +1,7 @@
 """Simple classifiers and regressions of a representation. Pure functions of tensors, in float64."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,8 +42,11 @@ def ridge_r2(
         GroupError: If there are fewer than two groups.
         DataError: If the targets are constant.
     """
+    group = _groups(group, "group")
     features, targets = _rows(features, "features", group), _rows(targets, "targets", group)
-    check.count(num_folds, "num_folds", least=2, hint="Try 5.")
+    num_folds = check.count(num_folds, "num_folds", least=2, hint="Try 5.")
+    penalty = check.positive(penalty, "penalty", zero=True, hint="Try 1e-3.")
+    seed = check.count(seed, "seed", least=0)
     labels, code = group.unique(return_inverse=True)
     if len(labels) < 2:
         raise GroupError("group: expected at least two groups, one to fit and one to test on, got 1. Try more data.")
@@ -92,8 +97,11 @@ def centroid_accuracy(
         ShapeError: If the numbers of rows differ.
         GroupError: If a test row's group has no row to fit on.
     """
+    group, test_group = _groups(group, "group"), _groups(test_group, "test_group")
     features = _rows(features, "features", group)
     test_features = _rows(test_features, "test_features", test_group)
+    shrinkage = check.positive(shrinkage, "shrinkage", zero=True, hint="Try 1e-3.")
+    check.shape(test_features, "test_features", ("M", features.shape[-1]), "Try the columns that were fitted on.")
     labels, code = group.unique(return_inverse=True)
     unknown = ~torch.isin(test_group, labels)
     if bool(unknown.any()):
@@ -140,6 +148,7 @@ def nearest_path_accuracy(
         ShapeError: If paths and rows do not match.
         GroupError: If there are fewer than two groups, or a row's group or place is outside the paths.
     """
+    group, at, paths = _groups(group, "group"), _groups(at, "at"), check.as_tensor(paths, "paths")
     features = _rows(features, "features", group)
     if paths.dim() != 3 or paths.shape[-1] != features.shape[-1] or at.shape != group.shape:
         raise ShapeError(
@@ -175,10 +184,21 @@ def _standard(features: Tensor) -> tuple[Tensor, Tensor]:
     return features.mean(0), torch.where(constant, 1.0, deviation)
 
 
-def _rows(values: Tensor, name: str, group: Tensor) -> Tensor:
+def _groups(values: Any, name: str) -> Tensor:  # shape: (N,)
+    values = check.as_tensor(values, name)
+    check.shape(values, name, ("N",), "Try one integer for each row.")
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise DataError(f"{name}: expected integers, got {values.dtype}. Try unique(return_inverse=True)[1].")
+    return values
+
+
+def _rows(values: Any, name: str, group: Tensor) -> Tensor:
+    values = check.as_tensor(values, name)
+    if values.is_complex():
+        raise DataError(f"{name}: expected real numbers, got {values.dtype}. Try {name}.real.")
     if values.dim() != 2 or len(values) != len(group) or len(group) == 0:
         raise ShapeError(
             f"{name}: expected (N, columns) with a row for each of the {len(group)} entries of group, got "
             f"{tuple(values.shape)}. Try values.flatten(0, -2)."
         )
-    return values.double()
+    return check.finite(values, name).double()

@@ -1,6 +1,7 @@
 """Scores of a predictive distribution that is given by draws. Pure functions of tensors."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,13 @@ __all__ = ["central_interval", "crps_of_samples", "crps_of_sorted", "interval_of
 
 
 def log_mean_exp(log_prob: Tensor) -> Tensor:  # shape: (S, *shape) -> (*shape)
-    """Log density of the mixture of S equally likely draws, nats: log 1/S sum_s exp log_prob_s."""
+    """Log density of the mixture of S equally likely draws, nats: log 1/S sum_s exp log_prob_s.
+
+    Raises:
+        ArgumentError: If `log_prob` is not numeric.
+        DataError: If there is no draw.
+    """
+    log_prob = _draws(log_prob, "log_prob")
     return log_prob.logsumexp(0) - math.log(len(log_prob))
 
 
@@ -32,6 +39,7 @@ def crps_of_samples(samples: Tensor, y: Tensor) -> Tensor:  # shape: (S, *shape)
         ShapeError: If the shapes do not fit.
         DataError: If there are fewer than two draws.
     """
+    samples, y = _draws(samples, "samples"), check.as_reals(y, "y")
     if samples.shape[1:] != y.shape:
         raise ShapeError(
             f"samples: expected (S, *shape of y) = (S, {', '.join(map(str, y.shape))}), got {tuple(samples.shape)}. "
@@ -66,7 +74,7 @@ def central_interval(samples: Tensor, level: float) -> tuple[Tensor, Tensor]:  #
         ArgumentError: If the level is outside (0, 1).
         DataError: If there are too few draws for it.
     """
-    return interval_of_sorted(samples.sort(0).values, level)
+    return interval_of_sorted(_draws(samples, "samples").sort(0).values, level)
 
 
 def interval_of_sorted(ordered: Tensor, level: float) -> tuple[Tensor, Tensor]:  # shape: (S, *shape) -> 2 x (*shape)
@@ -84,6 +92,13 @@ def interval_of_sorted(ordered: Tensor, level: float) -> tuple[Tensor, Tensor]: 
             f"{len(ordered)}. Try num_samples=199."
         )
     return _at_rank(ordered, rank), _at_rank(ordered, len(ordered) + 1 - rank)
+
+
+def _draws(samples: Any, name: str) -> Tensor:  # shape: (S, *shape)
+    samples = check.as_reals(samples, name)
+    if samples.dim() == 0 or not len(samples):
+        raise DataError(f"{name}: expected draws (S, *shape), got {tuple(samples.shape)}. Try num_samples=199.")
+    return samples
 
 
 def _at_rank(ordered: Tensor, rank: float) -> Tensor:

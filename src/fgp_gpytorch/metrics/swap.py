@@ -9,7 +9,7 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import HeldOut, HeldOutBatch
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import checked
+from fgp_gpytorch.metrics._evaluation import checked, checked_model
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
 
@@ -50,7 +50,9 @@ def swap_errors(
         DataError: If the model has not both kinds of channels.
         GroupError: If there are fewer than two groups.
     """
-    check.count(batch_size, "batch_size", hint="Try 64.")
+    checked_model(model)
+    batch_size = check.count(batch_size, "batch_size", hint="Try 64.")
+    seed = check.count(seed, "seed", least=0)
     is_global = model.prior.is_global
     if bool(is_global.all()) or not bool(is_global.any()):
         raise DataError(

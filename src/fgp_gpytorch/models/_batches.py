@@ -1,13 +1,13 @@
 """Helpers that prepare a batch for the networks of a model, and lay out their results."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 
 
 class PseudoObservations(NamedTuple):
@@ -96,10 +96,11 @@ def whole_batch(value: GroupedBatch | GroupedDataset, name: str, model: nn.Modul
     Raises:
         ArgumentError: If it is neither.
         DataError: If the batch is on another device than the model.
+        ShapeError: If the model was trained on another number of features.
     """
     device = device_of(model)
     if isinstance(value, GroupedDataset):
-        return value[:].to(device)
+        value = value[:].to(device)
     if not isinstance(value, GroupedBatch):
         hint = "Try GroupedDataset(y, x, group)[[0, 1]], or GroupedBatch.from_tensors(y, x)."
         check.instance(value, name, (GroupedBatch, GroupedDataset), hint)
@@ -108,7 +109,22 @@ def whole_batch(value: GroupedBatch | GroupedDataset, name: str, model: nn.Modul
             f"{name}: expected a batch on the device of the model, {device}, got one on {value.device}. "
             f"Try {name}.to({str(device)!r})."
         )
+    check_features(value.x, f"{name}.x", model)
     return value
+
+
+def check_features(x: Tensor, name: str, model: nn.Module) -> None:
+    """Require as many features as the model was trained on. A kernel without ARD would take any number.
+
+    Raises:
+        ShapeError: If x (..., D) has another number.
+    """
+    trained = getattr(model, "num_features", None)
+    if trained not in (None, x.shape[-1]):
+        raise ShapeError(
+            f"{name}: expected D = {trained} auxiliary features, which the model was trained on, got {x.shape[-1]}. "
+            "Try the columns of the training data, or model.num_features = None before training on others."
+        )
 
 
 def device_of(model: nn.Module) -> torch.device | None:
@@ -122,17 +138,18 @@ def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
     return batch.mask if batch.y_mask is None else batch.mask & batch.y_mask.reshape(*batch.mask.shape, -1).any(-1)
 
 
-def checked_targets(x_new: Tensor, context: GroupedBatch, features: int) -> Tensor:
+def checked_targets(x_new: Any, context: GroupedBatch, features: int) -> Tensor:
     """Features of new members, (G, Q*, D), one group for each group of the context.
 
     Raises:
-        ArgumentError: If `x_new` is not a tensor.
+        ArgumentError: If `x_new` is not numeric.
         GroupError: If the number of groups differs.
         ShapeError: If `x_new` does not have three dimensions, or not `features` features.
         DataError: If `x_new` is not floating, not finite, or on another device.
     """
-    hint = "One feature is x_new.unsqueeze(-1), one group x_new.unsqueeze(0)."
-    check.shape(check.floating(x_new, "x_new"), "x_new", ("G", "Q*", "D"), hint)
+    hint = "Try x_new.unsqueeze(-1) for one feature, x_new.unsqueeze(0) for one group."
+    x_new = check.as_reals(x_new, "x_new", like=context.x)
+    check.shape(x_new, "x_new", ("G", "Q*", "D"), hint)
     if len(x_new) != context.num_groups:
         raise GroupError(
             f"x_new: expected (G, Q*, D) with G = {context.num_groups} and D = {features}, the new members of each "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch._shards import draw_uniform
 from fgp_gpytorch.errors import ArgumentError
 
@@ -22,8 +23,8 @@ def check_dropout(member_dropout: Any) -> float | tuple[float, float]:
         ArgumentError: If it is neither.
     """
     pair = isinstance(member_dropout, list | tuple)
-    bounds = list(member_dropout) if pair else [member_dropout] * 2
-    if len(bounds) != 2 or not all(isinstance(value, numbers.Real) for value in bounds):
+    bounds = [check.number(value) for value in (member_dropout if pair else [member_dropout] * 2)]
+    if len(bounds) != 2 or not all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in bounds):
         bounds = [math.nan, math.nan]
     low, high = (float(value) for value in bounds)
     if not 0 <= low <= high or not (high <= 1 if pair else high < 1):

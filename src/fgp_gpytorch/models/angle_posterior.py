@@ -27,7 +27,12 @@ class AnglePosterior:
         return angle_of(self.concentration, self.period)
 
     def log_prob(self, angle: Tensor) -> Tensor:
-        """Log density at angles (*s, G, Q), per unit of the angle."""
+        """Log density at angles (*s, G, Q), per unit of the angle.
+
+        Raises:
+            ArgumentError: If `angle` is not numeric.
+        """
+        angle = check.as_reals(angle, "angle", like=self.concentration)
         direction = direction_of(angle.to(self.concentration.dtype), self.period)
         density = CircularProjectedNormal(self.concentration).log_prob(direction)
         return density + math.log(2 * math.pi / self.period)

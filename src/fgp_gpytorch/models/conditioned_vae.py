@@ -95,9 +95,9 @@ class ConditionedVAE(nn.Module):
             ShapeError: If `x_new`, or the x of new groups, has other features than the data set.
             DataError: If a value is not finite or a dtype is not floating.
         """
-        batch, features = checked_batch(context, "context", self.model), self.posterior.x.shape[-1]
+        batch, features = whole_batch(context, "context", self.model), self.posterior.x.shape[-1]
         if not self.new_groups:
-            inputs = self._inputs_of(batch)
+            inputs = self._inputs_of(checked_batch(batch, "context", self.model))
             x_new = checked_targets(x_new, batch, features)
             return self.posterior.predict_groups(inputs, x_new.to(self.posterior.x.dtype))
         x_new = checked_targets(x_new, batch, features)
@@ -132,6 +132,7 @@ class ConditionedVAE(nn.Module):
         if sample_shape is not None:
             sample_shape = check.as_sample_shape(sample_shape)
         batch = whole_batch(context, "context", self.model)
+        x_new = check.as_reals(x_new, "x_new", like=batch.x)
         prediction = self.predict(x_new, batch)
         z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
         return self.likelihood.mean(self.decode(z, x_new, batch.y.shape[2:]))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.coupled import CoupledPosterior, CoupledPrior, GroupInputs, GroupVectors, unit_length
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import DataError, GroupError, ShapeError
+from fgp_gpytorch.errors import DataError, GroupError, NonFiniteError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import PseudoObservations, cast_for, checked_batch, observed_members, whole_batch
 from fgp_gpytorch.models.conditioned_vae import ConditionedVAE, check_known_groups, check_labels
@@ -78,9 +78,11 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
             if representation is not None:
                 need = f"None with a representation, which computes all vectors, got {num_groups}. Try to leave it out."
             raise GroupError(f"num_groups: expected {need}")
+        if num_groups is not None:
+            num_groups = check.count(num_groups, "num_groups", hint="Try len(data).")
         self.num_groups, self.num_factors = num_groups, check.count(num_factors, "num_factors", hint="Try 8.")
         self.normalize, self.representation = normalize, representation
-        self.group_vectors = None if num_groups is None else GroupVectors(num_groups, num_factors)
+        self.group_vectors = None if num_groups is None else GroupVectors(num_groups, self.num_factors)
         self._labels_digest: int | None = None  # of the training data's labels
 
     # group vectors
@@ -123,6 +125,12 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
             )
         hint = "Try a representation network with m outputs, or num_factors=m."
         check.shape(vectors, "representation", ("G", self.num_factors), hint)
+        if self.training and torch.is_grad_enabled() and not bool(vectors.isfinite().all()):
+            raise NonFiniteError(
+                f"representation: expected finite group vectors, got NaN or infinity in the batch of groups "
+                f"{batch.group_index.tolist()}. Try a smaller learning rate, or scaled data.",
+                term="representation", groups=batch.group_index.tolist(),
+            )  # fmt: skip
         return check.finite(vectors, "representation").to(self.prior.dtype)
 
     def initialize_vectors(self, dataset: GroupedDataset, center: bool = True) -> None:

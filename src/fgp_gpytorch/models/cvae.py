@@ -66,6 +66,11 @@ class CVAE(FactorizedVAE):
 
     def _features_of(self, x: Tensor) -> Tensor:
         features: Tensor = self.features(cast_for(self.features, x))
+        if not isinstance(features, Tensor):
+            raise ShapeError(
+                f"features: expected a tensor of features, got {type(features).__name__}. "
+                "Try a module that maps (*batch, D) to (*batch, F)."
+            )
         if features.shape[:-1] != x.shape[:-1]:
             raise ShapeError(
                 f"features: expected the leading dimensions of x {tuple(x.shape)}, got {tuple(features.shape)}. "

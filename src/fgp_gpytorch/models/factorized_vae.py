@@ -61,7 +61,8 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
 
     def sample_prior(self, x: Tensor, sample_shape: Sequence[int]) -> Tensor:
         """Latents of new groups at x (G, Q, D): (*s, G, Q, L)."""
-        check.shape(check.floating(x, "x_new"), "x_new", ("G", "Q*", "D"), "One group is x_new.unsqueeze(0).")
+        check.shape(x, "x_new", ("G", "Q*", "D"), "Try x_new.unsqueeze(0) for one group.")
+        check.finite(x, "x_new")
         return self.prior.sample(x, sample_shape)
 
 

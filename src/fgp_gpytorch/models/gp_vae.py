@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.coupled import KLExpansion, MeanFieldPosterior, ProductPrior, expand_kl
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import GroupError
+from fgp_gpytorch.errors import ArgumentError, GroupError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import PseudoObservations, device_of, features_of, observed_members, whole_batch
 from fgp_gpytorch.models.coupled_vae import CoupledVAE
@@ -84,6 +84,13 @@ class GPVAE(CoupledVAE[ProductPrior]):
         normalize: bool = True,
         representation: nn.Module | None = None,
     ) -> None:
+        hint = "Try PeriodicFeatures(kernel, period), or NystromFeatures(kernel, points)."
+        check.instance(view_features, "view_features", (nn.Module, type(None)), hint)
+        if view_features is not None and not hasattr(view_features, "num_features"):
+            raise ArgumentError(
+                "view_features: expected a module from x (*b, N, D) to features (*b, N, M) with num_features = M, got "
+                f"a {type(view_features).__name__}. {hint}"
+            )
         prior = ProductPrior(num_channels, view_features, noise, learn_noise)
         super().__init__(encoder, decoder, prior, num_groups, num_factors, normalize, representation, likelihood)
         self.summary: KLExpansion | None = None
@@ -153,7 +160,7 @@ class GPVAE(CoupledVAE[ProductPrior]):
             GroupError: If the data set does not contain all of its P groups once.
         """
         check.instance(dataset, "dataset", GroupedDataset, "Try GroupedDataset(y, x, group).")
-        check.count(batch_size, "batch_size", hint="Try 64.")
+        batch_size = check.count(batch_size, "batch_size", hint="Try 64.")
         parts, indices, groups = [], [], dataset[[0]].num_dataset_groups
         with torch.no_grad():
             for start in range(0, len(dataset), batch_size):

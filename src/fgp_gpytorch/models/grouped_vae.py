@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood, observed_pa
 from fgp_gpytorch.models._batches import (
     PseudoObservations,
     cast_for,
+    check_features,
     checked_batch,
     checked_targets,
     features_of,
@@ -26,6 +28,7 @@ from fgp_gpytorch.models._batches import (
     scatter,
     whole_batch,
 )
+from fgp_gpytorch.models._in_dtype import InDtype
 from fgp_gpytorch.models._member_dropout import check_dropout, drop_members
 from fgp_gpytorch.models._parameter_store import register
 from fgp_gpytorch.models.terms import Terms
@@ -67,6 +70,10 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             kept. The ELBO is still a bound. The paper uses 0. A pair (low, high) draws a fraction for each group and
             step, uniformly: (0, 1) trains for contexts of any size.
 
+    Attributes:
+        num_features: D of the training data, recorded by the first training step and saved; None before it. Other
+            numbers of features are refused.
+
     Raises:
         ArgumentError: If an argument has another type, or `member_dropout` is out of range.
     """
@@ -94,6 +101,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         likelihood = GaussianLikelihood() if likelihood is None else likelihood
         self.likelihood = check.instance(likelihood, "likelihood", Likelihood, hint)
         self.member_dropout = check_dropout(member_dropout)
+        self.num_features: int | None = None
 
     # networks
 
@@ -123,11 +131,11 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         else:
             encoded = (no_rows(self.encoder, self.prior.num_channels, batch.device),) * 2
         expected = (len(rows), self.prior.num_channels)
-        if not isinstance(encoded, tuple) or [tuple(part.shape) for part in encoded] != [expected, expected]:
-            got = [tuple(p.shape) for p in encoded] if isinstance(encoded, tuple) else type(encoded).__name__
+        got = [_shape_of(part) for part in encoded] if isinstance(encoded, tuple) else type(encoded).__name__
+        if got != [expected, expected]:
             raise ShapeError(
                 f"encoder: expected a mean and a variance of shape (batch, L) = {expected}, got {got}. "
-                f"The prior has {self.prior.num_channels} channels."
+                f"The prior has {self.prior.num_channels} channels. Try an encoder of as many outputs."
             )
         mean, variance = encoded
         wrong = (variance < 0) | variance.isinf()  # one that underflows to 0 gives a loss that is not finite
@@ -183,17 +191,19 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             (*s, G, Q, *y_shape).
 
         Raises:
-            ArgumentError: If `z` is not a tensor.
+            ArgumentError: If `z` is not a tensor, or `x` not numeric.
             ShapeError: If the decoder's output has another shape. Nothing is broadcast against y.
         """
         if not isinstance(z, Tensor):
             check.instance(z, "z", Tensor, "Try torch.as_tensor(z).")
+        x = check.as_reals(x, "x", like=z)
         output = self.decode_members(z, x)
         front = tuple(z.shape[:-1])
-        if output.shape[: len(front)] != front or y_shape not in (None, output.shape[len(front) :]):
+        fits = isinstance(output, Tensor) and output.shape[: len(front)] == front
+        if not fits or y_shape not in (None, output.shape[len(front) :]):
             expected = (*front, "*y_shape") if y_shape is None else (*front, *y_shape)
             raise ShapeError(
-                f"decoder: expected the shape {expected} from z {tuple(z.shape)}, got {tuple(output.shape)}. "
+                f"decoder: expected the shape {expected} from z {tuple(z.shape)}, got {_shape_of(output)}. "
                 "Try a decoder that maps (*batch, L) to (*batch, *y_shape)."
             )
         return output
@@ -220,6 +230,8 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             pseudo: The encoder's pseudo-observations; None computes them.
         """
         pseudo = self.encode(batch) if pseudo is None else pseudo
+        if self.training and torch.is_grad_enabled() and self.num_features is None:
+            self.num_features = batch.x.shape[-1]
         if self.training and self.member_dropout != 0:
             mask = batch.mask if pseudo.mask is None else pseudo.mask
             pseudo = pseudo._replace(mask=drop_members(mask, self.member_dropout))
@@ -289,12 +301,14 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         if next(self.prior.named_priors(), None) is not None:
             pyro.factor("log_hyperprior", self.prior.log_hyperprior())
         with plate:
-            z = pyro.deterministic("z", z, event_dim=2)
+            fixed = InDtype(dist.Delta(z, event_dim=2).mask(False), self.prior.dtype)
+            z = pyro.sample("z", fixed, obs=z, infer={"_deterministic": True})  # pyro.deterministic, in this dtype
             output, filled = self.decode(z, features_of(batch), batch.y.shape[2:]), None
             if observe:
                 output, filled = observed_pair(output, batch.y, batch.observed)
             distribution = self.likelihood.distribution(output, filled, batch.observed)
             elements = distribution.mask(batch.observed).to_event(batch.y.dim() - 1)
+            elements = InDtype(elements, self.prior.dtype)
             if filled is None:
                 return pyro.sample("y", elements)
             pyro.sample("y", elements, obs=possible_values(distribution, batch.y, filled, batch.observed))
@@ -339,8 +353,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             DataError: If the encoder's variance is not positive, or y lies outside the likelihood's range.
             GroupError: If the model cannot be trained on these groups.
         """
-        if num_particles != 1:
-            check.count(num_particles, "num_particles")
+        num_particles = check.count(num_particles, "num_particles")
         batch = self.prepare_step(whole_batch(batch, "batch", self))
         pseudo = self.encode(batch)
         posterior = self.training_posterior(batch, pseudo)
@@ -450,8 +463,9 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         """
         if sample_shape is not None:
             sample_shape = check.as_sample_shape(sample_shape)
-        y_shape = None
+        x_new, y_shape = check.as_reals(x_new, "x_new", like=next(self.parameters(), None)), None
         if context is None:
+            check_features(x_new, "x_new", self)
             z = self.sample_prior(x_new, sample_shape or ())
         else:
             context = whole_batch(context, "context", self)
@@ -463,6 +477,18 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
     @abstractmethod
     def sample_prior(self, x: Tensor, sample_shape: Sequence[int]) -> Tensor:
         """Latents of new groups at x (G, Q, D): (*s, G, Q, L)."""
+
+    # saved like a buffer, but not one: averages of weights would average it
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.num_features is not None:
+            destination[f"{prefix}_num_features"] = torch.tensor(self.num_features)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        features = state_dict.pop(f"{prefix}_num_features", None)
+        self.num_features = self.num_features if features is None else int(features)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def save(self, path: str | Path) -> None:
         """Write the configuration and the parameters to a file. Reading it executes no code.
@@ -496,3 +522,8 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             CheckpointError: If the file is not a checkpoint of this class, or does not fit the parts.
         """
         return load_model(cls, check.instance(path, "path", (str, os.PathLike), "Try 'model.pt'."), parts)
+
+
+def _shape_of(value: Any) -> Any:
+    """The shape of a tensor, the type of anything else."""
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

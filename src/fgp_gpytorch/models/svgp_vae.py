@@ -6,10 +6,11 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor, nn
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.coupled import InducingPosterior, InducingPrior
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import checked_batch, features_of, observed_members
 from fgp_gpytorch.models.coupled_vae import CoupledVAE
@@ -47,6 +48,7 @@ class SVGPVAE(CoupledVAE[InducingPrior]):
 
     Raises:
         ArgumentError: If an argument has another type, or a number is out of range.
+        ShapeError: If the kernel has a batch shape.
         GroupError: If there are both a number of groups and a representation, or neither.
 
     Example:
@@ -77,8 +79,15 @@ class SVGPVAE(CoupledVAE[InducingPrior]):
         normalize: bool = True,
         representation: nn.Module | None = None,
     ) -> None:
+        hint = "Try gpytorch.kernels.MaternKernel(), or None for an angle."
+        check.instance(view_kernel, "view_kernel", (Kernel, type(None)), hint)
+        if view_kernel is not None and tuple(view_kernel.batch_shape) != ():
+            raise ShapeError(
+                f"view_kernel: expected batch_shape [], got {list(view_kernel.batch_shape)}. Try one kernel for all."
+            )
         prior = InducingPrior(num_channels, num_factors, view_kernel, num_inducing, num_features)
         super().__init__(encoder, decoder, prior, num_groups, num_factors, normalize, representation, likelihood)
+        self.num_features = prior.inducing_x.shape[-1]
 
     def initialize_vectors(self, dataset: GroupedDataset, center: bool = True) -> None:
         """Start the group vectors from a PCA of the groups' mean observations, the inducing points at random members.

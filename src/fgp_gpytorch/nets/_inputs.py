@@ -24,6 +24,8 @@ def flatten(y: Tensor, y_shape: tuple[int, ...], network: str) -> Tensor:  # sha
     Raises:
         ShapeError: If they have another shape.
     """
+    if not isinstance(y, Tensor):
+        check.instance(y, "y", Tensor, "Try torch.as_tensor(y).")
     check.shape(y, "y", ("...", *y_shape), f"Try {network}({list(y.shape[1:])}, ...).")
     return y.flatten(y.dim() - len(y_shape)) if y_shape else y.unsqueeze(-1)
 

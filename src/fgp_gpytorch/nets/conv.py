@@ -27,10 +27,11 @@ class _Convolutions(nn.Module):
             self.add_module(f"conv{index}", nn.Conv2d(before, after, 3, stride=2))
             sides = [(side - 1) // 2 for side in sides]
         self._flat = [channels, *self.widths][-1] * sides[0] * sides[1]
-        self.dense = nn.Linear(self._flat + num_features, outputs)
+        self.dense = nn.Linear(self._flat + self.num_features, outputs)
 
     def _outputs(self, y: Tensor, features: Tensor | None = None) -> Tensor:  # shape: (*batch, outputs)
         network = type(self).__name__
+        check.instance(y, "y", Tensor, "Try torch.as_tensor(y).")
         check.shape(y, "y", ("...", *self.shape), f"Try {network}(..., shape={tuple(y.shape[-3:])}).")
         hidden = y.reshape(-1, *self.shape)
         for convolution in _layers(self, len(self.widths)):
@@ -92,7 +93,8 @@ class ConvFeatures(Configurable, _Convolutions):
     """
 
     def __init__(self, width: int = 16, shape: Sequence[int] = (1, 28, 28), widths: Sequence[int] = (8, 8, 8)) -> None:
-        super().__init__(check.count(width, "width"), shape, widths)
+        width = check.count(width, "width")
+        super().__init__(width, shape, widths)
         self.width = width
 
     def forward(self, y: Tensor) -> Tensor:
@@ -140,7 +142,7 @@ class ConvDecoder(Configurable, nn.Module):
         channels = [*self.widths, self.shape[0]]
         (height, across), *paddings = zip(*(_sizes(side, len(self.widths)) for side in self.shape[1:]), strict=True)
         self._start = (channels[0], height, across)
-        self.dense = nn.Linear(num_channels + num_features, channels[0] * height * across)
+        self.dense = nn.Linear(self.num_channels + self.num_features, channels[0] * height * across)
         for index, ((before, after), padding) in enumerate(zip(itertools.pairwise(channels), paddings, strict=True), 1):
             self.add_module(f"conv{index}", UpsampleConv2d(before, after, padding, fast))
 
@@ -150,6 +152,7 @@ class ConvDecoder(Configurable, nn.Module):
         Raises:
             ShapeError: If z or the features have another width.
         """
+        check.instance(z, "z", Tensor, "Try torch.as_tensor(z).")
         hint = f"The prior has L channels. Try ConvDecoder({z.shape[-1]})."
         check.shape(z, "z", ("...", self.num_channels), hint)
         hidden = self.dense(append(z, features, self.num_features, "ConvDecoder")).reshape(-1, *self._start)

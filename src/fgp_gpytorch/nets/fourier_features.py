@@ -29,7 +29,12 @@ class FourierFeatures(Configurable, nn.Module):
         self.period = check.positive(period, "period", hint="Try 2 * math.pi for radians.")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features."""
+        """Return the features.
+
+        Raises:
+            ArgumentError: If x is no tensor.
+        """
+        check.instance(x, "x", Tensor, "Try torch.as_tensor(x).")
         order = torch.arange(1, self.harmonics + 1, dtype=x.dtype, device=x.device)
         phase = (2 * math.pi / self.period) * x.unsqueeze(-1) * order
         return torch.cat([phase.cos(), phase.sin()], dim=-1).flatten(-2)

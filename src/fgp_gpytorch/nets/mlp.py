@@ -37,11 +37,24 @@ class MLP(Configurable, nn.Sequential):
         self, num_inputs: int, num_outputs: int, hidden: Sequence[int] = (64, 64), activation: str = "elu"
     ) -> None:
         make = _ACTIVATIONS[check.choice(activation, "activation", _ACTIVATIONS)]
-        widths = [check.count(num_inputs, "num_inputs"), *as_shape(hidden, "hidden")]
+        num_inputs = check.count(num_inputs, "num_inputs")
+        widths = [num_inputs, *as_shape(hidden, "hidden")]
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), make()]
         super().__init__(*layers, nn.Linear(widths[-1], check.count(num_outputs, "num_outputs")))
+
+        self.num_inputs = num_inputs
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the outputs.
+
+        Raises:
+            ArgumentError: If the input is no tensor.
+            ShapeError: If it has another width.
+        """
+        check.shape(input, "input", ("...", self.num_inputs), "Try MLP(num_inputs, ...) of this width.")
+        return super().forward(input)
 
 
 class MLPEncoder(Configurable, nn.Module):
@@ -76,7 +89,7 @@ class MLPEncoder(Configurable, nn.Module):
         super().__init__()
         self.y_shape, self.takes_observed = as_shape(y_shape, "y_shape"), takes_observed
         self.num_features = check.count(num_features, "num_features", least=0)
-        inputs = math.prod(self.y_shape) * (2 if takes_observed else 1) + num_features
+        inputs = math.prod(self.y_shape) * (2 if takes_observed else 1) + self.num_features
         self.layers = MLP(inputs, 2 * check.count(num_channels, "num_channels"), hidden, activation)
 
     def forward(
@@ -123,7 +136,7 @@ class MLPDecoder(Configurable, nn.Module):
         super().__init__()
         self.num_channels, self.y_shape = check.count(num_channels, "num_channels"), as_shape(y_shape, "y_shape")
         self.num_features = check.count(num_features, "num_features", least=0)
-        self.layers = MLP(num_channels + num_features, math.prod(self.y_shape), hidden, activation)
+        self.layers = MLP(self.num_channels + self.num_features, math.prod(self.y_shape), hidden, activation)
 
     def forward(self, z: Tensor, features: Tensor | None = None) -> Tensor:
         """Return the likelihood's parameter: a mean, or logits.
@@ -131,6 +144,8 @@ class MLPDecoder(Configurable, nn.Module):
         Raises:
             ShapeError: If z or the features have another width.
         """
+        if not isinstance(z, Tensor):
+            check.instance(z, "z", Tensor, "Try torch.as_tensor(z).")
         hint = f"The prior has L channels. Try MLPDecoder({z.shape[-1]}, y_shape)."
         check.shape(z, "z", ("...", self.num_channels), hint)
         output = self.layers(append(z, features, self.num_features, "MLPDecoder"))
@@ -158,7 +173,7 @@ class MLPFeatures(Configurable, nn.Module):
     ) -> None:
         super().__init__()
         self.y_shape, self.width = as_shape(y_shape, "y_shape"), check.count(width, "width")
-        self.layers = MLP(math.prod(self.y_shape), width, hidden, activation)
+        self.layers = MLP(math.prod(self.y_shape), self.width, hidden, activation)
 
     def forward(self, y: Tensor) -> Tensor:
         """Return the vectors.

@@ -56,6 +56,8 @@ class RepresentationNetwork(Configurable, nn.Module):
         check.instance(f, "f", (nn.Module, type(None)), "Try MLPFeatures(...).")
         check.choice(aggregation, "aggregation", ("mean", "sum", "attention"))
         self.r, self.f, self.aggregation = r, f, aggregation
+        if width is not None:
+            width = check.count(width, "width", hint="Try RepresentationNetwork(r, f, width=16).")
         self.width = width = getattr(r, "width", None) if width is None else width
         if aggregation == "attention":
             hint = "It is the length of r's output. Try RepresentationNetwork(r, f, 'attention', width=16)."
@@ -72,15 +74,18 @@ class RepresentationNetwork(Configurable, nn.Module):
             (G, m).
 
         Raises:
+            ArgumentError: If y or the mask is no tensor.
             ShapeError: If the mask or r's output has the wrong shape.
             DataError: If the mask is not boolean, or all groups are empty and the width of r's output is unknown.
         """
+        check.instance(y, "y", Tensor, "Try torch.as_tensor(y).")
         if mask is None:
             mask = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
         check.mask(mask, "mask", y.shape[:2], "The first two dimensions of y are G and Q.")
         vectors: Tensor = self.r(y[mask]) if bool(mask.any()) else self._no_vectors(y)
         width = len(self.query) if self.aggregation == "attention" else "width"
         hint = "Try MLPFeatures(y_shape, width), or a module that maps (*batch, *y_shape) to (*batch, width)."
+        check.instance(vectors, "r", Tensor, hint)
         check.shape(vectors, "r", (int(mask.sum()), width), hint)
         members = vectors.new_zeros(*mask.shape, vectors.shape[-1]).masked_scatter(mask.unsqueeze(-1), vectors)
         aggregate = (self._weights(members, mask).unsqueeze(-1) * members).sum(1)

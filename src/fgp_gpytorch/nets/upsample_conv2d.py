@@ -33,7 +33,7 @@ class UpsampleConv2d(nn.Module):
         Input (N, in_channels, H, W); output (N, out_channels, 2 H + 2 padding - 2, 2 W + 2 padding - 2).
 
     Raises:
-        ArgumentError: If `padding` is neither 0 nor 1.
+        ArgumentError: If `padding` is neither 0 nor 1, or a number of channels is below 1.
     """
 
     _taps_h: Tensor
@@ -44,6 +44,9 @@ class UpsampleConv2d(nn.Module):
     ) -> None:
         super().__init__()
         self.padding = padding if isinstance(padding, tuple) else (padding, padding)
+        check.choice(len(self.padding), "len(padding)", (2,), "Try padding=1.")
+        in_channels = check.count(in_channels, "in_channels")
+        out_channels = check.count(out_channels, "out_channels")
         for side, name in zip(self.padding, ("_taps_h", "_taps_w"), strict=True):  # shape: (phase, neighbour, tap)
             check.choice(side, "padding", (0, 1), "Try 1, which keeps the doubled size.")
             self.register_buffer(name, torch.tensor(_TAPS[side]), persistent=False)

@@ -60,11 +60,12 @@ class GECO(Objective):
         self.rate = check.positive(rate, "rate", hint="Try 1.0.")
         self.decay = check.positive(decay, "decay", zero=True, below=1, hint="Try 0.99.")
         self.minimum_multiplier = check.positive(minimum_multiplier, "minimum_multiplier", hint="Try 1e-6.")
-        self.maximum_multiplier = maximum_multiplier
         if maximum_multiplier is not None:
-            check.positive(maximum_multiplier, "maximum_multiplier", hint="Try None for K / (2 kappa).")
-        check.positive(initial_multiplier, "initial_multiplier", hint="Try 1.0.")
-        if not minimum_multiplier <= initial_multiplier <= (maximum_multiplier or math.inf):
+            hint = "Try None for K / (2 kappa)."
+            maximum_multiplier = check.positive(maximum_multiplier, "maximum_multiplier", hint=hint)
+        self.maximum_multiplier = maximum_multiplier
+        initial_multiplier = check.positive(initial_multiplier, "initial_multiplier", hint="Try 1.0.")
+        if not self.minimum_multiplier <= initial_multiplier <= (maximum_multiplier or math.inf):
             raise ArgumentError(
                 "expected minimum_multiplier <= initial_multiplier <= maximum_multiplier, got "
                 f"{minimum_multiplier}, {initial_multiplier}, {maximum_multiplier}. Try None for the default maximum."

@@ -40,7 +40,7 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
 
     def __init__(self, num_channels: int, mean: Mean | None = None) -> None:
         super().__init__()
-        hint = "Leave a block out instead of making it empty."
+        hint = "Try to leave an empty block out."
         self.num_channels = check.count(num_channels, "num_channels", hint=hint)
         self.mean_module = ZeroMean() if mean is None else mean
         self.has_zero_mean = isinstance(self.mean_module, ZeroMean)

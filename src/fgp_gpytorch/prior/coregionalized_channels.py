@@ -72,7 +72,7 @@ class CoregionalizedChannels(ChannelBlock):
         mean: Mean | None = None,
     ) -> None:
         super().__init__(num_channels, mean)
-        self.num_factors = check.count(num_factors, "num_factors", hint=f"Try {num_channels}.")
+        self.num_factors = check.count(num_factors, "num_factors", hint=f"Try {self.num_channels}.")
         check.instance(
             features, "features", (PeriodicFeatures, NystromFeatures),
             "Try PeriodicFeatures(gpytorch.kernels.PeriodicKernel()), or NystromFeatures(kernel, points).",
@@ -83,8 +83,9 @@ class CoregionalizedChannels(ChannelBlock):
                 "channels share its features, and each has its own W. Try a kernel without batch_shape."
             )
         self.features = features
-        scale = 1 / math.sqrt(num_factors)
-        self.loadings = torch.nn.Parameter(scale * torch.randn(num_channels, features.num_features, num_factors))
+        scale = 1 / math.sqrt(self.num_factors)
+        shape = self.num_channels, features.num_features, self.num_factors
+        self.loadings = torch.nn.Parameter(scale * torch.randn(shape))
         self.register_prior("loadings_prior", NormalPrior(0.0, scale), "loadings")
 
     def covariance(self, x1: Tensor, x2: Tensor) -> Tensor:

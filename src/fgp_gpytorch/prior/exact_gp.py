@@ -97,14 +97,16 @@ def exact_gp(
         >>> gp.multitask(x_new).mean  # (N*, J)
     """
     check.instance(block, "block", ChannelBlock, "Try prior.blocks[0].")
-    check.shape(check.floating(x, "x"), "x", ("...", "G", "Q", "D"), "One group is x.unsqueeze(0).")
+    x = check.as_reals(x, "x")
+    mean, variance = check.as_reals(mean, "mean", x), check.as_reals(variance, "variance", x)
+    check.shape(x, "x", ("...", "G", "Q", "D"), "Try x.unsqueeze(0) for one group.")
     members = tuple(x.shape[:-1])
     for name, value in (("mean", mean), ("variance", variance)):
         hint = f"Try {name}[..., channels], only the {block.num_channels} channels of this block."
-        check.shape(check.floating(value, name), name, (*members, block.num_channels), hint)
+        check.shape(value, name, (*members, block.num_channels), hint)
     dtype = next((p.dtype for p in block.parameters()), x.dtype)
     rows = BlockExactGP.rows(x.to(dtype))
-    observed = torch.ones(members, dtype=torch.bool, device=x.device) if mask is None else mask
+    observed = torch.ones(members, dtype=torch.bool, device=x.device) if mask is None else check.as_tensor(mask, "mask")
     check.mask(observed, "mask", members, "One boolean for each member.")
     for name, value in (("x", x), ("mean", mean), ("variance", variance)):
         check.finite(value, name, observed.unsqueeze(-1))
@@ -112,7 +114,7 @@ def exact_gp(
     keep = observed.flatten()
     if not bool(keep.any()):
         raise DataError(
-            "mask: expected at least one observed member, got none: GPyTorch's ExactGP needs training data."
+            "mask: expected at least one observed member, got none. ExactGP needs training data. Try prior(x)."
         )
     targets = mean.to(dtype).flatten(0, -2)[keep].mT  # shape: (J, N)
     noise = variance.to(dtype).flatten(0, -2)[keep].mT

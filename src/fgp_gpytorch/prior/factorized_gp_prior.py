@@ -15,7 +15,7 @@ from fgp_gpytorch.prior.latent_posterior import LatentPosterior
 from fgp_gpytorch.prior.latent_prior import LatentPrior
 from fgp_gpytorch.prior.multitask import multitask_normal
 
-_UNGROUPED = "The rows look ungrouped: GroupedDataset(y, x, group) pads them to (G, Q, ...)."
+_UNGROUPED = "The rows look ungrouped. Try GroupedDataset(y, x, group), which pads them to (G, Q, ...)."
 
 
 class FactorizedGPPrior(LatentPrior):
@@ -96,11 +96,14 @@ class FactorizedGPPrior(LatentPrior):
             its prior as posterior.
 
         Raises:
-            ArgumentError: If an argument is not a tensor.
+            ArgumentError: If an argument is not numeric.
             ShapeError: If shapes do not fit. Nothing is broadcast.
             DataError: If a dtype is not floating (or the mask's not boolean), devices differ, an observed value is
                 NaN or infinite, or an observed variance is not positive.
         """
+        x = check.as_reals(x, "x")
+        mean, variance = check.as_reals(mean, "mean", x), check.as_reals(variance, "variance", x)
+        mask = None if mask is None else check.as_tensor(mask, "mask")
         self._check(x, mean, variance, mask)
         if mask is not None:
             x = _near_the_observed(x, mask)
@@ -136,8 +139,8 @@ class FactorizedGPPrior(LatentPrior):
 
         Raises:
             ShapeError: If x has fewer than two dimensions.
-            ArgumentError: If x is not a tensor, or `sample_shape` is not a sequence of integers.
-            DataError: If x is not floating or not finite.
+            ArgumentError: If x is not numeric, or `sample_shape` is not a sequence of integers.
+            DataError: If x is not floating, not finite, or on another device.
         """
         x, shape = self._checked_x(x), check.as_sample_shape(sample_shape)
         return torch.cat([block.sample(x, shape) for block in self.blocks], dim=-2).mT
@@ -153,8 +156,8 @@ class FactorizedGPPrior(LatentPrior):
 
         Raises:
             ShapeError: If x has fewer than two dimensions.
-            ArgumentError: If x is not a tensor.
-            DataError: If x is not floating or not finite.
+            ArgumentError: If x is not numeric.
+            DataError: If x is not floating, not finite, or on another device.
         """
         x = self._checked_x(x)
         front, members = x.shape[:-2], x.shape[-2]
@@ -185,7 +188,10 @@ class FactorizedGPPrior(LatentPrior):
         return converted
 
     def _checked_x(self, x: Tensor) -> Tensor:
-        check.shape(check.floating(x, "x"), "x", ("...", "Q", "D"), _UNGROUPED)
+        parameter = next(self.parameters(), None)
+        x = check.shape(check.as_reals(x, "x", parameter), "x", ("...", "Q", "D"), _UNGROUPED)
+        if parameter is not None:
+            check.device(x=x, prior=parameter)
         return self._converted(check.finite(x, "x"))
 
     def _check(self, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None) -> None:
@@ -196,7 +202,7 @@ class FactorizedGPPrior(LatentPrior):
             value = check.floating(tensors[name], name)
             hint = _UNGROUPED
             if value.dim() == x.dim() and value.shape[:-1] == x.shape[:-1]:
-                hint = f"The prior has {self.num_channels} channels: give the encoder as many outputs."
+                hint = f"The prior has {self.num_channels} channels. Try an encoder of as many outputs."
             check.shape(value, name, (*members, self.num_channels), hint)
         observed = None
         if mask is not None:

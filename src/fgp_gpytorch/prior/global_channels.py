@@ -8,7 +8,8 @@ from gpytorch.means import ConstantMean, Mean
 from gpytorch.priors import Prior
 from torch import Tensor
 
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 from fgp_gpytorch.gaussian import rank_one_factor
 from fgp_gpytorch.kernels import GlobalKernel
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
@@ -27,9 +28,9 @@ class GlobalChannels(ChannelBlock):
         variance_constraint: A GPyTorch constraint; None for `Positive()`.
 
     Raises:
-        ArgumentError: If `num_channels` is below 1.
+        ArgumentError: If `num_channels` is below 1, or another argument has the wrong type.
         ShapeError: If the variance has the wrong length, or the mean is not constant.
-        DataError: If a variance is not positive, or outside its constraint.
+        DataError: If a variance is not positive and finite, or outside its constraint.
     """
 
     is_global = True
@@ -45,14 +46,21 @@ class GlobalChannels(ChannelBlock):
         variance_constraint: Interval | None = None,
     ) -> None:
         super().__init__(num_channels, mean)
-        value = torch.as_tensor(variance, dtype=torch.float64)  # the prior converts it: 1.0 stays 1 to all digits
+        num_channels = self.num_channels
+        value = check.as_reals(check.number(variance), "variance", hint="Try variance=1.0.")
+        if isinstance(check.number(variance), bool):
+            raise ArgumentError(f"variance: expected a number, got {variance!r}. Try variance=1.0.")
+        value = value.double()  # the prior converts it: 1.0 stays 1 to all digits
         if value.dim() > 1 or (value.dim() == 1 and len(value) != num_channels):
             raise ShapeError(
                 f"variance: expected a number or shape ({num_channels},), got {tuple(value.shape)}. "
                 "Try one variance for each channel of the block."
             )
-        if not bool((value > 0).all()):
-            raise DataError(f"variance: expected positive values, got {value.tolist()}. Try variance=1.0.")
+        if not bool(((value > 0) & (value < torch.inf)).all()):
+            raise DataError(f"variance: expected positive finite values, got {value.tolist()}. Try variance=1.0.")
+        check.instance(variance_prior, "variance_prior", (Prior, type(None)), "Try gpytorch.priors.GammaPrior(2, 1).")
+        hint = "Try gpytorch.constraints.Positive()."
+        check.instance(variance_constraint, "variance_constraint", (Interval, type(None)), hint)
         if not (self.has_zero_mean or isinstance(self.mean_module, ConstantMean)):
             raise ShapeError(
                 f"mean: expected a ConstantMean, got {type(self.mean_module).__name__}: a global channel has one value "
@@ -67,7 +75,7 @@ class GlobalChannels(ChannelBlock):
         except RuntimeError as error:
             raise DataError(
                 f"variance: expected a value that the constraint {self.raw_variance_constraint} allows, got "
-                f"{value.tolist()}. Try variance= a number inside it."
+                f"{value.tolist()}. Try a variance inside it."
             ) from error
         if variance_prior is not None:
             self.register_prior("variance_prior", variance_prior, _get_variance, lambda m, v: m.initialize(variance=v))

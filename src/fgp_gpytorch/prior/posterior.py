@@ -137,10 +137,8 @@ def check_new_members(x_new: Tensor, x: Tensor) -> Tensor:
         ArgumentError: If `x_new` is not a tensor.
         DataError: If `x_new` is not floating, not finite, or on another device.
     """
-    check.floating(x_new, "x_new")
-    check.shape(
-        x_new, "x_new", (*x.shape[:-2], "Q*", x.shape[-1]),
-        "It needs the groups of this posterior, in their order. For new groups use prior.sample(x).",
-    )  # fmt: skip
+    x_new = check.as_reals(x_new, "x_new", like=x)
+    hint = "It needs the groups of this posterior, in their order. Try prior.sample(x) for new groups."
+    check.shape(x_new, "x_new", (*x.shape[:-2], "Q*", x.shape[-1]), hint)
     check.device(x_new=x_new, x=x)
     return check.finite(x_new, "x_new").to(x.dtype)
