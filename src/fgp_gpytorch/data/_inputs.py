@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.errors import GroupError, ShapeError
+from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 
 __all__ = ["as_features", "as_numbers", "check_observed", "digest_of", "encode_groups", "expand_mask", "hide_unknown"]
 
