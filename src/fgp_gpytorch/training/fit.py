@@ -126,7 +126,8 @@ def fit(
             processes need `strategy="ddp"`. A precision that stores x in 16 bits is refused.
 
     Warns:
-        UserWarning: If y looks unscaled: a Gaussian likelihood, and an element whose root mean square is above 20.
+        UserWarning: If y looks unscaled: a Gaussian likelihood, and an element whose root mean square is above 20. If
+            `CoregionalizedChannels` learn more than the groups determine, so that intervals are too narrow.
 
     Returns:
         The history and the checkpoints. The model holds the parameters of the last epoch, in evaluation mode. It is on
@@ -135,6 +136,7 @@ def fit(
     Raises:
         ArgumentError: If an argument has the wrong type, a number is out of range, or an option needs another one.
         ShapeError: If held-out members do not fit their context.
+        DataError: If a column of y was never observed, or a value lies outside the range of the likelihood.
         MissingFileError: If the checkpoint to resume from does not exist.
         CheckpointError: If it is no checkpoint of `fit`, damaged, or of another model, data set (by its features and a
             million of its values), objective or setting. If the folder holds another run, or another process writes it.
@@ -154,7 +156,12 @@ def fit(
         early_stopping=early_stopping, seed=seed, checkpoint_every=checkpoint_every, num_workers=num_workers,
         drop_last=drop_last,
     )  # fmt: skip
+    train.check_observed()
+    for data in (train, validation.context if isinstance(validation, HeldOut) else validation):
+        if data is not None:
+            model.likelihood.check_data(data)
     _warn_of_scale(model, train)
+    model.prior.warn_of_few_groups(len(train), stacklevel=3)
     checkpoint = checkpoint_to_resume(resume, folder)
     trainer_options["plugins"] = with_checkpoint_files(trainer_options.get("plugins"))
     module = TrainingModule(model, settings, train, validation)

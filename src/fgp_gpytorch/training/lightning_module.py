@@ -33,7 +33,12 @@ from fgp_gpytorch.training.settings import (
 from fgp_gpytorch.training.shared_batches import SeededGroups, SharedBatches, whole_terms
 
 _KL = " (of the encoder's mean and variance, and the kernels)"
-_SOURCES = {"posterior": " (of the encoder's mean and variance)", "kl_local": _KL, "kl_global": _KL}
+_SOURCES = {
+    "kernel": " (its values at the x of the batch)",
+    "posterior": " (of the encoder's mean and variance)",
+    "kl_local": _KL,
+    "kl_global": _KL,
+}
 
 
 class TrainingModule(lightning.LightningModule):
@@ -157,6 +162,8 @@ class TrainingModule(lightning.LightningModule):
                 terms = self.objective.terms(self.model, self.model, batch)
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise self._non_finite("posterior") from error
+        except NonFiniteError as error:  # of a kernel: only here its epoch is known
+            raise self._non_finite(error.term or "posterior") from error
         terms = terms if shard is None else whole_terms(terms, shard)
         loss = self.objective.loss_of(terms) / terms.num_dataset_members
         if not bool(torch.isfinite(loss)):
