@@ -204,7 +204,7 @@ def prior_case(
         "draws of marginals": posterior.rsample([2], marginals=True),
         "paths": torch.cat(paths, dim=-2),
         "prior draws": prior.sample(x, [2]),
-        "log hyperprior": prior.log_hyperprior(),
+        "log hyperprior": prior.log_hyperprior().to(device),  # on the CPU if the prior has no parameters
     }
     results |= {f"kl {name}": value for name, value in posterior.kl_terms._asdict().items()}
     if whole:
@@ -345,12 +345,13 @@ def start(model: GroupedVAE, data: GroupedDataset) -> None:
 
 def model_case(name: str, device: torch.device) -> Results:
     """Losses, gradients, the Pyro pair, inference and generation of a model, in float64."""
-    model, data = MODELS[name]().double().to(device), data_of(name)
-    start(model, data)
+    model, data = MODELS[name]().double(), data_of(name)
+    start(model, data)  # on the CPU: two devices may give principal components of another sign
+    model = model.to(device)
     batch = data[:].to(device)
     results: Results = {}
     objectives = [ELBO(num_particles=2)]
-    if not list(model.likelihood.parameters()):
+    if isinstance(model.likelihood, GaussianLikelihood) and not list(model.likelihood.parameters()):
         objectives.append(GECO(0.1))
     for objective in objectives:
         kind = type(objective).__name__
