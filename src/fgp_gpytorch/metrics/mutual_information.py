@@ -112,7 +112,7 @@ def real_rows(values: Any, name: str) -> Tensor:  # shape: (N, L)
     values = check.as_tensor(values, name)
     if values.is_complex():
         raise DataError(f"{name}: expected real numbers, got {values.dtype}. Try {name}.real.")
-    check.shape(values, name, ("N", "columns"), f"Try {name}.unsqueeze(-1) for one column.")
+    check.shape(values, name, ("N", "L"), f"Try {name}.unsqueeze(-1) for one column.")
     if not len(values):
         raise DataError(f"{name}: expected at least one row, got {tuple(values.shape)}. Try more data.")
     return check.finite(values, name).double()
