@@ -331,7 +331,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=1, help="number of seeds, one after the other (default 1; the paper has 5)")
     add("--data-seed", type=int, default=0, help="seed of the choice of 11 from 15 views (default 0)")
     add("--data", type=Path, help="folder of a complete MNIST in torchvision's layout, instead of the shipped digits")
-    add("--out", type=Path, help="folder for results, figures and checkpoints (default runs/rotated_mnist/PRESET)")
+    add("--out", type=Path, help="folder for results, figures and checkpoints (default: a new one in runs/rotated_mnist)")
     add(
         "--resume", action="store_true", help="continue from the checkpoints in --out, and skip the seeds that finished"
     )
@@ -349,7 +349,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--seeds: expected at least 1")
     if options.epochs is not None and options.epochs < 1:
         parser.error("--epochs: expected at least 1")
-    options.out = options.out or Path("runs/rotated_mnist") / options.preset
+    if options.resume and options.out is None:
+        parser.error("--resume: expected the folder to continue, got none. Try --out FOLDER.")
+    if options.out is None:
+        options.out = Path("runs/rotated_mnist") / f"{options.preset}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     if not options.resume and any(options.out.glob("seed_*/last.ckpt")):
         parser.error(
             f"--out: expected a new folder, got {options.out} with an earlier run. Try --resume, or another one"

@@ -212,7 +212,9 @@ def as_reals(value: Any, name: str, like: Tensor | None = None, hint: str = "") 
         DataError: If it is complex, or a tensor of integers.
     """
     if not isinstance(value, Tensor):
-        if isinstance(value, list | tuple) and not any(isinstance(row, Tensor) for row in value):
+        if isinstance(value, Real):
+            value = torch.tensor(float(value), dtype=torch.float64)  # PyTorch would round it to its default dtype
+        elif isinstance(value, list | tuple) and not any(isinstance(row, Tensor) for row in value):
             value = _rectangle(value)  # float64, where PyTorch would round to its default dtype
         value = as_tensor(value, name)
         value = value if value.is_floating_point() or value.is_complex() else value.double()
