@@ -187,6 +187,8 @@ def _standard(features: Tensor) -> tuple[Tensor, Tensor]:
 def _groups(values: Any, name: str) -> Tensor:  # shape: (N,)
     values = check.as_tensor(values, name)
     check.shape(values, name, ("N",), "Try one integer for each row.")
+    if values.is_floating_point() and bool((values == values.round()).all()):
+        values = values.long()  # exact integers
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise DataError(f"{name}: expected integers, got {values.dtype}. Try unique(return_inverse=True)[1].")
     return values
