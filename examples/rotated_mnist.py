@@ -331,7 +331,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=1, help="number of seeds, one after the other (default 1; the paper has 5)")
     add("--data-seed", type=int, default=0, help="seed of the choice of 11 from 15 views (default 0)")
     add("--data", type=Path, help="folder of a complete MNIST in torchvision's layout, instead of the shipped digits")
-    add("--out", type=Path, help="folder for results, figures and checkpoints (default: a new one in runs/rotated_mnist)")
+    add(
+        "--out",
+        type=Path,
+        help="folder for results, figures and checkpoints (default: a new one in runs/rotated_mnist)",
+    )
     add(
         "--resume", action="store_true", help="continue from the checkpoints in --out, and skip the seeds that finished"
     )

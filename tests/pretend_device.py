@@ -37,6 +37,10 @@ class PretendedTensor(Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
+    @property
+    def is_meta(self) -> bool:
+        return False
+
     def __repr__(self, **options: Any) -> str:
         return f"pretended {self.numbers!r}"
 

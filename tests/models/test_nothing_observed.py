@@ -41,7 +41,7 @@ def with_unobserved(extra=(2, 1), members=False):
     nothing = torch.zeros(len(new), 3, dtype=torch.bool)
     both = GroupedDataset(
         torch.cat([y, torch.full((len(new), 3), torch.nan, dtype=y.dtype)]),
-        torch.cat([x, 2.5 * torch.ones(len(new), 1, dtype=x.dtype)]),
+        torch.cat([x, 2.5 + 0.01 * torch.arange(len(new), dtype=x.dtype).unsqueeze(-1)]),
         torch.cat([group, new]),
         torch.cat([y_mask, nothing]),
     )

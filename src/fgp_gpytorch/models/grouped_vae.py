@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.errors import DataError, NonFiniteError, ShapeError
 from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood, observed_pair, possible_values
 from fgp_gpytorch.models._batches import (
     PseudoObservations,
@@ -117,7 +117,8 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         Raises:
             ArgumentError: If the batch is not a GroupedBatch or a GroupedDataset.
             ShapeError: If the encoder's output is not two tensors of L channels.
-            DataError: If the encoder's variance is negative or infinite, or a feature is unknown.
+            DataError: If the encoder's variance is negative, or a feature is unknown.
+            NonFiniteError: If its variance is infinite.
         """
         batch = whole_batch(batch, "batch", self)
         # other members would cost time, and enter the statistics of a batch norm
@@ -140,11 +141,11 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         mean, variance = encoded
         wrong = (variance < 0) | variance.isinf()  # one that underflows to 0 gives a loss that is not finite
         if bool(wrong.any()):
-            least = variance[wrong].min().item()
-            raise DataError(
-                f"encoder: expected {'positive' if least < 0 else 'finite'} variances, got {least:g}. "
-                "Try an encoder that ends in exp or softplus, scaled data, or a smaller learning rate."
-            )
+            least, hint = variance[wrong].min().item(), "Try an encoder that ends in exp or softplus"
+            if least < 0:
+                raise DataError(f"encoder: expected positive variances, got {least:g}. {hint}.")
+            message = f"encoder: expected finite variances, got inf. {hint}, scaled data, or a smaller learning rate."
+            raise NonFiniteError(message, term="posterior")
         if full:
             mean, variance = (part.unflatten(0, batch.mask.shape) for part in (mean, variance))
         else:
@@ -477,18 +478,6 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
     @abstractmethod
     def sample_prior(self, x: Tensor, sample_shape: Sequence[int]) -> Tensor:
         """Latents of new groups at x (G, Q, D): (*s, G, Q, L)."""
-
-    # saved like a buffer, but not one: averages of weights would average it
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.num_features is not None:
-            destination[f"{prefix}_num_features"] = torch.tensor(self.num_features)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        features = state_dict.pop(f"{prefix}_num_features", None)
-        self.num_features = self.num_features if features is None else int(features)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def save(self, path: str | Path) -> None:
         """Write the configuration and the parameters to a file. Reading it executes no code.

@@ -113,7 +113,7 @@ def _differences(module: TrainingModule, content: dict[str, Any]) -> Iterator[st
     tensors, others = module.state_dict(), content["state_dict"]
     for name in sorted(set(tensors) | set(others)):
         alone = name not in others or name not in tensors
-        recorded = name.endswith(("_labels_digest", "_num_features"))  # by the first step
+        recorded = name.endswith("_labels_digest")  # by the first step
         if not recorded if alone else tensors[name].shape != others[name].shape:
             yield f"{name} differs"
     mine, saved = module.record, content["settings"]
