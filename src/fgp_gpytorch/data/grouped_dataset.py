@@ -372,7 +372,7 @@ class GroupedDataset(Dataset):
             )
         hint = "It masks the members as data.features() sorts them, by group."
         mask = check.mask(as_numbers(members, "members"), "members", (self.num_members,), hint)
-        if mask.device.type == "meta":
+        if mask.is_meta:
             raise DataError("members: expected a mask with values, got one on meta. Try members on the data's device.")
         mask = mask.to(self.group_sizes.device)
         if not bool(mask.any()):
