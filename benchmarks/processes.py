@@ -64,23 +64,27 @@ class Case:
     unknown_x: bool = False
 
 
-def prior(coregionalized: bool = False) -> FactorizedGPPrior:
+def prior() -> FactorizedGPPrior:
     """Two local channels and a global one, with a hyperparameter prior."""
     kernel = gpytorch.kernels.PeriodicKernel(lengthscale_prior=gpytorch.priors.GammaPrior(2.0, 1.0))
-    if coregionalized:
-        return FactorizedGPPrior([CoregionalizedChannels(CHANNELS, 2, PeriodicFeatures(kernel))])
     return FactorizedGPPrior([LocalChannels(CHANNELS - 1, kernel), GlobalChannels(1)])
 
 
-def _coregionalized(encoder: Any, decoder: Any, _: Any, **options: Any) -> FGPVAE:
-    return FGPVAE(encoder, decoder, prior(coregionalized=True), **options)
-
-
-def _latent_angle(encoder: Any, decoder: Any, _: Any, **options: Any) -> LatentAngleFGPVAE:
+def circular() -> gpytorch.kernels.PeriodicKernel:
+    """A kernel that keeps the period of an angle."""
     kernel = gpytorch.kernels.PeriodicKernel()
     kernel.period_length = 2 * torch.pi
     kernel.raw_period_length.requires_grad_(False)
-    circle = FactorizedGPPrior([LocalChannels(CHANNELS - 1, kernel), GlobalChannels(1)])
+    return kernel
+
+
+def _coregionalized(encoder: Any, decoder: Any, _: Any, **options: Any) -> FGPVAE:
+    block = CoregionalizedChannels(CHANNELS, 2, PeriodicFeatures(circular()))
+    return FGPVAE(encoder, decoder, FactorizedGPPrior([block]), **options)
+
+
+def _latent_angle(encoder: Any, decoder: Any, _: Any, **options: Any) -> LatentAngleFGPVAE:
+    circle = FactorizedGPPrior([LocalChannels(CHANNELS - 1, circular()), GlobalChannels(1)])
     return LatentAngleFGPVAE(encoder, decoder, circle, MLPFeatures([ELEMENTS], 2, hidden=[8]), **options)
 
 
