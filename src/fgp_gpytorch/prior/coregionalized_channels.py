@@ -35,7 +35,7 @@ class CoregionalizedChannels(ChannelBlock):
     - `GlobalChannels` are the case of constant phi and W = I, `LocalChannels` that of a block diagonal W.
     - W is a point estimate, so the intervals leave out its error. With few groups they are too narrow: of 60 groups
       drawn from the model, 90 % intervals contain about 70 % (J = 4, M = 9) or 50 % (M = 25). With 1,000 groups they
-      contain 88 % and 85 %. Below 8 J M groups `fit` warns.
+      contain 88 % and 86 %. Below 8 J M groups `fit` warns.
     - This is a linear model of coregionalization (Alvarez et al. 2012) of rank R over channels and features together.
       It is also multivariate functional PCA (Happ and Greven 2018), with g_p as the scores of a group.
 
@@ -121,7 +121,7 @@ class CoregionalizedChannels(ChannelBlock):
             f"each of {product} loadings of a factor, got {num_groups}. The loadings are a point "
             "estimate: 90 % intervals of new members' latents may contain only about "
             f"{100 * self.expected_coverage(num_groups):.0f} % of the truths. Try more groups, fewer channels or "
-            "features (harmonics=, points), or LocalChannels."
+            "features (harmonics=, points), a fixed kernel, or LocalChannels."
         )
 
     def kernel_on_rows(self) -> Kernel:
