@@ -87,6 +87,30 @@ print("came through")
     assert "the second process fails" in err
 
 
+def test_a_caught_error_leaves_nobody_waiting(tmp_path):
+    out, err, status = script(
+        tmp_path,
+        """
+class Fails(lightning.Callback):
+    def on_train_batch_end(self, trainer, module, *rest):
+        if rank == 0 and trainer.global_step == 2:
+            raise OSError("the first process fails")
+
+for _ in range(2):
+    try:
+        fit(make_model(), make_data((2,) * 12), callbacks=[Fails()], **two)
+    except Exception as error:
+        print(rank, type(error).__name__, str(error)[:59], flush=True)
+""",
+    )
+    assert status == 0, err[-2000:]
+    lines = [line for line in out.splitlines() if line.startswith("0 ")]
+    assert lines == [
+        "0 OSError the first process fails",
+        "0 ArgumentError devices: expected a new start of the script after a run tha",
+    ]
+
+
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
 def test_spawned_and_forked_processes_are_refused(strategy):
     with pytest.raises(ArgumentError, match=r"strategy: expected 'auto' or 'ddp', got .* Try strategy='ddp'"):

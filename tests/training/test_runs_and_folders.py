@@ -16,9 +16,9 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from test_fit import At as AtStep
 from test_fit import assert_same_history, held_out, interrupt, train
 
-from factories import make_data, same_state
-from fgp_gpytorch import ELBO, FGPVAE, GECO
-from fgp_gpytorch.errors import ArgumentError, CheckpointError
+from factories import make_data, make_model, same_state, state_of
+from fgp_gpytorch import ELBO, FGPVAE, GECO, GroupedDataset, fit
+from fgp_gpytorch.errors import ArgumentError, CheckpointError, DataError
 
 
 class Stop(lightning.Callback):
@@ -279,7 +279,8 @@ def test_the_batch_of_all_processes_is_compared():
     def batch(processes, groups):
         trainer = SimpleNamespace(
             world_size=processes, gradient_clip_algorithm=None, gradient_clip_val=None, accumulate_grad_batches=1,
-            precision="32-true", limit_train_batches=1.0,
+            precision="32-true", limit_train_batches=1.0, limit_val_batches=1.0, check_val_every_n_epoch=1,
+            val_check_interval=1.0,
         )  # fmt: skip
         return conditions(trainer, SimpleNamespace(batch_size=groups))
 
@@ -305,3 +306,58 @@ def test_reset_restores_the_state_of_the_constructor():
     for name, value in fresh.state_dict().items():
         assert torch.equal(objective.state_dict()[name].nan_to_num(7), value.nan_to_num(7))
     ELBO().reset()
+
+
+def test_a_schedule_is_that_of_all_epochs_when_a_run_is_cut(tmp_path):
+    options = {
+        "lr_schedule": "cosine",
+        "epochs": 4,
+        "batch_size": 2,
+        "seed": 3,
+        "progress": False,
+        "accelerator": "cpu",
+    }
+    whole, cut = make_model(), make_model()
+    fit(whole, make_data(), folder=None, **options)
+    fit(cut, make_data(), folder=tmp_path, max_steps=5, **options)
+    fit(cut, make_data(), folder=tmp_path, resume=True, **options)
+    assert same_state(state_of(whole), state_of(cut))
+
+
+def test_a_run_that_was_not_validated_in_every_epoch_goes_on_in_another_folder(tmp_path):
+    options = {"validation": make_data(seed=5), "check_val_every_n_epoch": 2, "seed": 3, "progress": False}
+    options |= {"accelerator": "cpu", "batch_size": 3}
+    first = fit(make_model(), make_data(), folder=tmp_path / "a", epochs=3, **options)
+    path = first.last_checkpoint
+    result = fit(make_model(), make_data(), folder=tmp_path / "b", epochs=4, resume=path, **options)
+    assert len(result.history) == 4
+    assert result.best_checkpoint == tmp_path / "b" / "best.ckpt"
+
+
+@pytest.mark.parametrize("option", [{"limit_val_batches": 1}, {"check_val_every_n_epoch": 2}])
+def test_validation_that_changed_is_named(tmp_path, option):
+    options = {"validation": make_data(seed=5), "seed": 3, "progress": False, "accelerator": "cpu", "folder": tmp_path}
+    fit(make_model(), make_data(), epochs=1, batch_size=3, **options)
+    with pytest.raises(CheckpointError, match=next(iter(option))):
+        fit(make_model(), make_data(), epochs=2, batch_size=3, resume=True, **options, **option)
+
+
+def test_an_average_of_weights_is_not_what_the_last_file_holds(tmp_path):
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    options = {"seed": 3, "progress": False, "accelerator": "cpu", "checkpoint_every": 3, "batch_size": 3}
+    plain, averaged = make_model(), make_model()
+    fit(plain, make_data(), folder=None, epochs=4, **options)
+    result = fit(averaged, make_data(), folder=tmp_path, epochs=4, callbacks=[EMAWeightAveraging(decay=0.9)], **options)
+    saved = type(plain).load(result.last_checkpoint)
+    assert same_state(state_of(saved), state_of(plain))
+    assert not same_state(state_of(averaged), state_of(plain))
+
+
+def test_validation_groups_without_observations_are_refused():
+    data = make_data()
+    rows = data.flat()
+    nothing = torch.zeros(rows.y.shape, dtype=torch.bool)
+    empty = GroupedDataset(rows.y, rows.x, rows.group, nothing, allow_unobserved=True)
+    with pytest.raises(DataError, match="validation: expected groups with an observation, got none"):
+        fit(make_model(), data, validation=empty, folder=None, progress=False)

@@ -63,13 +63,14 @@ class EpochCheckpoint(ModelCheckpoint):
         )  # fmt: skip
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the epoch, if it is whole."""
-        if _is_whole(trainer):
-            super().on_train_epoch_end(trainer, pl_module)
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the end, if it is whole and was not just saved."""
-        if self.monitor is None and _is_whole(trainer) and trainer.current_epoch % (self.every_n_epochs or 1) != 0:
+        """Save the epoch, if it is whole and its turn, or the last state at the end of the run."""
+        if not _is_whole(trainer) or (self.monitor is not None and self.monitor not in trainer.callback_metrics):
+            return
+        super().on_train_epoch_end(trainer, pl_module)
+        finished, steps = trainer.current_epoch + 1, trainer.max_steps
+        ends = trainer.should_stop or finished == trainer.max_epochs or 0 <= steps <= trainer.global_step
+        # here, not in on_train_end: a callback that averages weights replaces the model's there
+        if self.monitor is None and ends and finished % (self.every_n_epochs or 1) != 0:
             trainer.save_checkpoint(self.format_checkpoint_name({}))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedDataset, HeldOut
-from fgp_gpytorch.errors import ArgumentError
+from fgp_gpytorch.errors import ArgumentError, DataError
 from fgp_gpytorch.likelihoods import DiagonalGaussianLikelihood, GaussianLikelihood
 from fgp_gpytorch.models import GroupedVAE
 from fgp_gpytorch.objectives import ELBO, Objective
@@ -89,8 +89,7 @@ def fit(
     with the same number of threads.
 
     Checkpoints hold whole epochs. `max_steps`, `max_time` (of each call), a callback's `should_stop`, ctrl-C and
-    SIGTERM may end a run within an epoch. This epoch is in the history that is returned, but in no checkpoint: a
-    resumed run repeats it from its start.
+    SIGTERM may end a run within an epoch. No checkpoint contains this epoch. A resumed run repeats it from its start.
 
     Args:
         model: An `FGPVAE`, or another model of this package.
@@ -104,8 +103,9 @@ def fit(
             rounding and to random numbers that networks draw themselves.
         learning_rate: Of the default optimizer.
         optimizer: A function from parameters to an optimizer. None for Adam in its fused form.
-        lr_schedule: "cosine" falls from the learning rate to zero over all steps. A function takes the optimizer and
-            the number of steps, and returns a scheduler that is stepped every step.
+        lr_schedule: "cosine" falls from the learning rate to zero over all steps of `epochs`, also if `max_steps` ends
+            the run earlier. A function takes the optimizer and this number of steps, and returns a scheduler that is
+            stepped every step.
         gradient_clip: Largest norm of the gradient of the loss per member. None for no clipping.
         early_stopping: Validation epochs without improvement after which training stops. None never stops early.
         seed: Of shuffling and sampling. None draws one, which is saved. It does not seed the initial weights: call
@@ -116,7 +116,8 @@ def fit(
             validation data, objective, optimizer, schedule, precision, accumulation and other settings must be those
             of the run; epochs, early_stopping, checkpoint_every and num_workers may change. The number of processes
             may change if batch_size times processes stays.
-        checkpoint_every: Epochs between checkpoints of the last state. The end is always saved.
+        checkpoint_every: Epochs between checkpoints of the last state. The end of the last whole epoch of `epochs`,
+            `max_steps` or early stopping is saved too.
         progress: Whether to show a progress bar.
         num_workers: Processes that load data. Data sets in memory need none.
         drop_last: Whether an epoch leaves out the groups of a last minibatch that is not full. Networks with batch
@@ -157,6 +158,8 @@ def fit(
         drop_last=drop_last,
     )  # fmt: skip
     train.check_observed()
+    if isinstance(validation, GroupedDataset) and validation.num_elements == 0:
+        raise DataError("validation: expected groups with an observation, got none. Try other groups.")
     for data in (train, validation.context if isinstance(validation, HeldOut) else validation):
         if data is not None:
             model.likelihood.check_data(data)

@@ -245,7 +245,7 @@ class TrainingModule(lightning.LightningModule):
         if settings.lr_schedule is None:
             return optimizer
         schedule = _cosine if settings.lr_schedule == "cosine" else settings.lr_schedule
-        scheduler = schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = schedule(optimizer, self._scheduled_steps())
         if isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler):
             raise ArgumentError(
                 "lr_schedule: expected a function that returns a torch scheduler which is stepped after every batch, "
@@ -254,6 +254,12 @@ class TrainingModule(lightning.LightningModule):
             )
         self._compare("settings of the schedule", schedule_settings(scheduler))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _scheduled_steps(self) -> int:
+        """The steps of all epochs, also of a run that ends earlier: it may be resumed."""
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()
+        return self.settings.epochs * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the objective's state, the history, the seed, the settings, and what `GroupedVAE.load` needs."""

@@ -1,19 +1,25 @@
 """Starting a run, or resuming one that was interrupted."""
 
 import errno
+import math
+import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
-from fgp_gpytorch.errors import CheckpointError
+from fgp_gpytorch.errors import ArgumentError, CheckpointError
 from fgp_gpytorch.saving import KEY, cannot_write, options_of, read_checkpoint, write_checkpoint
 from fgp_gpytorch.training.folders import existing
 from fgp_gpytorch.training.lightning_module import TrainingModule
 from fgp_gpytorch.training.settings import MAY_CHANGE, another_run, conditions
+
+_failed_groups: list[int] = []  # numbers of processes whose group an error ended
 
 
 class PatientStopping(EarlyStopping):
@@ -30,6 +36,7 @@ def run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | N
     Raises:
         CheckpointError: If the file is no checkpoint of `fit`, belongs to another run, ends within an epoch, or holds
             more epochs than asked, or if a file of this run cannot be written.
+        ArgumentError: If an earlier run in several processes failed in this one.
     """
     module.record.update(conditions(trainer, module.settings))
     if checkpoint is None:
@@ -49,8 +56,14 @@ def run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | N
                 trainer.fit_loop.max_epochs = finished
         if folder is not None and trainer.is_global_zero:
             _bring_best(checkpoint, content, folder)
+    if trainer.world_size > 1 and os.getpid() in _failed_groups:
+        raise ArgumentError(
+            "devices: expected a new start of the script after a run that failed in several processes, got another "
+            "run. These processes can no longer find each other. Try to start the script again, or devices=1."
+        )
     try:
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+        with _group_ended_on_error():
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as end:  # Lightning ends so on ctrl-C
         if trainer.received_sigterm:  # the sender wants the process to end, with a status that says it is unfinished
             raise SystemExit(128 + signal.SIGTERM) from end
@@ -60,6 +73,18 @@ def run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | N
         if folder is None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
         raise cannot_write(folder, error) from error  # the log
+
+
+@contextmanager
+def _group_ended_on_error() -> Iterator[None]:
+    """Leave the group of processes if an error ends the run. The others would wait for this one."""
+    try:
+        yield
+    except BaseException:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+            _failed_groups.append(os.getpid())
+        raise
 
 
 def _content(checkpoint: Path) -> dict[str, Any]:
@@ -90,14 +115,15 @@ def _compare(module: TrainingModule, content: dict[str, Any], checkpoint: Path) 
 
 def _bring_best(checkpoint: Path, content: dict[str, Any], folder: Path) -> None:
     """Write best.ckpt if a run goes on in a new folder, or if its file was lost and this checkpoint is the best."""
-    monitor = next((name for name in ("val_loss", "val_mse") if name in content["history"][-1]), None)
+    rows = content["history"]
+    monitor = next((name for name in ("val_loss", "val_mse") if any(name in row for row in rows)), None)
     if monitor is None or existing(folder, "best.ckpt") is not None:
         return
-    values = [row[monitor] for row in content["history"]]
+    values = [row.get(monitor, math.inf) for row in rows]  # not every epoch was validated
     best = values.index(min(values))
     for path in (checkpoint, checkpoint.with_name("best.ckpt")):
         other = content if path == checkpoint else read_checkpoint(path) if path.is_file() else {}
-        if other.get("history") == content["history"][: best + 1]:
+        if other.get("history") == rows[: best + 1]:
             write_checkpoint(other, folder / "best.ckpt")
             return
 

@@ -102,7 +102,10 @@ def conditions(trainer: lightning.Trainer, settings: RunSettings) -> dict[str, A
         "gradient_clip": _plain(trainer.gradient_clip_val),
         "gradient_clip_algorithm": "norm" if algorithm is None else str(algorithm.value),
         "precision": trainer.precision,
-        "limit_train_batches": _plain(trainer.limit_train_batches),
+        "limit_train_batches": repr(trainer.limit_train_batches),  # 1 is a batch, 1.0 all of them
+        "limit_val_batches": repr(trainer.limit_val_batches),
+        "check_val_every_n_epoch": _plain(trainer.check_val_every_n_epoch),
+        "val_check_interval": repr(trainer.val_check_interval),
     }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from fgp_gpytorch._shards import Shard
-from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.models import Terms
 
 
@@ -93,7 +93,8 @@ class SeededGroups(Dataset):
 
     def __getitem__(self, request: Request) -> Any:
         """Return the groups of a request as a batch."""
-        if not isinstance(self.data, GroupedDataset) or not self.data.is_lazy:
+        source = self.data.context if isinstance(self.data, HeldOut) else self.data
+        if not isinstance(source, GroupedDataset) or not source.is_lazy:
             return self.data[request.positions]
         with _seeded(request.seed):
             return self.data[request.positions]
