@@ -29,6 +29,31 @@ def test_dense_marginals_pass_gradgradcheck(rank):
     assert gradgradcheck(_symmetric(lambda *a: tuple(dense_marginals(*a))), _problem(rank=rank), atol=1e-5)
 
 
+def test_dense_marginals_pass_gradgradcheck_where_the_residual_depends_on_the_precision():
+    covariance, precision, residual = _problem()
+    function = _symmetric(lambda k, d, r: tuple(dense_marginals(k, d, r * d.square())))
+    assert gradgradcheck(function, [covariance, precision, residual], atol=1e-5)
+
+
+def test_precise_members_of_equal_x_have_the_same_gradient_with_create_graph_and_a_right_second_one():
+    prior = FactorizedGPPrior([LocalChannels(1, gpytorch.kernels.RBFKernel())])
+    x = torch.tensor([0.0, 0.0, 1.0], dtype=F64).reshape(1, 3, 1)
+    mean = torch.tensor([0.0, 1.0, 0.5], dtype=F64).reshape(1, 3, 1)
+    log_variance = torch.full((1, 3, 1), 1e-6, dtype=F64).log().requires_grad_()
+
+    def first(log_variance, create_graph=False):
+        kl = prior.posterior(x, mean, log_variance.exp()).kl.sum()
+        return torch.autograd.grad(kl, log_variance, create_graph=create_graph)[0]
+
+    differentiable = first(log_variance, create_graph=True)
+    torch.testing.assert_close(differentiable.detach(), first(log_variance), rtol=1e-8, atol=1e-10)
+    (second,) = torch.autograd.grad(differentiable[0, 0, 0], log_variance)
+    step = torch.zeros_like(log_variance)
+    step[0, 0, 0] = 1e-4
+    wanted = (first(log_variance + step) - first(log_variance - step))[0, 0, 0] / 2e-4
+    torch.testing.assert_close(second[0, 0, 0], wanted, rtol=1e-5, atol=1e-8)
+
+
 def test_low_rank_and_rank_one_pass_gradgradcheck():
     root, precision, residual = _problem()
 
