@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import DataError, NonFiniteError
 from fgp_gpytorch.gaussian import dense_factor, dense_marginals, masked_precision, root_precision
 
 F64 = torch.float64
@@ -170,8 +170,13 @@ def test_root_precision_has_a_zero_gradient_at_zero():
 @pytest.mark.parametrize("condition", [dense_factor, dense_marginals])
 def test_a_covariance_too_large_for_rounding_is_not_blamed_on_the_kernel(condition):
     rank_one = torch.full((3, 3), 1e30, dtype=F64)  # positive semi-definite, but 1 + 1e30 is 1e30
-    with pytest.raises(torch.linalg.LinAlgError):
-        condition(rank_one, torch.ones(3, dtype=F64), torch.ones(3, dtype=F64))
+    ones = torch.ones(3, dtype=F64)
+    with pytest.raises(NonFiniteError, match=r"kernel: expected .*, got .* 1e\+30 times as large\. Try") as caught:
+        condition(rank_one, ones, ones)
+    assert caught.value.term == "kernel"
+    with pytest.raises(NonFiniteError, match=r"posterior: expected .*, got (nan|inf)\. Try") as caught:
+        condition(torch.eye(3, dtype=F64), ones * torch.inf, ones)
+    assert caught.value.term == "posterior"
     negative = torch.diag(torch.tensor([-1.0, 2, 3], dtype=F64))
     with pytest.raises(DataError, match="positive semi-definite covariance, got one with eigenvalues from -1 to 3"):
         condition(negative, torch.full((3,), 2.0, dtype=F64), torch.ones(3, dtype=F64))

@@ -80,6 +80,8 @@ def test_marginals_predictions_and_draws_are_refused(kernel, words):
         lambda p: p.posterior(x, mean, variance / 8).predict(x + 0.5).variance,
         lambda p: p.posterior(x, mean, variance / 8).rsample(),
         lambda p: p.sample(x),
+        lambda p: p(x),
+        lambda p: p.posterior(x, mean, variance / 8).log_evidence,
     ):
         with pytest.raises(DataError, match=words):
             use(_prior(kernel))

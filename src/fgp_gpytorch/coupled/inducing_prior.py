@@ -10,13 +10,13 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch.coupled.coupled_posterior import CoupledPosterior, LowRankPrediction
 from fgp_gpytorch.coupled.coupled_prior import CoupledPrior
 from fgp_gpytorch.coupled.group_inputs import GroupInputs, checked_inputs
-from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch.errors import NonFiniteError, ShapeError
 from fgp_gpytorch.feature_maps import angle_kernel
 from fgp_gpytorch.gaussian import (
     LowRankFactor,
     check_residual_variance,
-    factorize,
     low_rank_factor,
+    require_covariance,
     rounding_tolerance,
 )
 from fgp_gpytorch.kernels import kernel_matrix
@@ -108,7 +108,7 @@ class InducingPrior(CoupledPrior):
         Raises:
             ShapeError: If there are not `num_features` features.
             DataError: If the kernel has a negative eigenvalue beyond rounding, or is not symmetric.
-            NonFiniteError: If the kernel is not finite.
+            NonFiniteError: If the kernel is not finite, or rounding prevents its factorization.
         """
         rows, front = x.flatten(0, 1), x.shape[:2]
         check.shape(rows, "x", ("N", self.inducing_x.shape[-1]), "Try num_features= of the model for other data.")
@@ -128,7 +128,13 @@ class InducingPrior(CoupledPrior):
         residual = own - root.square().sum(-1)
         # one transfer for both checks; written so that NaN fails
         if not bool((residual >= -rounding_tolerance(own.dtype) * own.abs()).all() & (failed == 0)):
-            factorize(noisy, among)
+            require_covariance(among)
+            if bool(failed):
+                raise NonFiniteError(
+                    f"kernel: expected inducing points whose covariance can be factorized, got one with variances up "
+                    f"to {float(among.diagonal().amax()):.3g}. Try inducing points further apart, or scaled x.",
+                    term="kernel",
+                )
             check_residual_variance(residual, among, cross.mT, own)
         residual = residual.clamp_min(torch.finfo(own.dtype).tiny)
         return root.unflatten(0, front), residual.reshape(*front, 1)

@@ -19,7 +19,6 @@ from fgp_gpytorch.gaussian.low_rank import LowRankFactor, MeanFieldFactor, low_r
 from fgp_gpytorch.gaussian.precision import (
     check_finite,
     check_residual_variance,
-    factorize,
     masked_precision,
     require_covariance,
     root_precision,
@@ -42,7 +41,6 @@ __all__ = [
     "check_residual_variance",
     "dense_factor",
     "dense_marginals",
-    "factorize",
     "low_rank_factor",
     "masked_precision",
     "mean_field_factor",

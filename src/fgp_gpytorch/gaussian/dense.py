@@ -163,7 +163,7 @@ def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor, x: 
 
     Raises:
         DataError: If K is not symmetric, or has a negative eigenvalue beyond rounding.
-        NonFiniteError: If K is not finite.
+        NonFiniteError: If K is not finite, or so large that rounding removes the identity of B.
     """
     shape = torch.broadcast_shapes(covariance.shape[:-1], precision.shape, residual.shape)
     covariance = covariance.expand(*shape, shape[-1])
@@ -230,7 +230,15 @@ class DenseFactor(NamedTuple):
         return variance.clamp_min(torch.finfo(variance.dtype).tiny)
 
     def log_evidence(self) -> Tensor:
-        """log Z = -1/2 (a'a + log|B| + sum_observed log 2 pi sigma^2), nats, (*b,)."""
+        """log Z = -1/2 (a'a + log|B| + sum_observed log 2 pi sigma^2), nats, (*b,).
+
+        Raises:
+            DataError: If K is not symmetric, or makes a posterior variance negative beyond rounding.
+            NonFiniteError: If K is not finite.
+        """
+        if not transforms_active(self.covariance, self.weights):
+            with torch.no_grad():  # for its check
+                self.predict_variance(self.covariance, self.covariance.diagonal(dim1=-2, dim2=-1))
         log_determinant = 2 * self.cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (self.whitened.square().sum(-1) + log_determinant + self.constant)
 
@@ -254,7 +262,7 @@ def dense_factor(
 
     Raises:
         DataError: If K is not symmetric, or has a negative eigenvalue beyond rounding.
-        NonFiniteError: If K is not finite.
+        NonFiniteError: If K is not finite, or so large that rounding removes the identity of B.
     """
     if pooled is not None:
         precision, residual = pooled.precision, pooled.residual

@@ -17,7 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.gaussian.precision import check_finite, log_normalizer, log_plus_inverse, root_precision
+from fgp_gpytorch.gaussian.precision import (
+    check_finite,
+    log_normalizer,
+    log_plus_inverse,
+    root_precision,
+    too_precise,
+)
 from fgp_gpytorch.gaussian.repeated_rows import RepeatedRows
 
 
@@ -87,16 +93,15 @@ def low_rank_factor(root: Tensor, precision: Tensor, residual: Tensor) -> LowRan
         The factor. Phi broadcasts over the batch dimensions of the other two.
 
     Raises:
-        NonFiniteError: If Phi is not finite.
-        torch.linalg.LinAlgError: If the precisions are not finite, or so large that rounding removes the identity.
+        NonFiniteError: If Phi or the precisions are not finite, or so large that rounding removes the identity.
     """
     scale = root_precision(precision)
     scaled = scale.unsqueeze(-1) * root  # R Phi
     try:
         cholesky = torch.linalg.cholesky(_identity_plus(scaled.mT @ scaled))
-    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         check_finite(root, "kernel features")
-        raise
+        raise too_precise(scaled.square().sum(-1)) from error
     projected = scaled.mT @ (scale * residual).unsqueeze(-1)
     weights = torch.cholesky_solve(projected, cholesky).squeeze(-1)
     return LowRankFactor(root, precision, residual, cholesky, weights)
@@ -191,8 +196,7 @@ def mean_field_factor(root: Tensor | RepeatedRows, noise: Tensor, mean: Tensor, 
         The factor. There is no mask: leave missing rows out, which gives the exact marginal.
 
     Raises:
-        NonFiniteError: If Phi is not finite.
-        torch.linalg.LinAlgError: If Phi is so large that rounding removes the identity.
+        NonFiniteError: If Phi is not finite, or so large that rounding removes the identity.
     """
     if isinstance(root, RepeatedRows):
         repeated, root = root, root.dense()
@@ -202,9 +206,9 @@ def mean_field_factor(root: Tensor | RepeatedRows, noise: Tensor, mean: Tensor, 
         gram = scaled.mT @ scaled
     try:
         cholesky = torch.linalg.cholesky(_identity_plus(gram))
-    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         check_finite(root, "kernel features")
-        raise
+        raise too_precise(root.square().sum(-1) / noise.unsqueeze(-1)) from error
     weights = _mean_field_weights(root, noise, mean, cholesky)
     return MeanFieldFactor(root, noise, mean, variance, cholesky, weights, repeated)
 

@@ -42,14 +42,34 @@ def factorize(b: Tensor, covariance: Tensor) -> Tensor:
 
     Raises:
         DataError: If K is not symmetric, or has a negative eigenvalue beyond rounding.
-        NonFiniteError: If K is not finite.
-        torch.linalg.LinAlgError: If B is not finite, or so large that rounding removes the identity.
+        NonFiniteError: If K or B is not finite, or B is so large that rounding removes the identity.
     """
     try:
         return torch.linalg.cholesky(b)
-    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         require_covariance(covariance)
-        raise
+        raise too_precise(b.diagonal(dim1=-2, dim2=-1)) from error
+
+
+def too_precise(ratio: Tensor) -> NonFiniteError:
+    """The error of a B = I + R K R that cannot be factorized, although K is a covariance.
+
+    Args:
+        ratio: Prior variances divided by pseudo-variances, R^2 K_qq, any shape. Where they are not finite, the error's
+            term is "posterior", else "kernel".
+    """
+    largest = float(ratio.detach().amax())
+    if not math.isfinite(largest):
+        return NonFiniteError(
+            f"posterior: expected a finite ratio of prior variance and pseudo-variance, got {largest:g}. Try larger "
+            "pseudo-variances, or an encoder whose variance is finite and not 0.",
+            term="posterior",
+        )
+    return NonFiniteError(
+        f"kernel: expected prior variances that {ratio.dtype} can add to the pseudo-variances, got prior variances up "
+        f"to {largest:.3g} times as large. Try scaled x, a smaller outputscale, or larger pseudo-variances.",
+        term="kernel",
+    )
 
 
 def require_covariance(covariance: Tensor) -> None:

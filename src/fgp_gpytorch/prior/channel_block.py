@@ -9,7 +9,9 @@ from gpytorch.means import Mean, ZeroMean
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import transforms_active
 from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch.gaussian import require_covariance
 from fgp_gpytorch.prior.block_posterior import BlockPosterior
 from fgp_gpytorch.saving import Configurable
 
@@ -121,12 +123,19 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
         return None
 
     def joint_covariances(self, x: Tensor) -> list[Tensor]:
-        """Prior covariances of independent sets of channels, each (*b, G, N, N), rows by channel, then member."""
+        """Prior covariances of independent sets of channels, each (*b, G, N, N), rows by channel, then member.
+
+        Raises:
+            DataError: If one is not symmetric, or has a negative eigenvalue beyond rounding.
+            NonFiniteError: If one is not finite.
+        """
         if self.couples_channels:
             root = self.covariance_root(x).flatten(-3, -2)
             return [root @ root.mT]
-        members = x.shape[-2]
-        return list(self.covariance(x, x).expand(*x.shape[:-2], self.num_channels, members, members).unbind(-3))
+        members, covariance = x.shape[-2], self.covariance(x, x)
+        if not transforms_active(covariance):
+            require_covariance(covariance)
+        return list(covariance.expand(*x.shape[:-2], self.num_channels, members, members).unbind(-3))
 
     def sample(self, x: Tensor, sample_shape: torch.Size) -> Tensor:
         """Draw paths of new groups at x (*b, G, Q, D): (*s, *b, G, J, Q)."""

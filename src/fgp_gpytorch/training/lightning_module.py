@@ -34,7 +34,7 @@ from fgp_gpytorch.training.shared_batches import SeededGroups, SharedBatches, wh
 
 _KL = " (of the encoder's mean and variance, and the kernels)"
 _SOURCES = {
-    "kernel": " (its values at the x of the batch)",
+    "kernel": " (its values at the x of the batch, or their ratio to the pseudo-variances)",
     "posterior": " (of the encoder's mean and variance)",
     "kl_local": _KL,
     "kl_global": _KL,
@@ -163,7 +163,7 @@ class TrainingModule(lightning.LightningModule):
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise self._non_finite("posterior") from error
         except NonFiniteError as error:  # of a kernel: only here its epoch is known
-            raise self._non_finite(error.term or "posterior") from error
+            raise self._non_finite(error.term or "posterior", f" {error}") from error
         terms = terms if shard is None else whole_terms(terms, shard)
         loss = self.objective.loss_of(terms) / terms.num_dataset_members
         if not bool(torch.isfinite(loss)):
@@ -283,12 +283,13 @@ class TrainingModule(lightning.LightningModule):
             raise another_run(first_difference(mine, saved[name], name), checkpoint)
         self.record[name] = mine
 
-    def _non_finite(self, term: str) -> NonFiniteError:
+    def _non_finite(self, term: str, cause: str = "") -> NonFiniteError:
         groups, epoch, source = self._groups.tolist(), self.current_epoch, _SOURCES.get(term, "")
         return NonFiniteError(
             f"training stopped: {term}{source} is not finite in epoch {epoch}, in the batch of groups {groups} "
             "(positions in the training data). The last checkpoint is untouched. Try a smaller learning rate, "
-            "gradient_clip=, or scaled data: look at y of these groups, and at x where a network takes it.",
+            "gradient_clip=, or scaled data: look at y of these groups, and at x where a network takes it."
+            f"{cause}",
             term=term, epoch=epoch, groups=groups,
         )  # fmt: skip
 
