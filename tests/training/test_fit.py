@@ -495,17 +495,6 @@ def test_a_covariance_that_cannot_be_factorized_is_named(monkeypatch):
     assert (stop.value.term, stop.value.epoch, sorted(stop.value.groups)) == ("posterior", 0, list(range(7)))
 
 
-def test_a_covariance_too_large_for_the_encoders_variance_names_the_kernel():
-    model = make_model()
-    for block in model.prior.blocks:
-        if isinstance(block, LocalChannels):
-            block.kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel()).double()
-            block.kernel.outputscale = 1e30
-    with pytest.raises(NonFiniteError, match=r"stopped: kernel .* got prior variances up to .* as large\. Try") as stop:
-        train(model)
-    assert (stop.value.term, stop.value.epoch) == ("kernel", 0)
-
-
 def test_an_exploding_learning_rate_stops_with_a_message():
     with pytest.raises(NonFiniteError, match=r"training stopped: .* is not finite in epoch \d+, .*groups \["):
         train(learning_rate=1e25, epochs=50)
