@@ -17,7 +17,7 @@ import torch
 from factories import make_model, same_state
 from fgp_gpytorch import FGPVAE
 from fgp_gpytorch.errors import CheckpointError, MissingFileError
-from fgp_gpytorch.saving import read_checkpoint, write_checkpoint
+from fgp_gpytorch.saving import read_checkpoint, rebuild, write_checkpoint
 
 
 @pytest.fixture
@@ -235,3 +235,20 @@ def test_what_is_written_is_read(tmp_path):
     read = read_checkpoint(tmp_path / "file")
     assert torch.equal(read["a"], content["a"])
     assert read["b"] == content["b"]
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
+    stored, packed = tmp_path / "stored.pt", tmp_path / "packed.pt"
+    torch.save({"z": torch.zeros(100_000)}, stored)
+    assert read_checkpoint(stored)["z"].shape == (100_000,)
+    with zipfile.ZipFile(stored) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(CheckpointError, match="it is compressed"):
+        read_checkpoint(packed)
+
+
+@pytest.mark.parametrize("of", ["<U300000000", "S99999999", "O", "100000000f8", "V9"])
+def test_an_array_of_a_file_holds_numbers(of):
+    with pytest.raises(CheckpointError, match="expected an array of numbers"):
+        rebuild({"array": ["1"], "of": of})

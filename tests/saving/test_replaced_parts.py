@@ -1,5 +1,7 @@
 """Parts and options that were replaced after construction: the model in use is the model that is saved."""
 
+import copy
+import functools
 import random
 import warnings
 
@@ -375,3 +377,80 @@ def test_a_wrong_path_is_named(tmp_path):
     make_model().save(tmp_path / "model.pt")
     with pytest.raises(ArgumentError, match="prior: expected"):
         FGPVAE.load(tmp_path / "model.pt", prior=nn.Linear(1, 1))
+
+
+class Scaled:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, y):
+        return y * self.factor
+
+
+def made_by_one_line(factor):
+    return lambda y, factor=factor: y * factor
+
+
+class Holder(Undescribed, Configurable):
+    """A network with attributes of many kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.array, self.tensors, self.nothing = torch.tensor(1.0), np.ones(3), [torch.ones(1)], None
+        self.words, self.slice, self.complex, self.table = {1, 2}, slice(0, 3), 1j, {1: 2.0}
+        self.partial = functools.partial(torch.sum, dim=0)
+        self.object, self.function, self._cache = Scaled(1.0), made_by_one_line(1.0), None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scale", torch.tensor(2.0)),
+        ("array", 2 * np.ones(3)),
+        ("tensors", [torch.zeros(1)]),
+        ("nothing", torch.ones(2)),
+        ("gap_value", torch.tensor(2.0)),
+    ],
+)
+def test_a_tensor_or_array_as_an_attribute_is_saved(name, value, tmp_path):
+    again = loaded(changed(make_model(encoder=Holder()), f"encoder.{name}", value), tmp_path / "model.pt")
+    assert np.array_equal(np.asarray(getattr(again.encoder, name)), np.asarray(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("words", {5}),
+        ("slice", slice(0, 1)),
+        ("complex", 2j),
+        ("table", {1: 5.0}),
+        ("partial", functools.partial(torch.sum, dim=1)),
+        ("object", Scaled(7.0)),
+        ("function", made_by_one_line(5.0)),
+    ],
+)
+def test_another_value_of_any_kind_is_noticed(name, value, tmp_path):
+    model, path = changed(make_model(encoder=Holder()), f"encoder.{name}", value), tmp_path / "model.pt"
+    with pytest.warns(UserWarning, match=f"encoder: .*{name} is expected to be .*encoder="):
+        model.save(path)
+    with pytest.raises(CheckpointError, match=f"The reason: .*{name} is expected to be"):
+        FGPVAE.load(path)
+
+
+def test_a_cache_is_no_change(tmp_path):
+    model = changed(make_model(encoder=Holder()), "encoder._cache", object())
+    loaded(changed(model, "encoder._other", torch.ones(2)), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.deepcopy,
+        lambda kernel: kernel.expand_batch(torch.Size([1])),
+        lambda kernel: kernels.RBFKernel(batch_shape=torch.Size([2]))[0],
+    ],
+)
+def test_a_copied_kernel_beside_another_is_saved(copied, tmp_path):
+    kernel, model = kernels.RBFKernel(), make_model()
+    model.prior = FactorizedGPPrior([LocalChannels(2, kernel), LocalChannels(1, copied(kernel))])
+    assert same_state(loaded(model, tmp_path / "model.pt").state_dict(), model.state_dict())

@@ -10,11 +10,13 @@ A change is JSON under the dotted name of what it sets:
 | {"same": name} | the module or parameter of another name, which is shared |
 | {"option": value} | an attribute that has the name of a constructor's argument |
 | {"attribute": value} | another attribute with a plain value |
-| {"missing": class} | nothing: the module cannot be described, and `load` needs it as an argument |
+| {"missing": class, "reason": text} | nothing: the module cannot be described, and `load` needs it as an argument |
 """
 
+import contextlib
 import functools
 import inspect
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fgp_gpytorch.errors import CheckpointError
-from fgp_gpytorch.saving.description import describe, rebuild, uncompiled
+from fgp_gpytorch.saving.description import describe, is_number, rebuild, uncompiled
 
 # attributes of every module, which its constructor's arguments or its state determine
 _INTERNAL = frozenset(vars(nn.Module())) | frozenset(vars(gpytorch.Module())) | {"constructor_arguments"}
@@ -96,6 +98,7 @@ class _Comparison:
     def __init__(self, again: nn.Module, used: nn.Module) -> None:
         self.again, self.used, self.found = again, used, Changes()
         self._state = {own_name(name): tensor.detach().cpu() for name, tensor in used.state_dict().items()}
+        self._memory = {tensor.untyped_storage().data_ptr() for tensor in used.state_dict().values()}
         self._names: dict[int, str] = {}  # of the modules in use, by identity
         self._taken: set[int] = set()  # modules of the rebuilt one that have a counterpart
 
@@ -125,15 +128,24 @@ class _Comparison:
         options = inspect.signature(_kind(used)).parameters
         for name in sorted((vars(used).keys() | vars(again).keys()) - _INTERNAL):
             here, there = vars(used).get(name, _ABSENT), vars(again).get(name, _ABSENT)
-            if _is_plain(here) or (isinstance(here, Tensor) and name in options):
-                described = describe(here)
-                if type(here) is not type(there) or described != describe(there):
-                    self._change(f"{path}{name}", {"option" if name in options else "attribute": described})
-            elif callable(here) and not (
-                # a function of the caller's own, unless it replaces a method
-                not (path and hasattr(type(used), name)) if there is _ABSENT else _same_function(here, there)
-            ):
+            cache = name.startswith("_") and (there is None or there is _ABSENT)  # made when it is first needed
+            if _is_plain(here) or (self._is_own_tensor(here) and (name in options or not cache)):
+                if not _is_same(here, there):
+                    self._change(f"{path}{name}", {"option" if name in options else "attribute": describe(here)})
+            elif there is _ABSENT:  # a function of the caller's own, unless it replaces a method
+                if callable(here) and path and hasattr(type(used), name):
+                    raise _different(f"{path}{name}", there, here)
+            elif not (_same_function(here, there) if callable(here) else cache or not path or _is_same(here, there)):
                 raise _different(f"{path}{name}", there, here)
+
+    def _is_own_tensor(self, value: Any) -> bool:
+        """Whether a value holds tensors or arrays of numbers that the state does not determine."""
+        if isinstance(value, list | tuple):
+            return all(_is_plain(element) or self._is_own_tensor(element) for element in value)
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.layout is torch.strided:
+            computed = value.grad_fn is not None or value.is_complex() or value.is_quantized or value.is_meta
+            return not computed and value.untyped_storage().data_ptr() not in self._memory
+        return isinstance(value, np.ndarray) and is_number(value.dtype)
 
     def _compare_tensors(self, again: nn.Module, used: nn.Module, path: str) -> None:
         for kind in ("parameter", "buffer"):
@@ -171,6 +183,8 @@ class _Comparison:
                 self._change(path, {"same": self._names[id(child)]})
             return
         self._names[id(child)] = path
+        if other is not None and _have_no_state(other, child):  # GPyTorch's constraints share one nn.Softplus
+            return
         before, reason = (dict(self._names), dict(self.found)), None
         if other is not None and id(other) not in self._taken:
             self._taken.add(id(other))
@@ -189,8 +203,9 @@ class _Comparison:
         except CheckpointError as error:
             if not may_miss:
                 raise reason or error from error
+            why = str(reason or error)
             self._names, self.found = before
-            self.found[path] = {"missing": f"{type(child).__module__}.{type(child).__qualname__}"}
+            self.found[path] = {"missing": f"{type(child).__module__}.{type(child).__qualname__}", "reason": why}
             again._modules[name] = child
 
 
@@ -257,6 +272,45 @@ def _values(module: nn.Module) -> dict[str, Any]:
     return {name: repr(value) if _is_plain(value) else id(value) for name, value in own.items()}
 
 
+def _have_no_state(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two modules of one class have equal attributes, and neither tensors nor parts."""
+    tensors = any([*module._parameters, *module._buffers, *module._modules] != [] for module in (first, second))
+    if tensors or type(first) is not type(second):
+        return False
+    here, there = ({k: v for k, v in vars(module).items() if k not in _INTERNAL} for module in (first, second))
+    return _is_same(here, there)
+
+
+def _is_same(first: Any, second: Any, depth: int = 0) -> bool:
+    """Whether two values are equal. Values that cannot be compared count as equal."""
+    if first is second or depth > 8 or isinstance(first, nn.Module | nn.Parameter | weakref.ReferenceType):
+        return True
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, Tensor):
+        return first.grad_fn is not None or (first.dtype == second.dtype and torch.equal(first.cpu(), second.cpu()))
+    if isinstance(first, np.ndarray):
+        return first.dtype == second.dtype and bool(np.array_equal(first, second))
+    if type(first) in (list, tuple):
+        return len(first) == len(second) and all(_is_same(a, b, depth + 1) for a, b in zip(first, second, strict=True))
+    if type(first) is dict:
+        return first.keys() == second.keys() and all(_is_same(first[k], second[k], depth + 1) for k in first)
+    if inspect.isroutine(first) or isinstance(first, functools.partial):
+        return _same_function(first, second, depth)
+    if type(first).__eq__ is not object.__eq__:
+        with contextlib.suppress(Exception):  # a table has no single answer
+            return bool(first == second)
+        return True
+    if type(first).__module__.startswith("torch._") or not hasattr(first, "__dict__"):
+        return True
+    common = [name for name in vars(first) if name in vars(second) and not name.startswith("__")]
+    return all(
+        (name.startswith("_") and vars(second)[name] is None)
+        or _is_same(vars(first)[name], vars(second)[name], depth + 1)
+        for name in common
+    )
+
+
 def _is_plain(value: Any) -> bool:
     """Whether a value is a number, a word, None, a dtype, or a list, tuple or dictionary of such."""
     if type(value) in (list, tuple, torch.Size):
@@ -266,21 +320,24 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | torch.dtype | np.generic)
 
 
-def _same_function(first: Any, second: Any) -> bool:
-    """Whether two functions are one, or were made by one line of code. A function that holds others is compared too."""
-    if first is second:
+def _same_function(first: Any, second: Any, depth: int = 0) -> bool:
+    """Whether two functions are one, or were made by one line of code from equal values."""
+    if first is second or depth > 8:
         return True
     if type(first) is not type(second):
         return False
     if inspect.ismethod(first):
-        return first.__func__ is second.__func__
+        return first.__func__ is second.__func__ and _is_same(first.__self__, second.__self__, depth + 1)
     if isinstance(first, functools.partial):
-        return _same_function(first.func, second.func) and repr(first.args) == repr(second.args)
+        held = [(function.args, function.keywords) for function in (first, second)]
+        return _same_function(first.func, second.func, depth + 1) and _is_same(*held, depth + 1)
     if not inspect.isfunction(first):
-        return not isinstance(first, type) and not inspect.isbuiltin(first)
+        return not isinstance(first, type) and not inspect.isbuiltin(first) and _is_same(first, second, depth + 1)
+    if first.__code__ is not second.__code__:
+        return False
     cells = [[cell.cell_contents for cell in function.__closure__ or ()] for function in (first, second)]
-    pairs = list(zip(*cells, strict=True)) if first.__code__ is second.__code__ else [(0, 1)]
-    return all(_same_function(a, b) if callable(a) else not _is_plain(a) or a == b for a, b in pairs)
+    defaults = [[function.__defaults__, function.__kwdefaults__] for function in (first, second)]
+    return _is_same(*cells, depth + 1) and _is_same(*defaults, depth + 1)
 
 
 def _different(path: str, rebuilt: Any, used: Any) -> CheckpointError:

@@ -9,6 +9,7 @@ import secrets
 import struct
 import time
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -101,6 +102,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         with path.open("rb") as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch.load, about files that are refused
             _check_digest(stream)
+            _check_archive(stream)
             content = torch.load(stream, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError(f"a {type(content).__name__}")
@@ -134,6 +136,16 @@ def _check_digest(stream: BinaryIO) -> None:
             raise ValueError("its digest does not match: the file is damaged")
     elif not (tail[-22:].startswith(b"PK\5\6") and tail.endswith(b"\0\0")):
         raise ValueError("its end is missing or damaged")
+    stream.seek(0)
+
+
+def _check_archive(stream: BinaryIO) -> None:
+    """Refuse an archive that unpacks to more than its own size. `torch.save` does not compress."""
+    size = stream.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(stream) as archive:
+        members = archive.infolist()
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
+        raise ValueError("it is compressed, and torch.save never compresses")
     stream.seek(0)
 
 

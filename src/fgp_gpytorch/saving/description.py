@@ -109,7 +109,7 @@ def describe(value: Any) -> Any:
         return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, torch.Tensor):
         return {"tensor": value.detach().tolist(), **describe(value.dtype)}
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+    if isinstance(value, np.ndarray) and is_number(value.dtype):
         return {"array": value.tolist(), "of": str(value.dtype)}
     if isinstance(value, torch.Size):
         return {"size": list(value)}
@@ -191,6 +191,11 @@ def uncompiled(part: Any) -> Any:
     return getattr(part, "_orig_mod", part) if isinstance(part, nn.Module) else part
 
 
+def is_number(kind: np.dtype) -> bool:
+    """Whether JSON holds the elements of arrays of this dtype exactly."""
+    return kind.kind in "biuf" and kind.itemsize <= 8
+
+
 def _rebuild(description: Any) -> Any:
     if isinstance(description, list):
         return [_rebuild(element) for element in description]
@@ -205,7 +210,10 @@ def _rebuild(description: Any) -> Any:
     if "dict" in description:
         return {key: _rebuild(element) for key, element in description["dict"].items()}
     if "array" in description:
-        return np.array(description["array"], dtype=np.dtype(description["of"]))
+        kind = np.dtype(description["of"])
+        if not is_number(kind):  # a word of 300 000 000 letters takes a gigabyte
+            raise CheckpointError(f"expected an array of numbers, got one of {kind}. The file is damaged.")
+        return np.array(description["array"], dtype=kind)
     if "dtype" in description:
         dtype = getattr(torch, description["dtype"], None)
         if not isinstance(dtype, torch.dtype):

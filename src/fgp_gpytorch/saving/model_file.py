@@ -41,13 +41,13 @@ def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
         except CheckpointError as error:
             if not _has_modules(value):
                 raise
-            parts[name], again[name] = {"missing": _class_name(value)}, _copy_of(value)
+            parts[name], again[name] = {"missing": _class_name(value), "reason": str(error)}, _copy_of(value)
             if warn:
                 _warn_missing(name, str(error))
     changes = find_changes(construct(type(model), again), model, parts_may_miss=True)
     for name, change in changes.items():
         if warn and "missing" in change:
-            _warn_missing(name, f"cannot describe a {change['missing'].rpartition('.')[2]}.")
+            _warn_missing(name, f"cannot describe a {change['missing'].rpartition('.')[2]} ({change['reason']}).")
     return {
         "format": _FORMAT,
         "class": type(model).__qualname__,
@@ -61,7 +61,11 @@ def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
 def options_of(content: dict[str, Any]) -> dict[str, Any]:
     """The parts and options of a packed model by their names, without other attributes, such as counters."""
     changes: dict[str, Any] = json.loads(content.get("changes", "{}"))
-    return json.loads(content["parts"]) | {k: change for k, change in changes.items() if "attribute" not in change}
+    options = json.loads(content["parts"]) | {k: change for k, change in changes.items() if "attribute" not in change}
+    for option in options.values():
+        if isinstance(option, dict) and "missing" in option:
+            option.pop("reason", None)  # it may contain an address
+    return options
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
@@ -104,7 +108,8 @@ def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module])
         if name not in parts and isinstance(description, dict) and "missing" in description:
             raise CheckpointError(
                 f"{path}: the {name} ({description['missing']}) was saved without a description. "
-                f"Try {kind.__qualname__}.load(path, {name}=...) with the same module, or derive it from Configurable."
+                f"Try {kind.__qualname__}.load(path, {name}=...) with the same module, or derive it from Configurable. "
+                f"The reason: {description.get('reason', 'not recorded')}"
             )
     options = inspect.signature(kind).parameters
     given = {name: uncompiled(part) for name, part in parts.items()}
