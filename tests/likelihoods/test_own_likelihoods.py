@@ -31,6 +31,8 @@ class Own(Likelihood):
 
     def mean(self, output):
         distribution = self.distribution(output)
+        if isinstance(distribution, dist.TransformedDistribution) and self.make is shifted:
+            return 5 + distribution.base_dist.mean
         if isinstance(distribution, dist.Categorical):
             return distribution.probs[..., 1] + 2 * distribution.probs[..., 2]
         return distribution.mean
@@ -66,14 +68,20 @@ def uniform(output, scale, validate):
     return dist.Uniform(-50 * scale * output.square() - 20, 20 + output.exp(), validate_args=validate)
 
 
+def shifted(output, scale, validate):
+    """A log-normal above 5. PyTorch reports all real numbers as its support."""
+    above = [dist.transforms.AffineTransform(5.0, 1.0)]
+    return dist.TransformedDistribution(dist.LogNormal(output, scale), above, validate_args=validate)
+
+
 def values(make, count):
     """Observations that the distribution can take, none of them 0 unless they are counts."""
     z = torch.randn(count, 3)
-    kinds = {beta: z.sigmoid(), poisson: z.exp().round(), negative_binomial: z.exp().round() + 1}
+    kinds = {shifted: 5 + z.exp(), beta: z.sigmoid(), poisson: z.exp().round(), negative_binomial: z.exp().round() + 1}
     return {**kinds, categorical: z.exp().round().clamp_max(2), uniform: z}.get(make, z.exp())
 
 
-KINDS = [log_normal, gamma, beta, poisson, negative_binomial, categorical, uniform]
+KINDS = [log_normal, gamma, beta, poisson, negative_binomial, categorical, uniform, shifted]
 
 
 def make_case(make, validate, gaps=True, seed=3):
@@ -125,7 +133,7 @@ def test_fit_and_metrics_of_a_likelihood_of_ones_own_are_finite(make, validate):
 
 @pytest.mark.parametrize("loss", [Trace_ELBO, TraceMeanField_ELBO])
 @pytest.mark.parametrize("validate", [False, True])
-@pytest.mark.parametrize("make", [log_normal, gamma, categorical])
+@pytest.mark.parametrize("make", [log_normal, gamma, categorical, shifted])
 def test_pyros_svi_takes_a_likelihood_of_ones_own(make, validate, loss):
     model, data = make_case(make, validate)
     svi = pyro.infer.SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-3}), loss())
@@ -243,7 +251,7 @@ def test_the_gap_value_is_zero_where_zero_can_be_observed_and_an_encoder_may_cho
     names = {make.__name__: Own(make, True).gap_value(y) for make in KINDS}
     assert names == {
         "log_normal": 1.0, "gamma": 1.0, "beta": 0.5, "poisson": 0.0, "negative_binomial": 0.0, "categorical": 0.0,
-        "uniform": 0.0,
+        "uniform": 0.0, "shifted": 0.0,
     }  # fmt: skip
     assert DiagonalGaussianLikelihood([3]).gap_value(y) == 0.0
     assert BernoulliLikelihood().gap_value(y) == 0.0

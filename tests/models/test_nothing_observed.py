@@ -26,7 +26,7 @@ from fgp_gpytorch import (
     fit,
 )
 from fgp_gpytorch.data import GroupedBatch
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import DataError, NonFiniteError
 from fgp_gpytorch.feature_maps import NystromFeatures
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures, RepresentationNetwork
 
@@ -193,6 +193,67 @@ def test_unobserved_members_do_not_enter_the_encoder_or_its_batch_norm():
     assert all(p.grad is not None and not p.grad.any() for p in model.encoder.layers.parameters())
 
 
+class NormedDecoder(MLPDecoder):
+    """A decoder with running statistics, which notes its rows."""
+
+    def __init__(self, num_features=0):
+        super().__init__(3, [3], (8,), num_features=num_features)
+        self.norm, self.rows = nn.BatchNorm1d(3), []
+
+    def forward(self, z, features=None):
+        self.rows.append(z.shape[:-1].numel())
+        return super().forward(self.norm(z.reshape(-1, 3)).reshape(z.shape), features)
+
+
+@pytest.mark.parametrize("path", ["terms", "pyro"])
+@pytest.mark.parametrize("element_mask", [False, True])
+def test_only_observed_members_enter_a_batch_norm_of_the_decoder(path, element_mask):
+    """Padding, and members and batches without observations. Those enter neither its statistics nor a gradient."""
+    data = with_unobserved(members=True)[1] if element_mask else make_data(dtype=torch.float64)
+    model = make_model(decoder=NormedDecoder()).double()
+    batch, decoder = data[:], model.decoder
+    seen = int(batch.observed.any(-1).sum())
+    assert seen < batch.mask.numel()
+
+    def loss(batch):
+        if path == "terms":
+            return model.terms(batch, num_particles=1).log_likelihood.sum()
+        return pyro.poutine.trace(model.model).get_trace(batch).log_prob_sum()
+
+    loss(batch).backward()
+    assert decoder.rows == [seen]
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in decoder.parameters())
+    before = {name: value.clone() for name, value in decoder.norm.state_dict().items()}
+    empty = with_unobserved()[1][[-1, -2]]
+    model.zero_grad()
+    model.terms(empty).log_likelihood.sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in decoder.norm.state_dict().items())
+    assert decoder.norm.training
+    # with several processes every parameter needs a gradient
+    assert all(p.grad is not None and not p.grad.any() for p in decoder.parameters())
+
+
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_decoding_observed_members_alone_gives_the_loss_and_the_gradient(num_particles):
+    """The same as a decoder of all places of the batch, padding too."""
+    torch.manual_seed(0)
+    encoder, decoder = MLPEncoder([3], 3, (8,), num_features=1), MLPDecoder(3, [3], (8,), num_features=1)
+    prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(1)])
+    likelihood = GaussianLikelihood("fixed", 0.3)
+    model, batch = CVAE(encoder, decoder, prior, likelihood=likelihood).double(), with_unobserved()[1][:]
+    torch.manual_seed(1)
+    z = model.training_posterior(batch).rsample_marginals(torch.Size([num_particles] if num_particles > 1 else []))
+    output = model.decode(z, model.encode(batch).x)
+    expected = likelihood.log_prob(output, batch.y, batch.observed).sum(-1).reshape(-1, len(batch.mask)).mean(0)
+    torch.manual_seed(1)
+    got = model.terms(batch, num_particles=num_particles).log_likelihood
+    torch.testing.assert_close(got, expected)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    first = torch.autograd.grad(expected.sum(), parameters, retain_graph=True)
+    for one, two in zip(first, torch.autograd.grad(got.sum(), parameters), strict=True):
+        torch.testing.assert_close(one, two)
+
+
 def nystrom():
     return NystromFeatures(gpytorch.kernels.RBFKernel(), torch.linspace(0, 3, 6).unsqueeze(-1))
 
@@ -299,9 +360,13 @@ def test_an_infinite_or_negative_variance_is_refused_in_training_too(variance):
             return mean, torch.full_like(own, variance)
 
     model, batch = make_model(encoder=Bad([3], 3)), make_data()[:]
+    kind, words = (NonFiniteError, "finite variances, got inf") if variance > 0 else (DataError, "positive .* got -1")
     for call in (model.terms, model.infer, model.encode):
-        with pytest.raises(DataError, match=r"encoder: expected (finite|positive) variances, got (inf|-1)\. Try"):
+        with pytest.raises(kind, match=rf"encoder: expected {words}\. Try"):
             call(batch)
+    if kind is NonFiniteError:
+        with pytest.raises(NonFiniteError, match=r"encoder's mean and variance.*in epoch 0, in the batch of groups"):
+            fit(model, make_data(), epochs=1, batch_size=2, folder=None, progress=False, accelerator="cpu")
 
 
 def test_geco_refuses_a_likelihood_without_a_squared_error():

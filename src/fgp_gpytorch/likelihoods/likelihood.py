@@ -152,11 +152,13 @@ def possible_values(distribution: dist.TorchDistribution, y: Tensor, filled: Ten
 
     Args:
         distribution: Of the elements of y.
-        y: Observations, (G, Q, *y_shape). Returned as they are for a distribution of all real numbers.
+        y: Observations, (G, Q, *y_shape). Returned as they are for a class of distributions of all real numbers, such
+            as Normal. PyTorch may report that support for an instance, such as a shifted log-normal, which has another.
         filled: Those of `observed_pair`.
         observed: True where an element was observed, the shape of y; None for everywhere.
     """
-    if observed is None or isinstance(_support(distribution), type(constraints.real)):
+    # an attribute of the class itself is a constraint; where it depends on the instance, it is a property
+    if observed is None or isinstance(getattr(type(distribution), "support", None), type(constraints.real)):
         return y
     never = ~observed.flatten(0, 1).any(0)
     if not bool(never.any()):
@@ -164,13 +166,6 @@ def possible_values(distribution: dist.TorchDistribution, y: Tensor, filled: Ten
     kind = y.device.type
     with torch.no_grad(), torch.random.fork_rng([] if kind == "cpu" else [y.device], device_type=kind):
         return torch.where(never, distribution.sample(), filled)
-
-
-def _support(distribution: dist.TorchDistribution) -> object:
-    try:
-        return distribution.support
-    except NotImplementedError:
-        return None
 
 
 def _has_density(distribution: dist.TorchDistribution, y: Tensor, value: float) -> bool:

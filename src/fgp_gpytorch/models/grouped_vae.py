@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, NonFiniteError, ShapeError
 from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood, observed_pair, possible_values
@@ -209,6 +210,37 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             )
         return output
 
+    def decode_observed(self, z: Tensor, x: Tensor, y_shape: Sequence[int], there: Tensor | None) -> Tensor:
+        """The likelihood's parameter at latents of observed members. Others would enter the statistics of a batch norm.
+
+        If some members are left out, the decoder gets the rest as one group. If all are, it runs in evaluation mode.
+
+        Args:
+            z: Latents, (*s, G, Q, L).
+            x: Auxiliary features, (G, Q, D).
+            y_shape: Expected shape of one observation.
+            there: True for the members to decode, (G, Q); None for all.
+
+        Returns:
+            (*s, G, Q, *y_shape), the output of the first observed member, without gradient, in the place of others.
+
+        Raises:
+            ShapeError: As in `decode`.
+        """
+        if there is None:
+            return self.decode(z, x, y_shape)
+        rows = there.flatten().nonzero()[:, 0]
+        if len(rows) == there.numel():
+            return self.decode(z, x, y_shape)
+        if not len(rows):
+            with evaluation_mode(self):
+                return self.decode(z, x, y_shape)
+        dim = z.dim() - 3
+        one_group = z.flatten(dim, dim + 1).index_select(dim, rows).unsqueeze(dim)
+        output = self.decode(one_group, x.flatten(0, 1)[rows].unsqueeze(0), y_shape).squeeze(dim)
+        first = output.detach().narrow(dim, 0, 1).expand(*z.shape[:dim], there.numel(), *y_shape)
+        return first.index_copy(dim, rows, output).unflatten(dim, there.shape)
+
     def decode_members(self, z: Tensor, x: Tensor) -> Tensor:
         """The likelihood's parameter at z (*s, G, Q, L) and x (G, Q, D). This decoder takes z alone."""
         return self.decoder(cast_for(self.decoder, z))
@@ -304,7 +336,8 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         with plate:
             fixed = InDtype(dist.Delta(z, event_dim=2).mask(False), self.prior.dtype)
             z = pyro.sample("z", fixed, obs=z, infer={"_deterministic": True})  # pyro.deterministic, in this dtype
-            output, filled = self.decode(z, features_of(batch), batch.y.shape[2:]), None
+            there = observed_members(batch) if observe else None
+            output, filled = self.decode_observed(z, features_of(batch), batch.y.shape[2:], there), None
             if observe:
                 output, filled = observed_pair(output, batch.y, batch.observed)
             distribution = self.likelihood.distribution(output, filled, batch.observed)
@@ -359,7 +392,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         pseudo = self.encode(batch)
         posterior = self.training_posterior(batch, pseudo)
         z = posterior.rsample_marginals(torch.Size([num_particles] if num_particles > 1 else []))
-        output = self.decode(z, pseudo.x, batch.y.shape[2:])
+        output = self.decode_observed(z, pseudo.x, batch.y.shape[2:], pseudo.mask)
         observed = None if pseudo.mask is None else batch.observed
         score = self.likelihood.score(output, batch.y, observed)
         kl = self.split_kl(posterior, batch)
