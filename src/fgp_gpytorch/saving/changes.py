@@ -330,14 +330,14 @@ def _same_function(first: Any, second: Any, depth: int = 0) -> bool:
         return first.__func__ is second.__func__ and _is_same(first.__self__, second.__self__, depth + 1)
     if isinstance(first, functools.partial):
         held = [(function.args, function.keywords) for function in (first, second)]
-        return _same_function(first.func, second.func, depth + 1) and _is_same(*held, depth + 1)
+        return _same_function(first.func, second.func, depth + 1) and _is_same(held[0], held[1], depth + 1)
     if not inspect.isfunction(first):
         return not isinstance(first, type) and not inspect.isbuiltin(first) and _is_same(first, second, depth + 1)
     if first.__code__ is not second.__code__:
         return False
     cells = [[cell.cell_contents for cell in function.__closure__ or ()] for function in (first, second)]
     defaults = [[function.__defaults__, function.__kwdefaults__] for function in (first, second)]
-    return _is_same(*cells, depth + 1) and _is_same(*defaults, depth + 1)
+    return _is_same(cells[0] + defaults[0], cells[1] + defaults[1], depth + 1)
 
 
 def _different(path: str, rebuilt: Any, used: Any) -> CheckpointError:
