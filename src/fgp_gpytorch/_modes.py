@@ -1,13 +1,27 @@
-"""Training and evaluation mode, and the mode of differentiation."""
+"""Training and evaluation mode, the mode of differentiation, and the state of the random generators."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from fgp_gpytorch import _checks as check
+
+
+@contextmanager
+def generators_restored(cuda: Iterable[int] = ()) -> Iterator[None]:
+    """Restore the global generators of PyTorch, NumPy and Python, and those of some CUDA devices."""
+    states = np.random.get_state(), random.getstate()  # noqa: NPY002  # the global generator
+    with torch.random.fork_rng(devices=list(cuda)):
+        try:
+            yield
+        finally:
+            np.random.set_state(states[0])  # noqa: NPY002
+            random.setstate(states[1])
 
 
 @contextmanager

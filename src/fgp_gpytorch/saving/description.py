@@ -7,7 +7,6 @@ imported classes that derive from a known base. Nothing is imported by name.
 import contextlib
 import inspect
 import math
-import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from gpytorch.means import Mean
 from gpytorch.priors import Prior
 from torch import nn
 
+from fgp_gpytorch._modes import generators_restored
 from fgp_gpytorch.errors import CheckpointError
 from fgp_gpytorch.saving.configurable import Configurable, current_arguments
 
@@ -172,18 +172,10 @@ def construct(kind: type, arguments: dict[str, Any]) -> Any:
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Construct objects on the CPU without warnings, and restore the state of every random generator."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002  # the global generator
-    try:
-        with warnings.catch_warnings(), torch.device("cpu"):
-            warnings.simplefilter("ignore")  # they were given when the object was made first
-            yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        random.setstate(states[2])
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
+    with generators_restored(cuda), warnings.catch_warnings(), torch.device("cpu"):
+        warnings.simplefilter("ignore")  # they were given when the object was made first
+        yield
 
 
 def uncompiled(part: Any) -> Any:

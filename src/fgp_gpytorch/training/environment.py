@@ -3,18 +3,17 @@
 import difflib
 import inspect
 import os
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
+from fgp_gpytorch._modes import generators_restored
 from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.models import CoupledVAE, GroupedVAE
 
@@ -52,7 +51,7 @@ def check_trainer(trainer: lightning.Trainer, model: GroupedVAE) -> None:
     """Require a strategy under which several processes take the steps of one.
 
     Raises:
-        ArgumentError: If it is another one, or the model cannot share a minibatch.
+        ArgumentError: If the strategy is another one, or if the model cannot share a minibatch.
     """
     _check_precision(str(trainer.precision))
     strategy = trainer.strategy
@@ -75,16 +74,14 @@ def global_state_restored() -> Iterator[None]:
     backend = torch.backends.cudnn
     switches = backend.deterministic, backend.benchmark
     algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    states, variable = (np.random.get_state(), random.getstate()), os.environ.get(_SWITCHES)  # noqa: NPY002
+    variable = os.environ.get(_SWITCHES)
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices=cuda):
+    with generators_restored(cuda):
         try:
             yield
         finally:
             backend.deterministic, backend.benchmark = switches
             torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
-            np.random.set_state(states[0])  # noqa: NPY002
-            random.setstate(states[1])
             if variable is None:
                 os.environ.pop(_SWITCHES, None)
             else:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from fgp_gpytorch._modes import generators_restored
 from fgp_gpytorch._shards import Shard
 from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.models import Terms
@@ -103,16 +104,11 @@ class SeededGroups(Dataset):
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed the global generators of PyTorch, NumPy and Python, then restore them."""
-    states = np.random.get_state(), random.getstate()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
+    with generators_restored():
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which also seeds the generator of a GPU
         np.random.seed(seed)  # noqa: NPY002
         random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(states[0])  # noqa: NPY002
-            random.setstate(states[1])
+        yield
 
 
 def whole_terms(terms: Terms, shard: Shard) -> Terms:
