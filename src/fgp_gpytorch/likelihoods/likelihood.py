@@ -1,6 +1,7 @@
 """Base class of the likelihoods."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -32,17 +33,18 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
     """p(y | z) of the decoder's output, independent over the elements of y.
 
     Shapes: `output` (*s, G, Q, *y_shape) is the decoder's output, `y` (G, Q, *y_shape) the observations, `observed` a
-    boolean of the shape of y, True where an element was observed.
+    boolean of the shape of y, True where an element was observed. `output_shape` may set another shape of `output`.
 
-    A subclass defines `distribution` and `mean`, and may define `check_range` and `gap_value`. Its `distribution` gets
-    no value that was not observed: `observed_pair` puts observed values in the place of padding and gaps.
+    A subclass defines `distribution` and `mean`, and may define `check_range`, `gap_value`, `output_shape` and
+    `without_gaps`. Its `distribution` gets no value that was not observed: `without_gaps` puts observed values in the
+    place of padding and gaps.
     """
 
     @abstractmethod
     def distribution(
         self, output: Tensor, y: Tensor | None = None, observed: Tensor | None = None
     ) -> dist.TorchDistribution:
-        """The distribution of the elements of y, with the batch shape of `output`.
+        """The distribution of the elements of y, with their batch shape.
 
         Args:
             output: The decoder's output.
@@ -52,7 +54,27 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
 
     @abstractmethod
     def mean(self, output: Tensor) -> Tensor:
-        """E[y | z], the shape of `output`."""
+        """E[y | z], (*s, G, Q, *y_shape)."""
+
+    def output_shape(self, y_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the decoder's output for one observation: here the shape of y itself.
+
+        A subclass whose elements need several outputs returns another shape.
+
+        Args:
+            y_shape: Shape of one observation.
+        """
+        return tuple(y_shape)
+
+    def without_gaps(self, output: Tensor, y: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Outputs and observations, with harmless ones where nothing was observed: those of `observed_pair`.
+
+        Args:
+            output: The decoder's output, (*s, G, Q, *output_shape).
+            y: Observations, (G, Q, *y_shape).
+            observed: True where an element was observed, the shape of y; None for everywhere.
+        """
+        return observed_pair(output, y, observed)
 
     def check_range(self, y: Tensor, observed: Tensor | None = None) -> None:
         """Raise a `DataError` if an observed element lies outside the range of the likelihood. This one has no range.
@@ -87,7 +109,7 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
 
     def log_prob(self, output: Tensor, y: Tensor, observed: Tensor | None = None) -> Tensor:
         """log p(y | z) summed over the observed elements of each member, nats, (*s, G, Q)."""
-        output, y = observed_pair(output, y, observed)
+        output, y = self.without_gaps(output, y, observed)
         distribution = self.distribution(output, y, observed)
         terms = distribution.log_prob(possible_values(distribution, y, y, observed))
         if observed is not None:
@@ -96,7 +118,7 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
 
     def score(self, output: Tensor, y: Tensor, observed: Tensor | None = None) -> Score:
         """Log probability and squared error of each group, in one pass."""
-        output, y = observed_pair(output, y, observed)
+        output, y = self.without_gaps(output, y, observed)
         squared_error, num_elements = self.squared_error(output, y, observed)
         return Score(self.log_prob(output, y, observed).sum(-1), squared_error, num_elements)
 
@@ -108,7 +130,7 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
         else:
             squares = torch.where(observed, squares, 0.0)
             num_elements = observed.flatten(1).sum(-1).to(squares.dtype)
-        return squares.flatten(output.dim() - y.dim() + 1).sum(-1), num_elements
+        return squares.flatten(squares.dim() - y.dim() + 1).sum(-1), num_elements
 
 
 def sum_per_member(terms: Tensor, y: Tensor) -> Tensor:
@@ -120,7 +142,8 @@ def observed_pair(output: Tensor, y: Tensor, observed: Tensor | None) -> tuple[T
     """Outputs and observations, with those of an observed element where nothing was observed.
 
     A density of padding may be 0, or not defined. Its gradient, infinity times 0, would be NaN. The element is the
-    first observed one at the same place of y, or of the batch if this place was never observed.
+    first observed one at the same place of y, or of the batch if this place was never observed. Outputs of another
+    shape than y stay as they are.
 
     Args:
         output: The decoder's output, (*s, G, Q, *y_shape).
@@ -139,9 +162,12 @@ def observed_pair(output: Tensor, y: Tensor, observed: Tensor | None) -> tuple[T
     anywhere = seen.flatten().int().argmax()  # the batch's first observed element
     member = torch.where(seen.any(0), seen.int().argmax(0), anywhere // size)  # shape: (K,)
     source = member * size + torch.arange(size, device=y.device)
-    other = output.detach().reshape(*front, -1)[..., source].reshape(*front, 1, 1, *y.shape[2:])
     value = y.reshape(-1)[torch.where(seen.any(0), source, anywhere)].reshape(y.shape[2:])
-    return torch.where(observed, output, other), torch.where(observed, y, value)
+    filled = torch.where(observed, y, value)
+    if output.shape[len(front) :] != y.shape:
+        return output, filled
+    other = output.detach().reshape(*front, -1)[..., source].reshape(*front, 1, 1, *y.shape[2:])
+    return torch.where(observed, output, other), filled
 
 
 def possible_values(distribution: dist.TorchDistribution, y: Tensor, filled: Tensor, observed: Tensor | None) -> Tensor:

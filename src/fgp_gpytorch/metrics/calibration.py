@@ -7,7 +7,6 @@ import torch
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import HeldOut
-from fgp_gpytorch.likelihoods import observed_pair
 from fgp_gpytorch.metrics._evaluation import batches, checked_model
 from fgp_gpytorch.metrics.scores import crps_of_sorted, interval_of_sorted, log_mean_exp
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
@@ -64,7 +63,7 @@ def held_out_calibration(
             y_new = batch.y_new
             z = model.predict(batch.x_new, batch.context).rsample((num_samples,))
             output = model.decode(z, batch.x_new)
-            pair = observed_pair(output, y_new, batch.observed)
+            pair = model.likelihood.without_gaps(output, y_new, batch.observed)
             log_likelihood = log_mean_exp(model.likelihood.log_prob(*pair, batch.observed).double())
             ordered = model.likelihood.distribution(output).sample().sort(0).values
             sums = [-log_likelihood.sum(), batch.masked(crps_of_sorted(ordered, y_new).double()).sum()]

@@ -15,7 +15,7 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, NonFiniteError, ShapeError
-from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood, observed_pair, possible_values
+from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood, possible_values
 from fgp_gpytorch.models._batches import (
     PseudoObservations,
     cast_for,
@@ -63,7 +63,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             with an observed element, in one batch dimension. Other elements have the value of `gap_value`, usually 0.
             If its attribute `takes_observed` is True, it also takes `observed=`, a boolean of the shape of y, or None
             for all (see `nets.MLPEncoder`).
-        decoder: Module from (*batch, L) to (*batch, *y_shape).
+        decoder: Module from (*batch, L) to (*batch, *y_shape), or to the outputs that the likelihood takes.
         prior: The prior over the L channels.
         likelihood: p(y | z); None for a Gaussian with maximum-likelihood variance.
         member_dropout: Fraction in [0, 1) of each group's pseudo-observations that q leaves out in a training step, so
@@ -190,7 +190,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             y_shape: Expected shape of one observation; None accepts any.
 
         Returns:
-            (*s, G, Q, *y_shape).
+            (*s, G, Q, *y_shape), or (*s, G, Q, *output_shape) of a likelihood that takes another number of outputs.
 
         Raises:
             ArgumentError: If `z` is not a tensor, or `x` not numeric.
@@ -200,13 +200,14 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             check.instance(z, "z", Tensor, "Try torch.as_tensor(z).")
         x = check.as_reals(x, "x", like=z)
         output = self.decode_members(z, x)
-        front = tuple(z.shape[:-1])
+        front, own = tuple(z.shape[:-1]), None if y_shape is None else self.likelihood.output_shape(y_shape)
         fits = isinstance(output, Tensor) and output.shape[: len(front)] == front
-        if not fits or y_shape not in (None, output.shape[len(front) :]):
-            expected = (*front, "*y_shape") if y_shape is None else (*front, *y_shape)
+        if not fits or own not in (None, output.shape[len(front) :]):
+            expected = (*front, "*y_shape") if own is None else (*front, *own)
+            wanted = "*y_shape" if own is None or own == tuple(y_shape or ()) else ", ".join(map(str, own))
             raise ShapeError(
                 f"decoder: expected the shape {expected} from z {tuple(z.shape)}, got {_shape_of(output)}. "
-                "Try a decoder that maps (*batch, L) to (*batch, *y_shape)."
+                f"Try a decoder that maps (*batch, L) to (*batch, {wanted})."
             )
         return output
 
@@ -222,7 +223,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             there: True for the members to decode, (G, Q); None for all.
 
         Returns:
-            (*s, G, Q, *y_shape), the output of the first observed member, without gradient, in the place of others.
+            As `decode`, with the output of the first observed member, without gradient, in the place of others.
 
         Raises:
             ShapeError: As in `decode`.
@@ -238,7 +239,8 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         dim = z.dim() - 3
         one_group = z.flatten(dim, dim + 1).index_select(dim, rows).unsqueeze(dim)
         output = self.decode(one_group, x.flatten(0, 1)[rows].unsqueeze(0), y_shape).squeeze(dim)
-        first = output.detach().narrow(dim, 0, 1).expand(*z.shape[:dim], there.numel(), *y_shape)
+        first = output.detach().narrow(dim, 0, 1)
+        first = first.expand(*z.shape[:dim], there.numel(), *output.shape[dim + 1 :])
         return first.index_copy(dim, rows, output).unflatten(dim, there.shape)
 
     def decode_members(self, z: Tensor, x: Tensor) -> Tensor:
@@ -339,7 +341,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             there = observed_members(batch) if observe else None
             output, filled = self.decode_observed(z, features_of(batch), batch.y.shape[2:], there), None
             if observe:
-                output, filled = observed_pair(output, batch.y, batch.observed)
+                output, filled = self.likelihood.without_gaps(output, batch.y, batch.observed)
             distribution = self.likelihood.distribution(output, filled, batch.observed)
             elements = distribution.mask(batch.observed).to_event(batch.y.dim() - 1)
             elements = InDtype(elements, self.prior.dtype)

@@ -1,0 +1,44 @@
+"""Moments and quantiles of mixtures of equally likely draws."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def mixture_variance(means: Tensor, variances: Tensor) -> Tensor:  # shape: 2 x (S, *shape) -> (*shape)
+    """Variance of a mixture: E[Var] + Var[E] over S equally likely draws (the law of total variance).
+
+    Args:
+        means: Mean of each draw.
+        variances: Variance of each draw.
+    """
+    return variances.mean(0) + means.var(0, correction=0)
+
+
+def mixture_quantile(
+    cdf: Callable[[Tensor], Tensor], probability: float | Tensor, low: Tensor, high: Tensor, tolerance: Tensor | None
+) -> Tensor:
+    """Quantiles of a distribution that is given by its cdf, by bisection.
+
+    Args:
+        cdf: Values to probabilities, each the shape of `low`, not decreasing.
+        probability: In (0, 1). It broadcasts against `low`.
+        low: A value that is not above the quantile.
+        high: A value that is not below the quantile, the shape of `low`.
+        tolerance: Largest error for continuous values, positive. It broadcasts against `low`. None searches the
+            smallest integer whose cdf reaches the probability. This search is exact.
+
+    Returns:
+        The shape of `low`. An error cannot be smaller than the spacing of floating-point numbers at the quantile.
+    """
+    if tolerance is None:
+        low, high = low.floor() - 1, high.ceil() + 1  # rounding may have moved a bound over an integer
+    for _ in range(200):  # halves any interval of float64 to its spacing
+        if bool((high - low <= (1 if tolerance is None else 2 * tolerance)).all()):
+            break
+        middle = low + (high - low) / 2
+        middle = middle.floor() if tolerance is None else middle
+        above = cdf(middle) >= probability
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return high if tolerance is None else low + (high - low) / 2
