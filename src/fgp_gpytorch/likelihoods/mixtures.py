@@ -34,11 +34,13 @@ def mixture_quantile(
     """
     if tolerance is None:
         low, high = low.floor() - 1, high.ceil() + 1  # rounding may have moved a bound over an integer
+    enough = 1.0 if tolerance is None else 2 * tolerance
     for _ in range(200):  # halves any interval of float64 to its spacing
-        if bool((high - low <= (1 if tolerance is None else 2 * tolerance)).all()):
+        wide = high - low > enough  # an element that is done stays, so that answers do not depend on other elements
+        if not bool(wide.any()):
             break
         middle = low + (high - low) / 2
         middle = middle.floor() if tolerance is None else middle
         above = cdf(middle) >= probability
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        low, high = torch.where(wide & ~above, middle, low), torch.where(wide & above, middle, high)
     return high if tolerance is None else low + (high - low) / 2

@@ -13,6 +13,8 @@ from fgp_gpytorch.likelihoods._count_elements import CountElements
 from fgp_gpytorch.likelihoods.elements import column_moments
 
 _LIMIT = 10.0  # of the log of a dispersion
+_SMALL = 600.0  # a mean m, such that p(0) >= exp(-m) is a normal number of float64
+_STEPS = 2000
 _LEAST_START = 0.01  # a smaller dispersion has next to no gradient
 
 
@@ -71,6 +73,16 @@ class NegativeBinomialElements(CountElements):
         return torch.where(count < 0, 0.0, inside).to(output.dtype)
 
     @torch.no_grad()
+    def quantile(self, output: Tensor, probability: float) -> Tensor:  # shape: (S, *batch, num_outputs) -> (*batch, n)
+        """As for other integers. Where counts are small, sums of probabilities replace the cdf, which is slow."""
+        rows = output.reshape(len(output), -1, self.num_outputs)
+        answer, found = self._first_count(rows, probability)
+        missing = ~found.all(-1)
+        if bool(missing.any()):
+            answer[missing] = super().quantile(rows[:, missing], probability)
+        return answer.reshape(output.shape[1:])
+
+    @torch.no_grad()
     def initialize(self, y: Tensor, observed: Tensor | None = None, residual_variance: Tensor | None = None) -> None:
         """Set the dispersion by the method of moments: (variance - mean) / mean^2 of y, at least 0.01.
 
@@ -87,6 +99,31 @@ class NegativeBinomialElements(CountElements):
         start = dispersion.clamp_min(_LEAST_START).log().to(self.log_dispersion)
         self.log_dispersion.copy_(torch.where(known.to(start.device), start, self.log_dispersion))
 
+    def _first_count(self, output: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+        """The smallest count whose cumulated probability, averaged over the draws, reaches a probability.
+
+            p(0) = (r / (r + m))^r,   p(y + 1) = p(y) (y + r) / (y + 1) m / (r + m)
+
+        Args:
+            output: (S, N, num_elements).
+            probability: In (0, 1).
+
+        Returns:
+            The counts, and whether they were found among the first, each (N, num_elements).
+        """
+        log_size = self._log_size()
+        size, ratio = log_size.exp(), self.log_mean(output).double() - log_size
+        density, odds = (size * F.logsigmoid(-ratio)).exp(), ratio.sigmoid()
+        cumulated = density.mean(0)
+        answer, usable = torch.zeros_like(cumulated), self.mean(output).amax(0) <= _SMALL
+        for count in range(1, _STEPS):
+            below = cumulated < probability
+            if not bool((below & usable).any()):
+                break
+            density = density * odds * ((count - 1 + size) / count)
+            answer, cumulated = torch.where(below, count, answer), cumulated + density.mean(0)
+        return answer.to(output.dtype), usable & (cumulated >= probability)
+
     def _log_size(self) -> Tensor:  # shape: (num_elements,)
         """Log of r = 1 / dispersion, the shape of the gamma distribution, in float64."""
         return -self.log_dispersion.double().clamp(-_LIMIT, _LIMIT)
@@ -101,5 +138,5 @@ def _beta_cdf(log_ratio: np.ndarray, size: np.ndarray, count: np.ndarray) -> np.
     return np.where(
         log_ratio > 0,
         scipy.special.betainc(size, count + 1, small),
-        1 - scipy.special.betainc(count + 1, size, small),
+        scipy.special.betaincc(count + 1, size, small),
     )
