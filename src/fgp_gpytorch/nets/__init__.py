@@ -8,6 +8,7 @@ maps a whole group to one vector.
 from fgp_gpytorch.nets.conv import ConvDecoder, ConvEncoder, ConvFeatures
 from fgp_gpytorch.nets.elu import elu
 from fgp_gpytorch.nets.fourier_features import FourierFeatures
+from fgp_gpytorch.nets.linear import LinearDecoder, LinearEncoder
 from fgp_gpytorch.nets.mlp import MLP, MLPDecoder, MLPEncoder, MLPFeatures
 from fgp_gpytorch.nets.representation import RepresentationNetwork
 from fgp_gpytorch.nets.upsample_conv2d import UpsampleConv2d
@@ -18,6 +19,8 @@ __all__ = [
     "ConvEncoder",
     "ConvFeatures",
     "FourierFeatures",
+    "LinearDecoder",
+    "LinearEncoder",
     "MLPDecoder",
     "MLPEncoder",
     "MLPFeatures",

@@ -1,0 +1,318 @@
+r"""A linear start: the model begins as an exact multi-output Gaussian process.
+
+A VAE with random networks has to discover what a Gaussian process knows at once. With a `LinearEncoder` and a
+`LinearDecoder` whose residual networks are zero, the model is the linear model of coregionalization
+
+    y_k(x) = offset_k + sum_j W_kj z_j(x) + noise_k,   z_j ~ GP(m_j, k_j)
+
+`linear_start` sets W by principal components, kernels and means by the scores, and the noise by what is left. Then
+L-BFGS maximizes the ELBO of the whole data set over everything but the residual networks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor, nn
+
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import evaluation_mode
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import ArgumentError
+from fgp_gpytorch.models.factorized_vae import FactorizedVAE
+from fgp_gpytorch.nets import LinearDecoder, LinearEncoder
+from fgp_gpytorch.prior import ChannelBlock, LocalChannels
+
+_IMPUTATIONS = 30  # sweeps of the principal components over missing entries
+_SMALLEST_NOISE = 0.05  # of a column's variance, at the start of L-BFGS
+_LARGEST_COST = 2e8  # of one evaluation of the ELBO: sum over groups of L Q^3
+_LARGEST_GROUP = 200  # members of a group that L-BFGS sees
+_MOST_DRAWS = 32  # points of the expectation over z
+
+
+def principal_components(y: Tensor, observed: Tensor | None, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilistic principal components of rows with missing entries.
+
+    Missing entries are imputed by their conditional mean, in turn with the components, as in expectation maximization
+    (Tipping and Bishop 1999, "Probabilistic principal component analysis").
+
+    Args:
+        y: Rows, (N, K).
+        observed: True where an entry was observed, (N, K); None for everywhere.
+        num_components: L.
+
+    Returns:
+        Loadings W (K, L) for scores of variance 1, the means (K,), and all eigenvalues of the covariance, (K,),
+        descending. If L > K, the last loadings are 0.
+    """
+    size = y.shape[-1]
+    seen = torch.ones_like(y, dtype=torch.bool) if observed is None else observed
+    number = seen.sum(0).clamp_min(1)
+    filled = torch.where(seen, y, torch.where(seen, y, 0.0).sum(0) / number)
+    rank = min(num_components, size)
+    for _ in range(1 if bool(seen.all()) else _IMPUTATIONS):
+        offset = filled.mean(0)
+        centred = filled - offset
+        eigenvalues, vectors = torch.linalg.eigh(centred.mT @ centred / len(y))
+        eigenvalues, vectors = eigenvalues.flip(0).clamp_min(0), vectors.flip(1)
+        noise = eigenvalues[rank:].mean() if rank < size else 0.0 * eigenvalues.sum()
+        own = vectors[:, :rank]
+        shrunk = (1 - noise / eigenvalues[:rank].clamp_min(1e-30)).clamp(0, 1)
+        filled = torch.where(seen, y, offset + (centred @ own * shrunk) @ own.mT)
+    loadings = y.new_zeros(size, num_components)
+    loadings[:, :rank] = own * eigenvalues[:rank].sqrt()
+    sign = loadings.sum(0).sign()  # the same on every machine
+    return loadings * torch.where(sign == 0, 1.0, sign), offset, eigenvalues
+
+
+def linear_start(
+    model: FactorizedVAE, data: GroupedDataset, iterations: int = 100, rotation: str = "components"
+) -> float:
+    """Start a model as a linear Gaussian-process model of the data. `FGPVAE.initialize` documents it.
+
+    Returns:
+        The ELBO of the groups that L-BFGS saw, nats an observed element.
+    """
+    encoder, decoder = model.encoder, model.decoder
+    if not isinstance(encoder, LinearEncoder) or not isinstance(decoder, LinearDecoder):
+        raise ArgumentError(
+            f"initialize: expected a LinearEncoder and a LinearDecoder, got {type(encoder).__name__} and "
+            f"{type(decoder).__name__}. Try FGPVAE(LinearEncoder(data.y_shape, L), LinearDecoder(L, data.y_shape), ...)"
+        )
+    check.count(iterations, "iterations", least=0)
+    dtypes = encoder.loadings.dtype, next(model.likelihood.parameters(), encoder.loadings).dtype
+    device = encoder.loadings.device
+    try:
+        for part in (encoder, decoder, model.likelihood):
+            part.double()
+        batch = thinned(data, model.prior.num_channels).to(device, torch.float64)
+        set_start(model, batch, rotation)
+        return maximize(model, batch, iterations)
+    finally:
+        encoder.to(dtypes[0])
+        decoder.to(dtypes[0])
+        model.likelihood.to(dtypes[1])
+
+
+def thinned(data: GroupedDataset, channels: int) -> GroupedBatch:
+    """Evenly spaced groups, and evenly spaced members of large groups, whose algebra costs at most `_LARGEST_COST`."""
+    if int(data.group_sizes.max()) > _LARGEST_GROUP:
+        first = data.group_sizes.cumsum(0) - data.group_sizes
+        group = data.features().group
+        place = torch.arange(data.num_members, device=group.device) - first[group]
+        step = (data.group_sizes[group].double() / _LARGEST_GROUP).ceil().long()
+        data = data.select(place % step == 0)
+    cost = channels * int(data.group_sizes.max()) ** 3
+    most = max(2, int(_LARGEST_COST / cost))
+    if len(data) > most:
+        data = data.subset(torch.linspace(0, len(data) - 1, most).long().unique())
+    return data[:]
+
+
+@torch.no_grad()
+def set_start(model: FactorizedVAE, batch: GroupedBatch, rotation: str) -> None:
+    """Set networks, prior and likelihood from principal components of the working values."""
+    encoder, decoder, likelihood = model.encoder, model.decoder, model.likelihood
+    assert isinstance(encoder, LinearEncoder)
+    assert isinstance(decoder, LinearDecoder)
+    for network in (encoder.residual, decoder.residual):
+        if network is not None:
+            network[-1].weight.zero_()
+            network[-1].bias.zero_()
+    mask = batch.mask
+    y = batch.y[mask]
+    observed = None if batch.y_mask is None else batch.y_mask[mask].flatten(1)
+    rows = encoder.working_values(y)
+    loadings, offset, _ = principal_components(rows, observed, encoder.num_channels)
+    seen = torch.ones_like(rows, dtype=torch.bool) if observed is None else observed
+    number = seen.sum(0).clamp_min(1)
+    variance = torch.where(seen, (rows - offset).square(), 0.0).sum(0) / number
+    if rotation == "columns":
+        loadings = torch.zeros_like(loadings)
+        for channel in range(encoder.num_channels):
+            column = channel % len(offset)
+            loadings[column, channel] = variance[column].sqrt() * (0.3 if channel >= len(offset) else 1.0)
+    encoder.loadings.copy_(loadings)
+    encoder.offset.copy_(offset)
+    encoder.log_variance.copy_((0.1 * variance).clamp_min(1e-12).log())
+    scores, _ = encoder(y, None if observed is None else observed.reshape(y.shape))
+    left = torch.where(seen, (rows - offset - scores @ loadings.mT).square(), 0.0).sum(0) / number
+    noise = torch.maximum(left, _SMALLEST_NOISE * variance)
+    noise = torch.where(noise > 0, noise, noise.mean().clamp_min(1e-12))
+    encoder.log_variance.copy_(noise.log())
+    start = getattr(likelihood, "initialize", None)
+    if start is not None:
+        start(y, None if observed is None else observed.reshape(y.shape), noise.reshape(y.shape[1:]))
+    else:
+        set_variance(likelihood, noise.reshape(y.shape[1:]))
+    first, slope, places = link(likelihood, y, observed, offset)
+    decoder.offset.copy_(first)
+    decoder.loadings.zero_()
+    decoder.loadings[places] = loadings / slope.unsqueeze(-1)
+    set_prior(model.prior.blocks, batch.x[mask], scores, batch)
+
+
+def set_variance(likelihood: nn.Module, noise: Tensor) -> None:
+    """Set the variance of a Gaussian likelihood, one for each element or one for all."""
+    value = getattr(likelihood, "log_variance", None)
+    if value is not None:
+        value.copy_(noise.log() if value.shape == noise.shape else noise.mean().log())
+
+
+def link(likelihood: Any, y: Tensor, observed: Tensor | None, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The output without latents, the slope of working values in the output, and the output of each element."""
+    if not hasattr(likelihood, "starting_output"):
+        value = likelihood.mean(offset.reshape(1, *y.shape[1:]).clone()).flatten()
+        if torch.equal(value, offset):  # a Gaussian
+            return offset, torch.ones_like(offset), torch.arange(len(offset), device=y.device)
+        first = torch.logit(offset.clamp(0.01, 0.99))
+        return first, (offset * (1 - offset)).clamp_min(0.05), torch.arange(len(offset), device=y.device)
+    first = likelihood.starting_output(y, None if observed is None else observed.reshape(y.shape)).flatten()
+    places = likelihood.element_outputs.to(y.device)
+    with torch.enable_grad():
+        output = first.clone().requires_grad_()
+        mean = likelihood.mean(output.reshape(1, *likelihood.output_shape())).flatten()
+        (slope,) = torch.autograd.grad(mean.sum(), output)
+    return first, slope[places].abs().clamp_min(0.05), places
+
+
+@torch.no_grad()
+def set_prior(blocks: Any, x: Tensor, scores: Tensor, batch: GroupedBatch) -> None:
+    """Set means by least squares on the scores, lengthscales by the spread and spacing of x, and variances."""
+    spacing, spread = spacing_of(batch)
+    for block, z in zip(blocks, scores.split([block.num_channels for block in blocks], -1), strict=True):
+        fit_mean(block, x, z)
+        for kernel in block.modules():
+            if isinstance(kernel, Kernel) and kernel.has_lengthscale and kernel.raw_lengthscale.requires_grad:
+                if hasattr(kernel, "period_length"):
+                    continue
+                dims = kernel.active_dims
+                own = range(x.shape[-1]) if dims is None else dims.tolist()
+                start = torch.stack([torch.maximum(spread[d] / 4, 2 * spacing[d]) for d in own])
+                shape = kernel.lengthscale.shape
+                kernel.lengthscale = (start if shape[-1] == len(start) else start.mean()).expand(shape).clone()
+        if isinstance(block, LocalChannels):
+            scale_kernel(block, x, z)
+
+
+def spacing_of(batch: GroupedBatch) -> tuple[Tensor, Tensor]:
+    """Median distance of neighbouring x inside groups, and the 5 to 95 % range of x, for each feature, (D,)."""
+    ordered = torch.where(batch.mask.unsqueeze(-1), batch.x, torch.inf).sort(1).values
+    steps = ordered.diff(dim=1)
+    spacing, spread = [], []
+    for column, own in zip(steps.unbind(-1), batch.x[batch.mask].unbind(-1), strict=True):
+        positive = column[column.isfinite() & (column > 0)]
+        low, high = own.quantile(0.05), own.quantile(0.95)
+        width = high - low if high > low else own.max() - own.min()
+        width = width if width > 0 else torch.ones_like(width)
+        spread.append(width)
+        spacing.append(positive.median() if len(positive) else width / 10)
+    return torch.stack(spacing), torch.stack(spread)
+
+
+def fit_mean(block: ChannelBlock, x: Tensor, z: Tensor, iterations: int = 50) -> None:
+    """Least squares of the scores z (N, J) on the block's mean at x (N, D), with a slight ridge."""
+    parameters = [p for p in block.mean_module.parameters() if p.requires_grad]
+    if not parameters:
+        return
+    with torch.enable_grad():
+        optimizer = torch.optim.LBFGS(parameters, max_iter=iterations, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            mean = block.prior_mean(x.to(parameters[0].dtype).unsqueeze(0)).mT  # (1, N, J or 1)
+            loss = (mean - z).square().mean() + 1e-4 * sum(p.square().mean() for p in parameters)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        optimizer.zero_grad()
+
+
+def scale_kernel(block: LocalChannels, x: Tensor, z: Tensor) -> None:
+    """Scale the kernel so that its variance is that of the scores about their mean."""
+    dtype = block.covariance(x[:1].unsqueeze(0), x[:1].unsqueeze(0)).dtype
+    own = x.to(dtype)[:: max(1, len(x) // 200)]
+    now = block.covariance(own.unsqueeze(0), own.unsqueeze(0)).diagonal(dim1=-2, dim2=-1).mean((0, -1))  # (J or 1,)
+    target = (z - block.prior_mean(x.to(dtype).unsqueeze(0)).mT[0]).square().mean(0).clamp_min(1e-4)
+    ratio = (target if len(now) > 1 else target.mean()) / now
+    for module in block.kernel.modules():
+        for name in ("outputscale", "constant", "variance"):
+            raw = getattr(module, f"raw_{name}", None)
+            if isinstance(module, Kernel) and raw is not None and raw.requires_grad:
+                value = getattr(module, name)
+                own_ratio = ratio if ratio.numel() == 1 or value.shape[:1] == ratio.shape else ratio.mean()
+                own_ratio = own_ratio.reshape(-1, *[1] * (value.dim() - 1)) if value.dim() else own_ratio.mean()
+                setattr(module, name, value * own_ratio)
+
+
+def maximize(model: FactorizedVAE, batch: GroupedBatch, iterations: int) -> float:
+    """Maximize the ELBO by L-BFGS over everything but the residual networks. Returns it, nats an element."""
+    draws = design(model.prior.num_channels).to(batch.y.device)
+    with trained_alone(model) as parameters, evaluation_mode(model):
+        optimizer = torch.optim.LBFGS(
+            parameters, max_iter=max(iterations, 1), line_search_fn="strong_wolfe", history_size=20
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = -elbo(model, batch, draws)
+            loss.backward()
+            return loss
+
+        if iterations:
+            kept = [p.detach().clone() for p in parameters]
+            optimizer.step(closure)
+            if not all(bool(p.isfinite().all()) for p in parameters):
+                with torch.no_grad():
+                    for p, value in zip(parameters, kept, strict=True):
+                        p.copy_(value)
+        with torch.no_grad():
+            return float(elbo(model, batch, draws))
+
+
+def elbo(model: FactorizedVAE, batch: GroupedBatch, draws: Tensor) -> Tensor:
+    """ELBO per observed element, with E_q by a fixed design of points z = mean + sqrt(variance) draw."""
+    pseudo = model.encode(batch)
+    posterior = model.condition(batch, pseudo)
+    mean, variance = posterior.marginals
+    z = mean + variance.sqrt() * draws[:, None, None, :].to(mean.dtype)
+    output = model.decode_observed(z, pseudo.x, batch.y.shape[2:], pseudo.mask)
+    observed = None if pseudo.mask is None else batch.observed
+    log_likelihood = model.likelihood.score(output, batch.y, observed).log_prob.mean(0).sum()
+    bound = log_likelihood - posterior.kl.sum() + model.prior.log_hyperprior()
+    return bound / batch.observed.sum()
+
+
+def design(num_channels: int) -> Tensor:
+    """Points (S, L) of -1 and 1 with mean 0 and covariance I, if L is at most `_MOST_DRAWS` / 2.
+
+    They are the rows of a Hadamard matrix and their negatives. The expectation of a quadratic is then exact, so the
+    expected log likelihood of a linear Gaussian model is.
+    """
+    size = min(max(2, 1 << (num_channels - 1).bit_length()), _MOST_DRAWS // 2)
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)], 0)
+    columns = torch.arange(num_channels) % size
+    matrix = matrix[:, columns]
+    return torch.cat([matrix, -matrix])
+
+
+@contextmanager
+def trained_alone(model: FactorizedVAE) -> Iterator[list[nn.Parameter]]:
+    """The parameters but those of the residual networks. The others have no gradient meanwhile."""
+    networks = [getattr(part, "residual", None) for part in (model.encoder, model.decoder)]
+    left_out = {id(p) for network in networks if network is not None for p in network.parameters()}
+    changed = [p for p in model.parameters() if id(p) in left_out and p.requires_grad]
+    for p in changed:
+        p.requires_grad_(False)
+    try:
+        yield [p for p in model.parameters() if p.requires_grad]
+    finally:
+        for p in changed:
+            p.requires_grad_(True)
+        for p in model.parameters():
+            p.grad = None
