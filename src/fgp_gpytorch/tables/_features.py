@@ -1,0 +1,158 @@
+"""Columns of x, and of groups, as numbers."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.errors import ArgumentError, DataError
+from fgp_gpytorch.tables.columns import Categorical, Column, Periodic
+
+_FAR = 10.0  # ranges of the training x: beyond them the units have probably changed
+
+
+class Feature:
+    """A column of x: a number, a date, a position on a circle, or a category.
+
+    Args:
+        column: A name, `Periodic` or `Categorical`.
+
+    Attributes:
+        kind: "number", "date", "periodic" or "category".
+        center: Of numbers and dates (in seconds since 1970).
+        scale: Of numbers and dates: their standard deviation.
+        low, high: The training range in standardized units.
+        levels: The categories.
+        dtype: Of the training column.
+    """
+
+    def __init__(self, column: Hashable | Periodic | Categorical) -> None:
+        if isinstance(column, Column) and not isinstance(column, Categorical):
+            raise ArgumentError(f"x: expected names, Periodic or Categorical columns, got {column!r}. Try y=.")
+        special = isinstance(column, Periodic | Categorical)
+        self.name: Any = column.name if special else check.instance(column, "x", Hashable, "Try x=['year'].")
+        self.period = column.period if isinstance(column, Periodic) else None
+        self.category = column if isinstance(column, Categorical) else None
+        self.kind = "periodic" if self.period else "category" if self.category else "number"
+        self.center, self.scale, self.low, self.high = 0.0, 1.0, 0.0, 0.0
+        self.dtype: Any = None
+
+    @property
+    def levels(self) -> list[Any]:
+        """The categories."""
+        return [] if self.category is None else self.category.levels
+
+    def learn(self, values: pd.Series) -> None:
+        """Learn unit and range of the training table.
+
+        Raises:
+            DataError: If the column has another kind, or a missing value.
+        """
+        self.dtype = values.dtype
+        if self.category is not None:
+            self.category.learn(values)
+            return
+        if self.kind == "number" and _is_date(values):
+            self.kind = "date"
+        raw = self._raw(values)
+        if self.period is None:
+            self.center, spread = float(raw.mean()), float(raw.std())
+            self.scale = spread if spread > 0 else 1.0
+        numbers = (raw - self.center) / self.scale
+        self.low, self.high = float(numbers.min()), float(numbers.max())
+
+    def encode(self, values: pd.Series) -> np.ndarray:
+        """Numbers (N,) for kernels.
+
+        Raises:
+            DataError: If a value is missing, of another kind, or an unknown category.
+        """
+        if self.category is not None:
+            codes = self.category.codes(values)
+            if np.isnan(codes).any():
+                raise self._missing(values)
+            return codes
+        numbers = (self._raw(values) - self.center) / self.scale
+        if self.period is None and self.high > self.low:
+            width = self.high - self.low
+            far = (numbers < self.low - _FAR * width) | (numbers > self.high + _FAR * width)
+            if far.any():
+                raise DataError(
+                    f"x: expected {self.name!r} near the training table's {self._back(self.low)} to "
+                    f"{self._back(self.high)}, got {values.iloc[int(far.argmax())]}. Try the units of the training table."
+                )
+        return numbers
+
+    def like_training(self, values: Any) -> pd.Series:
+        """Values of `at` as a column of the training table's dtype."""
+        series = pd.Series(values)
+        if self.kind == "date" and not _is_date(series):
+            series = pd.to_datetime(series)
+        if self.kind == "date" and series.dt.tz is None and getattr(self.dtype, "tz", None) is not None:
+            series = series.dt.tz_localize(self.dtype.tz)
+        return series
+
+    def _back(self, number: float) -> Any:
+        value = number * self.scale + self.center
+        return pd.Timestamp(value, unit="s") if self.kind == "date" else f"{value:g}"
+
+    def _raw(self, values: pd.Series) -> np.ndarray:
+        if values.isna().any():
+            raise self._missing(values)
+        if self.kind == "date":
+            if not _is_date(values):
+                raise DataError(
+                    f"x: expected dates in column {self.name!r}, as in the training table, got {values.dtype}. Try "
+                    f"pd.to_datetime(df[{self.name!r}])."
+                )
+            utc = values.dt.tz_convert("UTC").dt.tz_localize(None) if values.dt.tz is not None else values
+            return (utc - pd.Timestamp(0)).dt.total_seconds().to_numpy(dtype=np.float64)
+        if _is_date(values) or not pd.api.types.is_numeric_dtype(values.dtype):
+            hint = f"pd.to_numeric(df[{self.name!r}]), or Categorical({self.name!r}) for names"
+            raise DataError(f"x: expected numbers in column {self.name!r}, got {values.dtype}. Try {hint}.")
+        raw = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        if not np.isfinite(raw).all():
+            raise DataError(f"x: expected finite numbers in column {self.name!r}, got inf. Try df without these rows.")
+        return raw
+
+    def _missing(self, values: pd.Series) -> DataError:
+        return DataError(
+            f"x: expected a value in every row of column {self.name!r}, got {int(values.isna().sum())} rows without. "
+            f"Try df.dropna(subset=[{self.name!r}])."
+        )
+
+
+def as_features(x: Any) -> list[Feature]:
+    """Columns of x.
+
+    Raises:
+        ArgumentError: If there is none, or a name occurs twice.
+    """
+    listed = list(x) if isinstance(x, Sequence) and not isinstance(x, str | tuple) else [x]
+    features = [Feature(entry) for entry in listed]
+    names = [feature.name for feature in features]
+    if not names or len(set(names)) < len(names):
+        raise ArgumentError(f"x: expected different columns, got {names}. Try x=['year'].")
+    return features
+
+
+def level_codes(frames: Sequence[pd.DataFrame], names: Sequence[Hashable]) -> list[np.ndarray]:
+    """Codes of inner groups, (N, number of inner levels) for each frame: equal labels of one outer group are equal.
+
+    Args:
+        frames: Tables whose codes belong together.
+        names: The columns of groups, outermost first.
+    """
+    if len(names) == 1:
+        return [np.zeros((len(frame), 0)) for frame in frames]
+    whole = pd.concat([frame[list(names)] for frame in frames], ignore_index=True)
+    columns = [whole.groupby(list(names[: depth + 1]), dropna=False).ngroup() for depth in range(1, len(names))]
+    codes = np.stack([column.to_numpy(dtype=np.float64) for column in columns], -1)
+    ends = np.cumsum([len(frame) for frame in frames])[:-1]
+    return np.split(codes, ends)
+
+
+def _is_date(values: pd.Series) -> bool:
+    return pd.api.types.is_datetime64_any_dtype(values.dtype)
