@@ -92,6 +92,26 @@ def constant(variance=1.0) -> Kernel:
     return lambda a, b, m=math: variance
 
 
+def within(base: Kernel, feature: int) -> Kernel:
+    """A kernel between rows of one inner group, zero between others; the base never gets the code."""
+
+    def k(a, b, m=math):
+        rest = [d for d in range(len(a)) if d != feature]
+        return base([a[d] for d in rest], [b[d] for d in rest], m) if a[feature] == b[feature] else 0
+
+    return k
+
+
+def on(base: Kernel, *features: int) -> Kernel:
+    """A kernel of some features."""
+    return lambda a, b, m=math: base([a[d] for d in features], [b[d] for d in features], m)
+
+
+def total(*parts: Kernel) -> Kernel:
+    """The sum of kernels."""
+    return lambda a, b, m=math: sum(k(a, b, m) for k in parts)
+
+
 def zero_mean(a, m=math):
     return 0
 

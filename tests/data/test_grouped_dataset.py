@@ -207,8 +207,6 @@ def test_columns_that_are_dates_or_there_twice_or_no_names_are_refused():
     twice = pd.concat([days, days[["y"]]], axis=1)
     with pytest.raises(DataError, match="expected one column 'y', got several"):
         GroupedDataset.from_dataframe(twice, y="y", x="t", group="g")
-    with pytest.raises(ArgumentError, match=r"group: expected a Hashable, got list\. Try the name of one column"):
-        GroupedDataset.from_dataframe(days, y="y", x="t", group=["g"])
     numbered = days.set_axis([0, 1, 2], axis=1)
     assert GroupedDataset.from_dataframe(numbered, y=0, x=1, group=2).num_members == 1
 

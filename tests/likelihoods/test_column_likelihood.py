@@ -11,13 +11,15 @@ import torch
 from pyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch import distributions, nn
 
-from factories import SIZES, make_data, make_model, same_state, state_of
+from factories import SIZES, make_data, make_model, make_prior, same_state, state_of
 from fgp_gpytorch import (
     ELBO,
     FGPVAE,
     GECO,
     DiagonalGaussianLikelihood,
+    FactorizedGPPrior,
     GaussianLikelihood,
+    GlobalChannels,
     GroupedDataset,
     HeldOut,
     fit,
@@ -36,7 +38,8 @@ from fgp_gpytorch.likelihoods import (
     mixture_quantile,
 )
 from fgp_gpytorch.metrics import held_out_calibration, held_out_mse
-from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
+from fgp_gpytorch.models import CVAE, GPVAE, SVGPVAE, VAE, LatentAngleFGPVAE
+from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures
 
 GROUPS = [4, 0, 5, 2]
 
@@ -697,6 +700,50 @@ def test_answers_of_a_model_have_the_shape_of_y():
     held_out = HeldOut.random(data.subset([0, 1, 3, 4, 6]), 1)
     assert math.isfinite(held_out_mse(model, held_out))
     assert all(math.isfinite(value) for value in held_out_calibration(model, held_out, num_samples=19))
+
+
+def on_circle():
+    return FactorizedGPPrior([GlobalChannels(3)])
+
+
+MODELS = {
+    "VAE": lambda e, d, lk: VAE(e, d, 3, lk),
+    "CVAE": lambda _, d, lk: CVAE(
+        MLPEncoder([14], 3, (4,), num_features=1), WithFeatures(d), make_prior(), likelihood=lk
+    ),
+    "GPVAE": lambda e, d, lk: GPVAE(e, d, 3, num_groups=7, num_factors=2, likelihood=lk),
+    "SVGPVAE": lambda e, d, lk: SVGPVAE(e, d, 3, num_groups=7, num_factors=2, num_inducing=4, likelihood=lk),
+    "LatentAngleFGPVAE": lambda e, d, lk: LatentAngleFGPVAE(e, d, on_circle(), MLPFeatures([14], 2), likelihood=lk),
+}
+
+
+class WithFeatures(nn.Module):
+    """A decoder that gets features and leaves them out."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z, features):
+        return self.decoder(z)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_model_decodes_more_outputs_than_elements(kind):
+    networks = MLPEncoder([14], 3, (4,)), MLPDecoder(3, [15], (4,))
+    model, data = MODELS[kind](*networks, mixed()), mixed_data(gaps=True)
+    batch = data[:]
+    loss = ELBO().differentiable_loss(model, model, batch)
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert math.isfinite(Trace_ELBO().loss(model.model, model.guide, batch))
+    model.eval()
+    assert model.reconstruct(batch).shape == batch.y.shape
+    if kind in ("GPVAE", "SVGPVAE"):
+        conditioned = model.condition_on(data)
+        assert conditioned.generate(batch.x[:, :2], batch).shape == (7, 2, 14)
+    else:
+        assert model.generate(batch.x[:, :2], batch).shape == (7, 2, 14)
 
 
 def test_calibration_is_that_of_a_loop_over_draws():

@@ -4,6 +4,7 @@ from fgp_gpytorch.data.grouped_batch import GroupedBatch, same_labels
 from fgp_gpytorch.data.grouped_dataset import Features, FlatRows, GroupedDataset, Members, Reference
 from fgp_gpytorch.data.held_out import HeldOut, HeldOutBatch
 from fgp_gpytorch.data.lazy_dataset import LazyDataset
+from fgp_gpytorch.data.levels import Level
 
 __all__ = [
     "Features",
@@ -13,6 +14,7 @@ __all__ = [
     "HeldOut",
     "HeldOutBatch",
     "LazyDataset",
+    "Level",
     "Members",
     "Reference",
     "same_labels",

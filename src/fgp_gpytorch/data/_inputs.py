@@ -163,7 +163,7 @@ def _as_series(group: Any) -> pd.Series:
         shape = tuple(getattr(group, "shape", ()))
         raise ShapeError(
             f"group: expected one label a row, (N,), got shape {shape}. "
-            "Try group[:, 0]. Labels of several columns become one with df.groupby(columns).ngroup()."
+            "Try group[:, 0]. GroupedDataset.from_dataframe takes several levels."
         ) from error
 
 

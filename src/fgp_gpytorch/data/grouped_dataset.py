@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -22,6 +22,7 @@ from fgp_gpytorch.data._inputs import (
     hide_unknown,
 )
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
+from fgp_gpytorch.data.levels import Level, encode_levels
 from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
 
 __all__ = ["Features", "FlatRows", "GroupedDataset", "Members", "Reference"]
@@ -60,6 +61,7 @@ class Members(NamedTuple):
     sizes: Tensor  # shape: (G,)
     labels: np.ndarray  # shape: (G,)
     reference: Reference | None = None  # None: groups are counted in this data set
+    levels: tuple[Level, ...] = ()  # of groups inside groups, without the outermost
 
 
 class _GroupIndexError(GroupError, IndexError):
@@ -158,10 +160,11 @@ class GroupedDataset(Dataset):
         df: pd.DataFrame,
         y: Hashable | Sequence[Hashable],
         x: Hashable | Sequence[Hashable],
-        group: Hashable,
+        group: Hashable | Sequence[Hashable],
         dtype: torch.dtype | None = None,
         missing_x: bool = False,
         allow_unobserved: bool = False,
+        levels: Mapping[Hashable, Level] | None = None,
     ) -> "GroupedDataset":
         """Make a data set from the columns of a table, whose rows are members.
 
@@ -169,17 +172,21 @@ class GroupedDataset(Dataset):
             df: The table. Its index is ignored.
             y: The columns to model, or one. Missing values (NaN, NA) are marked as not observed.
             x: The columns of auxiliary features, or one.
-            group: The column of labels.
+            group: The column of labels. A list makes groups inside groups, outermost first: ["speaker", "utterance"].
+                Batches follow the outermost. Each inner level appends a column of codes to x, for
+                `kernels.WithinKernel`; see `levels`. Inner labels need to be unique in their outer group only.
             dtype: Floating dtype of `y`. None = the default dtype. `x` is float64, which keeps dates in seconds apart.
             missing_x: True marks missing values of `x` as unknown (`x_mask`), False refuses them.
             allow_unobserved: Whether a column of `y` may be missing in every row. Pass True for a context to predict
                 from, never for training data.
+            levels: The `levels` of another data set, such as the context of these targets. Inner groups that it
+                contains keep their codes.
 
         Raises:
             ArgumentError: If `df` is no DataFrame, a name is no name of a column, or `dtype` is none of PyTorch's.
             DataError: If a column is absent, not numeric or there twice, an entry of `x` is missing, a column of `y`
-                is missing in every row, a name is that of several columns (the first of two levels), or the table is
-                empty.
+                is missing in every row, a name is that of several columns (the first of two levels), the table is
+                empty, or `levels` are others.
             GroupError: If a label is missing.
         """
         check.instance(df, "df", pd.DataFrame, "Try pd.DataFrame(df), or df.to_pandas() of another library.")
@@ -188,18 +195,19 @@ class GroupedDataset(Dataset):
         if dtype is not None:
             check.instance(dtype, "dtype", torch.dtype, "Try torch.float32.")
         y_columns, x_columns = _column_names(y, "y", df), _column_names(x, "x", df)
-        hint = "Try the name of one column: df.groupby(columns).ngroup() makes one label of those of several columns."
-        check.instance(group, "group", Hashable, hint)
-        names = [*y_columns, *x_columns, group]
+        group_columns = _column_names(group, "group", df)
+        names = [*y_columns, *x_columns, *group_columns]
         for name in df.columns[df.columns.duplicated()].unique():
             if name not in names:
                 continue
             raise DataError(f"df: expected one column {name!r}, got several. Try df.loc[:, ~df.columns.duplicated()].")
         absent = [name for name in names if name not in df.columns]
-        if absent or not y_columns or not x_columns:
+        if absent or not y_columns or not x_columns or not group_columns:
             got = f"no column {absent[0]!r}" if absent else "an empty list of columns"
             raise DataError(f"df: expected columns for y, x and group, got {got}. Try some of {list(df.columns)}.")
-        for argument, some in (("y", y_columns), ("x", x_columns), ("group", [group])):
+        if len(set(group_columns)) < len(group_columns):
+            raise DataError(f"group: expected each column once, got {group_columns}. Try the outermost level first.")
+        for argument, some in (("y", y_columns), ("x", x_columns), ("group", group_columns)):
             for name in some:
                 if not isinstance(df[name], pd.Series):
                     several = df.columns[df.columns.get_loc(name)].tolist()
@@ -215,13 +223,16 @@ class GroupedDataset(Dataset):
                 f"the first is row {int(missing.argmax())}. Try df.dropna(subset={x_columns}), or missing_x=True and "
                 "a model that infers them."
             )
+        codes, found = encode_levels(df, group_columns, len(x_columns), levels)
+        features = np.concatenate([features, codes], axis=1)
         x_mask = torch.from_numpy(~np.isnan(features)) if missing.any() else None
         observed = torch.from_numpy(~np.isnan(values))
         y_mask = None if bool(observed.all()) else observed
         if not allow_unobserved and len(df):
             check_observed(y_mask, y_columns)
         floating = torch.from_numpy(values).to(torch.get_default_dtype() if dtype is None else dtype)
-        return cls(floating, torch.from_numpy(features), df[group], y_mask, x_mask, allow_unobserved)
+        data = cls(floating, torch.from_numpy(features), df[group_columns[0]], y_mask, x_mask, allow_unobserved)
+        return data._store(data.members._replace(levels=found))
 
     @property
     def num_groups(self) -> int:
@@ -237,6 +248,11 @@ class GroupedDataset(Dataset):
     def num_features(self) -> int:
         """D, the number of auxiliary features."""
         return self.members.x.shape[-1]
+
+    @property
+    def levels(self) -> dict[Hashable, Level]:
+        """The inner levels of groups inside groups, by the name of their column; empty without any."""
+        return {level.names[-1]: level for level in self.members.levels}
 
     @property
     def y_shape(self) -> torch.Size:
@@ -456,12 +472,12 @@ class GroupedDataset(Dataset):
 
     def _part(self, rows: Tensor, groups: Tensor, sizes: Tensor) -> Self:
         """Return a data set of members at `rows`, which belong to `groups` and are sorted by them."""
-        y, x, y_mask, _, labels, reference = self.members
+        y, x, y_mask, _, labels, reference, levels = self.members
         if reference is not None:
             reference = reference._replace(group_index=reference.group_index[groups])
         y_mask = None if y_mask is None else y_mask[rows]
         labels = labels[groups.cpu().numpy()]
-        return copy.copy(self)._store(Members(y[rows], x[rows], y_mask, sizes, labels, reference))
+        return copy.copy(self)._store(Members(y[rows], x[rows], y_mask, sizes, labels, reference, levels))
 
 
 def _check_lengths(y: Tensor, x: Tensor, codes: Tensor) -> None:

@@ -1,9 +1,19 @@
-"""GPyTorch kernels on tables whose first column is the group: exact, in blocks, for rows in any order."""
+"""GPyTorch kernels on grouped tables: those whose first column is the group, and `WithinKernel` for inner groups."""
 
 from fgp_gpytorch.kernels.global_kernel import GlobalKernel
 from fgp_gpytorch.kernels.group_delta_kernel import GroupDeltaKernel
 from fgp_gpytorch.kernels.independent_kernel import IndependentKernel
 from fgp_gpytorch.kernels.kernel_matrix import kernel_matrix
 from fgp_gpytorch.kernels.local_kernel import LocalKernel
+from fgp_gpytorch.kernels.seen_features import seen_features
+from fgp_gpytorch.kernels.within_kernel import WithinKernel
 
-__all__ = ["GlobalKernel", "GroupDeltaKernel", "IndependentKernel", "LocalKernel", "kernel_matrix"]
+__all__ = [
+    "GlobalKernel",
+    "GroupDeltaKernel",
+    "IndependentKernel",
+    "LocalKernel",
+    "WithinKernel",
+    "kernel_matrix",
+    "seen_features",
+]

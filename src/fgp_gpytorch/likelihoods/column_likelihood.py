@@ -386,7 +386,7 @@ class _ColumnDistribution(dist.TorchDistribution):
         output: The decoder's output, (*batch, *output_shape).
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(self, likelihood: ColumnLikelihood, output: Tensor) -> None:
         self._likelihood, self._output = likelihood, output

@@ -17,7 +17,7 @@ from fgp_gpytorch.gaussian import (
     precise_limit,
     symmetric_square_root,
 )
-from fgp_gpytorch.kernels import LocalKernel, kernel_matrix
+from fgp_gpytorch.kernels import LocalKernel, kernel_matrix, seen_features
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
 from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.channel_block import ChannelBlock
@@ -31,7 +31,7 @@ class LocalChannels(ChannelBlock):
         kernel: Any GPyTorch kernel on the D features. All channels share a kernel of `batch_shape` []. A kernel of
             `batch_shape` [J] has hyperparameters of its own for each channel. The paper's kernel with scale r is
             `PeriodicKernel()` with `period_length = 2 pi` and `lengthscale = r ** 2`: GPyTorch divides by the
-            lengthscale, the paper by its square.
+            lengthscale, the paper by its square. `kernels.WithinKernel` makes channels of inner groups.
         mean: A GPyTorch mean with `batch_shape` [] or [J]; None for zero.
 
     Raises:
@@ -63,7 +63,8 @@ class LocalChannels(ChannelBlock):
 
     def condition(self, x: Tensor, mean: Tensor, precision: Tensor) -> BlockPosterior:
         """Exact GP regression per group and channel (paper, Appendix B)."""
-        return DenseBlockPosterior(self, x, precision, self.residual(mean, x))
+        seen = x[..., seen_features(self.kernel, x.shape[-1])]
+        return DenseBlockPosterior(self, x, precision, self.residual(mean, x), seen)
 
     def kernel_on_rows(self) -> Kernel:
         """`LocalKernel` of the block's kernel."""
@@ -71,11 +72,16 @@ class LocalChannels(ChannelBlock):
 
 
 class DenseBlockPosterior(BlockPosterior):
-    """Posterior of `LocalChannels`: exact GP regression in every group and channel."""
+    """Posterior of `LocalChannels`: exact GP regression in every group and channel.
 
-    def __init__(self, block: BlockPrior, x: Tensor, precision: Tensor, residual: Tensor) -> None:
+    Attributes:
+        covariance: K, (*b, G, J or 1, Q, Q).
+        seen: The columns of x that the kernel depends on, (*b, G, 1, Q, D'). Members of equal ones observe one value.
+    """
+
+    def __init__(self, block: BlockPrior, x: Tensor, precision: Tensor, residual: Tensor, seen: Tensor) -> None:
         super().__init__(block, x, precision, residual)
-        self.covariance = block.covariance(x, x)
+        self.covariance, self.seen = block.covariance(x, x), seen.unsqueeze(-3)
 
     @cached_by_grad_mode
     def pooled(self) -> PooledMembers | None:
@@ -83,12 +89,12 @@ class DenseBlockPosterior(BlockPosterior):
         k = self.covariance.diagonal(dim1=-2, dim2=-1)
         if not bool((self.precision * k > precise_limit(k.dtype)).any()):
             return None
-        return pool_repeated(self.covariance, self.precision, self.residual, self.x.unsqueeze(-3))
+        return pool_repeated(self.covariance, self.precision, self.residual, self.seen)
 
     @cached_by_grad_mode
     def members(self) -> DenseMarginals:
         """Marginals and KL at the members."""
-        return dense_marginals(self.covariance, self.precision, self.residual, self.x.unsqueeze(-3))
+        return dense_marginals(self.covariance, self.precision, self.residual, self.seen)
 
     @cached_by_grad_mode
     def factor(self) -> DenseFactor:
