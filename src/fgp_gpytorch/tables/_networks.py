@@ -1,0 +1,167 @@
+"""The default model of a table: kernels, means, networks and likelihood."""
+
+from collections.abc import Sequence
+
+import gpytorch
+import torch
+from gpytorch.kernels import ConstantKernel, Kernel, MaternKernel, PeriodicKernel, ScaleKernel
+from gpytorch.means import ConstantMean, Mean
+from torch import Tensor
+
+from fgp_gpytorch import FGPVAE, ColumnLikelihood, FactorizedGPPrior, LocalChannels
+from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch.kernels import WithinKernel
+from fgp_gpytorch.means import AdditiveMean, FourierMean, PiecewiseLinearMean
+from fgp_gpytorch.nets import LinearDecoder, LinearEncoder
+from fgp_gpytorch.tables._features import Feature
+from fgp_gpytorch.tables.columns import Column
+
+_HARMONICS = 4
+_ROWS_PER_KNOT = 8
+
+
+def kernel_of(features: Sequence[Feature], num_levels: int, num_channels: int) -> Kernel:
+    """The default kernel of each channel: a level of the group, a Matern 3/2 process of x, and terms for other columns.
+
+    Every term has a variance of its own. With inner groups, each of them has a level and a process too.
+
+    Args:
+        features: The columns of x, in order.
+        num_levels: Inner levels of groups, whose codes are the last columns of x.
+        num_channels: J, the batch shape.
+    """
+    shape = torch.Size([num_channels])
+    numbers = [place for place, feature in enumerate(features) if feature.kind in ("number", "date")]
+    categories = [place for place, feature in enumerate(features) if feature.kind == "category"]
+    codes = range(len(features), len(features) + num_levels)
+
+    def level() -> Kernel:
+        kernel = ConstantKernel(batch_shape=shape)
+        kernel.constant = torch.full(shape, 0.5)
+        return kernel
+
+    def process() -> Kernel:
+        base = MaternKernel(nu=1.5, batch_shape=shape, active_dims=tuple(numbers), ard_num_dims=len(numbers))
+        return _scaled(base, shape)
+
+    terms = [level()]
+    if numbers:
+        terms.append(process())
+    for place, feature in enumerate(features):
+        if feature.period is not None:
+            periodic = PeriodicKernel(batch_shape=shape, active_dims=(place,))
+            periodic.period_length = feature.period
+            periodic.raw_period_length.requires_grad_(False)
+            terms.append(_scaled(periodic, shape))
+    for place in categories:  # each category of a group has a level and a process
+        terms.append(_within(level(), place, codes))
+        if numbers:
+            terms.append(_within(process(), place, codes, numbers))
+    for place in codes:
+        terms.append(_within(level(), place, [code for code in codes if code != place]))
+        if numbers:
+            terms.append(_within(process(), place, [code for code in codes if code != place], numbers))
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _within(base: Kernel, place: int, hidden: Sequence[int], numbers: Sequence[int] = ()) -> Kernel:
+    """A kernel within equal codes. Its columns are counted without the code and the hidden ones."""
+    removed = {place, *hidden}
+    for module in base.modules():
+        if isinstance(module, MaternKernel):
+            own = [number - sum(column < number for column in removed) for number in numbers]
+            module.register_buffer("active_dims", torch.tensor(own))
+    return WithinKernel(base, place, tuple(code for code in hidden if code != place))
+
+
+def _scaled(base: Kernel, shape: torch.Size) -> Kernel:
+    kernel = ScaleKernel(base, batch_shape=shape)
+    kernel.outputscale = 0.5
+    return kernel
+
+
+def mean_of(features: Sequence[Feature], x: Tensor, num_channels: int) -> Mean:
+    """What all groups share at x: a piecewise-linear function of each number, waves, and a value for each category."""
+    shape = torch.Size([num_channels])
+    means: list[Mean] = []
+    for place, feature in enumerate(features):
+        own = x[:, place]
+        if feature.period is not None:
+            means.append(FourierMean(_HARMONICS, feature.period, shape, place))
+        elif feature.kind == "category":
+            means.append(PiecewiseLinearMean(torch.arange(float(len(feature.levels))), shape, place))
+        elif len(own.unique()) > 1:
+            knots = PiecewiseLinearMean.knots_of(own, min(12, max(2, len(own) // _ROWS_PER_KNOT)))
+            means.append(PiecewiseLinearMean(knots, shape, place))
+    if not means:
+        return ConstantMean(batch_shape=shape)
+    return means[0] if len(means) == 1 else AdditiveMean(means)
+
+
+def model_of(
+    columns: Sequence[Column],
+    features: Sequence[Feature],
+    data: GroupedDataset,
+    num_channels: int,
+    hidden: Sequence[int],
+    kernel: Kernel | None = None,
+    element_dropout: float | tuple[float, float] = 0.0,
+    member_dropout: float | tuple[float, float] = 0.0,
+) -> FGPVAE:
+    """The default model, in float64, before its linear start."""
+    parts = [column.elements() for column in columns]
+    likelihood = ColumnLikelihood(parts)
+    sizes = [column.num_elements for column in columns]
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    logged = [start for start, column in zip(starts, columns, strict=True) if column.logged]
+    x = data.features().x
+    num_levels = x.shape[-1] - len(features)
+    own = kernel_of(features, num_levels, num_channels) if kernel is None else kernel
+    block = LocalChannels(num_channels, own, mean_of(features, x, num_channels))
+    encoder = LinearEncoder(data.y_shape, num_channels, hidden, logged)
+    decoder = LinearDecoder(num_channels, likelihood.output_shape(), hidden)
+    prior = FactorizedGPPrior([block])
+    model = FGPVAE(encoder, decoder, prior, likelihood, member_dropout, element_dropout)
+    return model.double()
+
+
+def column_evidence(data: GroupedDataset, features: Sequence[Feature]) -> Tensor:
+    """Log evidence of one Gaussian process for each column, (K,), its hyperparameters fitted by L-BFGS.
+
+    The columns are the channels of one prior, and their noise is that of its pseudo-observations.
+
+    Args:
+        data: Real columns; gaps are masked.
+        features: The columns of x.
+    """
+    size = data.y_shape[0]
+    x = data.features().x
+    shape = torch.Size([size])
+    block = LocalChannels(size, kernel_of(features, x.shape[-1] - len(features), size), mean_of(features, x, size))
+    prior = FactorizedGPPrior([block])
+    noise = torch.nn.Parameter(torch.full(shape, -2.3, dtype=torch.float64, device=x.device))
+    batch = data[:]
+    y, seen = batch.y.double(), batch.observed
+    first = batch.x[:, :1]
+    x_all = torch.where(batch.mask.unsqueeze(-1), batch.x, first)
+    parameters = [*(p for p in prior.parameters() if p.requires_grad), noise]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=40, line_search_fn="strong_wolfe", history_size=20)
+
+    def evidence() -> Tensor:
+        variance = torch.where(seen, noise.exp(), 1e12)  # a gap: the same constant for every transform
+        with gpytorch.settings.debug(False):
+            posterior = prior.condition(x_all, y, variance)
+        return torch.stack([block.log_evidence() for block in posterior.blocks]).sum((0, 1))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = -evidence().sum() / seen.sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        return evidence()
