@@ -33,8 +33,9 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
         prior: FactorizedGPPrior,
         likelihood: Likelihood | None = None,
         member_dropout: float | tuple[float, float] = 0.0,
+        element_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
-        super().__init__(encoder, decoder, prior, likelihood, member_dropout)
+        super().__init__(encoder, decoder, prior, likelihood, member_dropout, element_dropout)
 
     def condition(self, batch: GroupedBatch, pseudo: PseudoObservations) -> LatentPosterior:
         """The exact GP posterior of the pseudo-observations."""
