@@ -574,6 +574,10 @@ for each in ("FGPVAE", "CorrelatedFGPVAE"):
     of_model(each, "member_dropout", {
         "one": 1.0, "a negative number": -0.1, "None": None, "three of them": (0, 0.5, 1), "a falling pair": (0.5, 0.1),
         "a pair above one": (0, 2), **NUMBERS})
+for each in ("FGPVAE", "VAE", "CVAE", "CorrelatedFGPVAE", "LatentAngleFGPVAE"):
+    of_model(each, "element_dropout", {
+        "one": 1.0, "a negative number": -0.1, "None": None, "a falling pair": (0.5, 0.1), "a pair above one": (0, 2),
+        "a fraction for an encoder without a mask": 0.2, **NUMBERS})
 for each in ("VAE", "GPVAE", "SVGPVAE"):
     of_model(each, "num_channels", {**NOT_COUNTS, "None": None})
 for each in ("GPVAE", "SVGPVAE", "CorrelatedFGPVAE"):

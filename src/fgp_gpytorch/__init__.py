@@ -4,7 +4,12 @@ from importlib.metadata import version
 
 from fgp_gpytorch import feature_maps, means, nets  # a saved model may name their classes
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, HeldOut
-from fgp_gpytorch.likelihoods import BernoulliLikelihood, DiagonalGaussianLikelihood, GaussianLikelihood
+from fgp_gpytorch.likelihoods import (
+    BernoulliLikelihood,
+    ColumnLikelihood,
+    DiagonalGaussianLikelihood,
+    GaussianLikelihood,
+)
 from fgp_gpytorch.models import CVAE, FGPVAE, GPVAE, SVGPVAE, VAE, CorrelatedFGPVAE, LatentAngleFGPVAE
 from fgp_gpytorch.objectives import ELBO, GECO
 from fgp_gpytorch.prior import (
@@ -15,6 +20,7 @@ from fgp_gpytorch.prior import (
     LocalChannels,
 )
 from fgp_gpytorch.saving import Configurable
+from fgp_gpytorch.tables import TableModel
 from fgp_gpytorch.training import fit
 
 __version__ = version("fgp_gpytorch")
@@ -28,6 +34,7 @@ __all__ = [
     "SVGPVAE",
     "VAE",
     "BernoulliLikelihood",
+    "ColumnLikelihood",
     "Configurable",
     "CoregionalizedChannels",
     "CorrelatedFGPVAE",
@@ -41,6 +48,7 @@ __all__ = [
     "IndependentChannels",
     "LatentAngleFGPVAE",
     "LocalChannels",
+    "TableModel",
     "feature_maps",
     "fit",
     "means",

@@ -37,7 +37,7 @@ class CorrelatedFGPVAE(CoupledVAE[CorrelatedPrior]):
         local: Blocks of local channels.
         num_global_channels: L - J. They come after the local ones.
         learn_vectors: Whether group vectors are learned. It has no effect with a representation.
-        member_dropout: As in `GroupedVAE`.
+        member_dropout, element_dropout: As in `GroupedVAE`.
 
     Raises:
         ArgumentError: If an argument has another type, a number is out of range, or `local` is empty.
@@ -60,12 +60,22 @@ class CorrelatedFGPVAE(CoupledVAE[CorrelatedPrior]):
         learn_vectors: bool = True,
         likelihood: Likelihood | None = None,
         member_dropout: float | tuple[float, float] = 0.0,
+        element_dropout: float | tuple[float, float] = 0.0,
         normalize: bool = True,
         representation: nn.Module | None = None,
     ) -> None:
         prior = CorrelatedPrior(local, num_global_channels)
         super().__init__(
-            encoder, decoder, prior, num_groups, num_factors, normalize, representation, likelihood, member_dropout
+            encoder,
+            decoder,
+            prior,
+            num_groups,
+            num_factors,
+            normalize,
+            representation,
+            likelihood,
+            member_dropout,
+            element_dropout,
         )
         if self.group_vectors is not None:
             self.group_vectors.vectors.requires_grad_(learn_vectors)

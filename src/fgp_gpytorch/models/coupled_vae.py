@@ -41,7 +41,7 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
     In the third call, groups that train contains would count twice. Use the fourth call for these.
 
     Args:
-        encoder, decoder, likelihood, member_dropout: As in `GroupedVAE`.
+        encoder, decoder, likelihood, member_dropout, element_dropout: As in `GroupedVAE`.
         prior: The prior over the L channels.
         num_groups: P, groups of the training data; None with a representation.
         num_factors: m, the length of a group vector.
@@ -69,8 +69,9 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
         representation: nn.Module | None,
         likelihood: Likelihood | None = None,
         member_dropout: float | tuple[float, float] = 0.0,
+        element_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
-        super().__init__(encoder, decoder, prior, likelihood, member_dropout)
+        super().__init__(encoder, decoder, prior, likelihood, member_dropout, element_dropout)
         if representation is not None:
             check.instance(representation, "representation", nn.Module, "Try nets.RepresentationNetwork(r, f).")
         if (num_groups is None) == (representation is None):

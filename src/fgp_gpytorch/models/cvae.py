@@ -28,10 +28,10 @@ class CVAE(FactorizedVAE):
         prior: The prior over the L channels.
         features: Module from x (*batch, D) to the features (*batch, F) of both networks, such as
             `nets.FourierFeatures` for an angle; None for x itself.
-        likelihood, member_dropout: As in `GroupedVAE`.
+        likelihood, member_dropout, element_dropout: As in `GroupedVAE`.
 
     Raises:
-        ArgumentError: If an argument has another type, or `member_dropout` is out of range.
+        ArgumentError: If an argument has another type, or a dropout is out of range.
         ShapeError: In use, if the features have other leading dimensions than x.
     """
 
@@ -45,8 +45,9 @@ class CVAE(FactorizedVAE):
         features: nn.Module | None = None,
         likelihood: Likelihood | None = None,
         member_dropout: float | tuple[float, float] = 0.0,
+        element_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
-        super().__init__(encoder, decoder, prior, likelihood, member_dropout)
+        super().__init__(encoder, decoder, prior, likelihood, member_dropout, element_dropout)
         if features is not None and (not isinstance(features, nn.Module) or isinstance(features, Likelihood)):
             raise ArgumentError(
                 f"features: expected a torch Module of x, got {type(features).__name__}. Try nets.FourierFeatures() "

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data import GroupedBatch
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import PseudoObservations, features_of
 from fgp_gpytorch.models.grouped_vae import GroupedVAE
+from fgp_gpytorch.models.linear_start import linear_start, refine
 from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, LatentPosterior
 
 
@@ -33,8 +35,45 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
         prior: FactorizedGPPrior,
         likelihood: Likelihood | None = None,
         member_dropout: float | tuple[float, float] = 0.0,
+        element_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
-        super().__init__(encoder, decoder, prior, likelihood, member_dropout)
+        super().__init__(encoder, decoder, prior, likelihood, member_dropout, element_dropout)
+
+    def initialize(
+        self, data: GroupedDataset, iterations: int = 100, rotation: Literal["components", "columns"] = "components"
+    ) -> float:
+        """Start as a linear Gaussian-process model of the data. The networks are `LinearEncoder` and `LinearDecoder`.
+
+        Loadings are principal components (missing entries are imputed), scores give the means and variances of the
+        kernels, and x their lengthscales. The observation variance is what the components leave. Then L-BFGS maximizes
+        the ELBO over everything but the residual networks, which are zero. `fit` trains all from there.
+
+        Args:
+            data: Training groups. Large data sets are thinned to evenly spaced groups and members.
+            iterations: Of L-BFGS; 0 for none.
+            rotation: "components" starts with principal components, "columns" with one channel for each element of y.
+
+        Returns:
+            The ELBO, nats an observed element.
+
+        Raises:
+            ArgumentError: If the networks are others, `data` is no data set, or an option is unknown.
+        """
+        check.instance(data, "data", GroupedDataset, "Try GroupedDataset(y, x, group).")
+        return linear_start(self, data, iterations, rotation)
+
+    def refine(self, data: GroupedDataset, iterations: int = 20) -> float:
+        """Maximize the ELBO of a linear model further by L-BFGS, from where it stands. Returns it, nats an element.
+
+        Args:
+            data: Training groups.
+            iterations: Of L-BFGS.
+
+        Raises:
+            ArgumentError: If `data` is no data set, or `iterations` no integer of at least 0.
+        """
+        check.instance(data, "data", GroupedDataset, "Try GroupedDataset(y, x, group).")
+        return refine(self, data, check.count(iterations, "iterations", least=0))
 
     def condition(self, batch: GroupedBatch, pseudo: PseudoObservations) -> LatentPosterior:
         """The exact GP posterior of the pseudo-observations."""

@@ -41,5 +41,6 @@ class FGPVAE(FactorizedVAE):
         prior: FactorizedGPPrior,
         likelihood: Likelihood | None = None,
         member_dropout: float | tuple[float, float] = 0.0,
+        element_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
-        super().__init__(encoder, decoder, prior, likelihood, member_dropout)
+        super().__init__(encoder, decoder, prior, likelihood, member_dropout, element_dropout)

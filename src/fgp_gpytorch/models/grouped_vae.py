@@ -1,5 +1,6 @@
 """Base class of all models."""
 
+import dataclasses
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import DataError, NonFiniteError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, NonFiniteError, ShapeError
 from fgp_gpytorch.likelihoods import GaussianLikelihood, Likelihood, possible_values
 from fgp_gpytorch.models._batches import (
     PseudoObservations,
@@ -29,6 +30,7 @@ from fgp_gpytorch.models._batches import (
     scatter,
     whole_batch,
 )
+from fgp_gpytorch.models._element_dropout import drop_elements
 from fgp_gpytorch.models._in_dtype import InDtype
 from fgp_gpytorch.models._member_dropout import check_dropout, drop_members
 from fgp_gpytorch.models._parameter_store import register
@@ -70,13 +72,20 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             that the model learns to predict unseen members. Every member is still reconstructed, and one is always
             kept. The ELBO is still a bound. The paper uses 0. A pair (low, high) draws a fraction for each group and
             step, uniformly: (0, 1) trains for contexts of any size.
+        element_dropout: Fraction of each group's observed elements of y that the encoder does not get in a training
+            step, so that the model learns to predict missing elements. The forms are those of `member_dropout`. The
+            loss keeps all elements, and one is always shown. Members without a shown element are left out of q. The
+            ELBO is still a bound: it is one for every q(Z), and the hidden elements change q alone. Elements of one
+            block of `likelihood.element_blocks`, such as a one-hot category, are hidden together. Needs an encoder that
+            takes `observed`. Other networks of y, such as a representation, get all elements.
 
     Attributes:
         num_features: D of the training data, recorded by the first training step and saved; None before it. Other
             numbers of features are refused.
 
     Raises:
-        ArgumentError: If an argument has another type, or `member_dropout` is out of range.
+        ArgumentError: If an argument has another type, or a dropout is out of range. If there is element dropout, and
+            the encoder does not take `observed`.
     """
 
     encoder: nn.Module
@@ -92,6 +101,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         prior: Prior,
         likelihood: Likelihood | None = None,
         member_dropout: float | tuple[float, float] = 0.0,
+        element_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
         super().__init__()
         hint = f"Try {type(self).__name__}(encoder, decoder, prior, likelihood)."
@@ -102,6 +112,13 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         likelihood = GaussianLikelihood() if likelihood is None else likelihood
         self.likelihood = check.instance(likelihood, "likelihood", Likelihood, hint)
         self.member_dropout = check_dropout(member_dropout)
+        self.element_dropout = check_dropout(element_dropout, "element_dropout")
+        if self.element_dropout != 0 and not getattr(encoder, "takes_observed", False):
+            raise ArgumentError(
+                "element_dropout: expected an encoder that takes the mask of observed elements, got "
+                f"{type(encoder).__name__}, to which a hidden element would look like a 0. Try "
+                "MLPEncoder(..., takes_observed=True), or element_dropout=0."
+            )
         self.num_features: int | None = None
 
     # networks
@@ -262,15 +279,23 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
 
         Args:
             batch: Groups of a data set.
-            pseudo: The encoder's pseudo-observations; None computes them.
+            pseudo: The encoder's pseudo-observations of `shown(batch)`; None computes them.
         """
-        pseudo = self.encode(batch) if pseudo is None else pseudo
+        pseudo = self.encode(self.shown(batch)) if pseudo is None else pseudo
         if self.training and torch.is_grad_enabled() and self.num_features is None:
             self.num_features = batch.x.shape[-1]
         if self.training and self.member_dropout != 0:
             mask = batch.mask if pseudo.mask is None else pseudo.mask
             pseudo = pseudo._replace(mask=drop_members(mask, self.member_dropout))
         return self.condition_step(batch, pseudo)
+
+    def shown(self, batch: GroupedBatch) -> GroupedBatch:
+        """The batch as the encoder gets it in a training step. Training mode applies element dropout."""
+        if not self.training or self.element_dropout == 0:
+            return batch
+        blocks = getattr(self.likelihood, "element_blocks", None)
+        shown = drop_elements(batch.observed, self.element_dropout, blocks)
+        return dataclasses.replace(batch, y=batch.y.masked_fill(~shown, 0.0), y_mask=shown)
 
     def split_kl(self, posterior: Any, batch: GroupedBatch) -> KLTerms:
         """The KL of local and of global channels, nats, each (G,)."""
@@ -391,11 +416,13 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         """
         num_particles = check.count(num_particles, "num_particles")
         batch = self.prepare_step(whole_batch(batch, "batch", self))
-        pseudo = self.encode(batch)
+        shown = self.shown(batch)
+        pseudo = self.encode(shown)
         posterior = self.training_posterior(batch, pseudo)
         z = posterior.rsample_marginals(torch.Size([num_particles] if num_particles > 1 else []))
-        output = self.decode_observed(z, pseudo.x, batch.y.shape[2:], pseudo.mask)
-        observed = None if pseudo.mask is None else batch.observed
+        there = pseudo.mask if shown is batch else observed_members(batch)  # of the loss
+        output = self.decode_observed(z, pseudo.x, batch.y.shape[2:], there)
+        observed = None if there is None else batch.observed
         score = self.likelihood.score(output, batch.y, observed)
         kl = self.split_kl(posterior, batch)
         return Terms(
@@ -404,7 +431,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             kl_global=kl.kl_global,
             squared_error=score.squared_error.reshape(-1, batch.num_groups).mean(0),
             num_elements=score.num_elements,
-            num_members=(batch.mask if pseudo.mask is None else pseudo.mask).sum(-1),
+            num_members=(batch.mask if there is None else there).sum(-1),
             log_hyperprior=self.prior.log_hyperprior(),
             num_dataset_groups=batch.num_dataset_groups,
             num_dataset_members=batch.num_dataset_members,

@@ -50,7 +50,7 @@ class LatentAngleFGPVAE(FactorizedVAE):
     - Some angles must be known. Otherwise a turned or mirrored circle fits as well, and training may find no circle.
 
     Args:
-        encoder, decoder, likelihood, member_dropout: As in `GroupedVAE`.
+        encoder, decoder, likelihood, member_dropout, element_dropout: As in `GroupedVAE`.
         prior: The prior over the L channels. Its kernels and means must have the period of the angle (fix it with
             `kernel.raw_period_length.requires_grad_(False)`).
         angle_encoder: Module from (*batch, *y_shape) to (*batch, 2), such as `nets.ConvFeatures(2)`. The direction of
@@ -82,11 +82,12 @@ class LatentAngleFGPVAE(FactorizedVAE):
         angle_encoder: nn.Module,
         likelihood: Likelihood | None = None,
         member_dropout: float | tuple[float, float] = 0.0,
+        element_dropout: float | tuple[float, float] = 0.0,
         feature: int = 0,
         period: float = 2 * math.pi,
         supervision: float = 10.0,
     ) -> None:
-        super().__init__(encoder, decoder, prior, likelihood, member_dropout)
+        super().__init__(encoder, decoder, prior, likelihood, member_dropout, element_dropout)
         hint = "Try nets.ConvFeatures(2), or nets.MLPFeatures(y_shape, 2)."
         self.angle_encoder = check.instance(angle_encoder, "angle_encoder", nn.Module, hint)
         self.feature = check.count(feature, "feature", least=0, hint="Try 0, the position of the angle in x.")

@@ -21,7 +21,6 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import ArgumentError
-from fgp_gpytorch.models.factorized_vae import FactorizedVAE
 from fgp_gpytorch.nets import LinearDecoder, LinearEncoder
 from fgp_gpytorch.prior import ChannelBlock, LocalChannels
 
@@ -67,9 +66,7 @@ def principal_components(y: Tensor, observed: Tensor | None, num_components: int
     return loadings * torch.where(sign == 0, 1.0, sign), offset, eigenvalues
 
 
-def linear_start(
-    model: FactorizedVAE, data: GroupedDataset, iterations: int = 100, rotation: str = "components"
-) -> float:
+def linear_start(model: Any, data: GroupedDataset, iterations: int = 100, rotation: str = "components") -> float:
     """Start a model as a linear Gaussian-process model of the data. `FGPVAE.initialize` documents it.
 
     Returns:
@@ -81,19 +78,33 @@ def linear_start(
             f"initialize: expected a LinearEncoder and a LinearDecoder, got {type(encoder).__name__} and "
             f"{type(decoder).__name__}. Try FGPVAE(LinearEncoder(data.y_shape, L), LinearDecoder(L, data.y_shape), ...)"
         )
-    check.count(iterations, "iterations", least=0)
-    dtypes = encoder.loadings.dtype, next(model.likelihood.parameters(), encoder.loadings).dtype
-    device = encoder.loadings.device
-    try:
-        for part in (encoder, decoder, model.likelihood):
-            part.double()
-        batch = thinned(data, model.prior.num_channels).to(device, torch.float64)
+    iterations = check.count(iterations, "iterations", least=0)
+    check.choice(rotation, "rotation", ("components", "columns"))
+    with in_float64(model):
+        batch = thinned(data, model.prior.num_channels).to(encoder.loadings.device, torch.float64)
         set_start(model, batch, rotation)
         return maximize(model, batch, iterations)
+
+
+def refine(model: Any, data: GroupedDataset, iterations: int) -> float:
+    """Further steps of L-BFGS from where the model stands. Returns the ELBO, nats an observed element."""
+    with in_float64(model):
+        batch = thinned(data, model.prior.num_channels).to(next(model.parameters()).device, torch.float64)
+        return maximize(model, batch, iterations)
+
+
+@contextmanager
+def in_float64(model: Any) -> Iterator[None]:
+    """Networks and likelihood in float64, in which L-BFGS converges; afterwards in their own dtype."""
+    parts = [model.encoder, model.decoder, model.likelihood]
+    dtypes = [next((p.dtype for p in part.parameters()), torch.float64) for part in parts]
+    try:
+        for part in parts:
+            part.double()
+        yield
     finally:
-        encoder.to(dtypes[0])
-        decoder.to(dtypes[0])
-        model.likelihood.to(dtypes[1])
+        for part, dtype in zip(parts, dtypes, strict=True):
+            part.to(dtype)
 
 
 def thinned(data: GroupedDataset, channels: int) -> GroupedBatch:
@@ -112,7 +123,7 @@ def thinned(data: GroupedDataset, channels: int) -> GroupedBatch:
 
 
 @torch.no_grad()
-def set_start(model: FactorizedVAE, batch: GroupedBatch, rotation: str) -> None:
+def set_start(model: Any, batch: GroupedBatch, rotation: str) -> None:
     """Set networks, prior and likelihood from principal components of the working values."""
     encoder, decoder, likelihood = model.encoder, model.decoder, model.likelihood
     assert isinstance(encoder, LinearEncoder)
@@ -248,7 +259,7 @@ def scale_kernel(block: LocalChannels, x: Tensor, z: Tensor) -> None:
                 setattr(module, name, value * own_ratio)
 
 
-def maximize(model: FactorizedVAE, batch: GroupedBatch, iterations: int) -> float:
+def maximize(model: Any, batch: GroupedBatch, iterations: int) -> float:
     """Maximize the ELBO by L-BFGS over everything but the residual networks. Returns it, nats an element."""
     draws = design(model.prior.num_channels).to(batch.y.device)
     with trained_alone(model) as parameters, evaluation_mode(model):
@@ -273,7 +284,7 @@ def maximize(model: FactorizedVAE, batch: GroupedBatch, iterations: int) -> floa
             return float(elbo(model, batch, draws))
 
 
-def elbo(model: FactorizedVAE, batch: GroupedBatch, draws: Tensor) -> Tensor:
+def elbo(model: Any, batch: GroupedBatch, draws: Tensor) -> Tensor:
     """ELBO per observed element, with E_q by a fixed design of points z = mean + sqrt(variance) draw."""
     pseudo = model.encode(batch)
     posterior = model.condition(batch, pseudo)
@@ -302,7 +313,7 @@ def design(num_channels: int) -> Tensor:
 
 
 @contextmanager
-def trained_alone(model: FactorizedVAE) -> Iterator[list[nn.Parameter]]:
+def trained_alone(model: Any) -> Iterator[list[nn.Parameter]]:
     """The parameters but those of the residual networks. The others have no gradient meanwhile."""
     networks = [getattr(part, "residual", None) for part in (model.encoder, model.decoder)]
     left_out = {id(p) for network in networks if network is not None for p in network.parameters()}

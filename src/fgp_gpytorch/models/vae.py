@@ -19,14 +19,20 @@ class VAE(FactorizedVAE):
     N(mu / (1 + sigma^2), sigma^2 / (1 + sigma^2)): the usual family, without variances above the prior's.
 
     Args:
-        encoder, decoder, likelihood: As in `GroupedVAE`.
+        encoder, decoder, likelihood, element_dropout: As in `GroupedVAE`.
         num_channels: L.
 
     Raises:
-        ArgumentError: If an argument has another type, or `num_channels` is below 1.
+        ArgumentError: If an argument has another type, `num_channels` is below 1, or `element_dropout` out of range.
     """
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, num_channels: int, likelihood: Likelihood | None = None
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        num_channels: int,
+        likelihood: Likelihood | None = None,
+        element_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
-        super().__init__(encoder, decoder, FactorizedGPPrior([IndependentChannels(num_channels)]), likelihood)
+        prior = FactorizedGPPrior([IndependentChannels(num_channels)])
+        super().__init__(encoder, decoder, prior, likelihood, element_dropout=element_dropout)

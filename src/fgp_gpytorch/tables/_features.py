@@ -81,7 +81,7 @@ class Feature:
             if far.any():
                 raise DataError(
                     f"x: expected {self.name!r} near the training table's {self._back(self.low)} to "
-                    f"{self._back(self.high)}, got {values.iloc[int(far.argmax())]}. Try the units of the training table."
+                    f"{self._back(self.high)}, got {values.iloc[int(far.argmax())]}. Try its units."
                 )
         return numbers
 

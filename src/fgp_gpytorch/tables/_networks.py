@@ -8,11 +8,13 @@ from gpytorch.kernels import ConstantKernel, Kernel, MaternKernel, PeriodicKerne
 from gpytorch.means import ConstantMean, Mean
 from torch import Tensor
 
-from fgp_gpytorch import FGPVAE, ColumnLikelihood, FactorizedGPPrior, LocalChannels
 from fgp_gpytorch.data import GroupedDataset
 from fgp_gpytorch.kernels import WithinKernel
+from fgp_gpytorch.likelihoods import ColumnLikelihood
 from fgp_gpytorch.means import AdditiveMean, FourierMean, PiecewiseLinearMean
+from fgp_gpytorch.models import FGPVAE
 from fgp_gpytorch.nets import LinearDecoder, LinearEncoder
+from fgp_gpytorch.prior import FactorizedGPPrior, LocalChannels
 from fgp_gpytorch.tables._features import Feature
 from fgp_gpytorch.tables.columns import Column
 

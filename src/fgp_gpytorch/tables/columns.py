@@ -96,7 +96,7 @@ class Column(ABC):
         kind = values.dtype
         if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_complex_dtype(kind):
             raise DataError(
-                f"y: expected numbers in column {self.name!r}, got {kind}. Try Categorical({self.name!r}) for names, or "
+                f"y: expected numbers in column {self.name!r}, got {kind}. Try Categorical({self.name!r}), or "
                 f"pd.to_numeric(df[{self.name!r}])."
             )
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)

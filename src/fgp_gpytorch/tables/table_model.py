@@ -1,0 +1,695 @@
+"""A model of a person's DataFrame."""
+
+import copy
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import evaluation, generators_restored
+from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
+from fgp_gpytorch.likelihoods import ColumnLikelihood
+from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log_mean_exp
+from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.models.linear_start import principal_components
+from fgp_gpytorch.tables._features import as_features, level_codes
+from fgp_gpytorch.tables._networks import column_evidence, model_of
+from fgp_gpytorch.tables._warp import Warp, likely_power
+from fgp_gpytorch.tables.columns import Column, Gaussian, as_columns
+from fgp_gpytorch.training import fit
+
+_MOST_CHANNELS = 16
+_EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
+_FEWEST_TO_VALIDATE = 3  # groups; fewer say too little, and the model stays at its linear start
+_FAR = 50.0  # standard deviations: a table in other units
+_MEMBERS_AT_ONCE = 4096  # decoded members times draws, in thousands
+_FOLDS, _FOLD_STEPS = 4, 20  # of the check of the spread
+_LARGEST_SPREAD = 1.5
+
+
+class TableModel:
+    """Forecasts, imputation, embedding and new groups for a table whose rows are repeated measurements of groups.
+
+    An estimator in scikit-learn's manner: `fit` returns the model, and what is learned ends in an underscore. All
+    answers are in the table's own units. It is a thin layer over `FGPVAE`, which is `model.vae_`.
+
+    `fit` starts the model as an exact multi-output Gaussian process: a level and a Matern 3/2 process for each channel,
+    a mean over x, and linear networks. Then it trains nonlinear networks, as far as groups held out for validation say
+    that this helps.
+
+    Args:
+        y: Columns to model: names, which are `Gaussian` columns, or `Log`, `Binary`, `Categorical`, `Ordinal`, `Count`.
+        x: Columns of auxiliary features: names of numbers or dates, `Periodic` or `Categorical`.
+        group: The column of groups, or a list of them, outermost first, such as ["speaker", "utterance"].
+        kernel: A GPyTorch kernel of x, standardized, in place of the default; its batch shape is [] or [channels].
+        channels: Latent channels; "auto" takes as many as explain 99 % of the variance, at most 16.
+        hidden: Widths of the residual networks. An empty list keeps the model linear.
+        transform: Whether plain columns may be modelled on a power scale, see `Gaussian`.
+        calibrate: Whether `fit` widens intervals that are too narrow for groups that it holds out in turn.
+
+    Attributes:
+        vae_: The fitted `FGPVAE`.
+        columns_: The columns of y with what was learned of them.
+        features_: The columns of x with what was learned of them.
+        elbo_: ELBO of the training groups at the linear start, nats an observed element.
+        best_epoch_: Epochs of the second stage; 0 = the linear start.
+        spread_: Factor of the standard deviations of latents and noise, at least 1.
+
+    Raises:
+        ArgumentError: If an argument has another type, or a name occurs twice.
+
+    Example:
+        >>> model = TableModel(y=["height"], x=["age"], group="boy").fit(df)
+        >>> model.forecast(df[df.age < 0], at={"age": [0.5, 1.0]})
+    """
+
+    def __init__(
+        self,
+        y: Any,
+        x: Any,
+        group: Hashable | Sequence[Hashable],
+        kernel: Kernel | None = None,
+        channels: int | Literal["auto"] = "auto",
+        hidden: Sequence[int] = (64, 64),
+        calibrate: bool = True,
+    ) -> None:
+        self.y, self.x, self.group = as_columns(y), as_features(x), _group_names(group)
+        check.instance(kernel, "kernel", (Kernel, type(None)), "Try gpytorch.kernels.MaternKernel(nu=1.5).")
+        if channels != "auto":
+            channels = check.count(channels, "channels", hint='Try channels="auto".')
+        self.kernel, self.channels, self.hidden, self.calibrate = kernel, channels, tuple(hidden), calibrate
+        names = [c.name for c in self.y] + [f.name for f in self.x] + self.group
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ArgumentError(
+                f"expected each column in one of y, x and group, got {twice[0]!r} in two. Try it in one of them."
+            )
+
+    def __repr__(self) -> str:
+        y, x = [column.name for column in self.y], [feature.name for feature in self.x]
+        return f"TableModel(y={y}, x={x}, group={self.group if len(self.group) > 1 else self.group[0]!r})"
+
+    # training
+
+    def fit(
+        self,
+        df: pd.DataFrame,
+        validation: float = 0.1,
+        seed: int = 0,
+        max_steps: int = 1500,
+        progress: bool = False,
+    ) -> Self:
+        """Fit the model to a table.
+
+        Args:
+            df: Training groups, a row for each member. Values of y may be missing.
+            validation: Fraction of the groups that decides how far training moves away from the linear start. With
+                fewer than 3 such groups it stays there.
+            seed: Of validation groups, training and networks.
+            max_steps: Most steps of the second stage.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            The model itself.
+
+        Warns:
+            UserWarning: If a group has several rows with equal x, or all groups have one row.
+
+        Raises:
+            ArgumentError: If an argument has another type.
+            DataError: If a column is absent, has another kind, or has one value only.
+            GroupError: If a group has no label.
+        """
+        check.instance(df, "df", pd.DataFrame, "Try pd.DataFrame(df).")
+        seed = check.count(seed, "seed", least=0)
+        validation = check.positive(validation, "validation", zero=True, below=1, hint="Try 0.1, or 0 for none.")
+        max_steps = check.count(max_steps, "max_steps", least=0)
+        self._require(df, [c.name for c in self.y] + [f.name for f in self.x] + self.group)
+        self.columns_, self.features_ = copy.deepcopy(self.y), copy.deepcopy(self.x)
+        for feature in self.features_:
+            feature.learn(df[feature.name])
+        for column in self.columns_:
+            column.learn(df[column.name])
+        self.dtypes_ = {name: df[name].dtype for name in df.columns}
+        with generators_restored(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "x: expected different features")  # said below, in words of the table
+            torch.manual_seed(seed)
+            self._choose_transforms(df)
+            train = self._dataset(df).only_observed()
+            self._warn_of_rows(df, train)
+            self._fit_stages(train, validation, seed, max_steps, progress)
+        return self
+
+    def _fit_stages(self, train: GroupedDataset, validation: float, seed: int, max_steps: int, progress: bool) -> None:
+        self.vae_, self.elbo_ = self._start(train)
+        self.best_epoch_, self.spread_ = 0, 1.0
+        held_out = round(validation * len(train))
+        if held_out >= _FEWEST_TO_VALIDATE and max_steps and self.hidden:
+            self._second_stage(train, held_out, seed, max_steps, progress)
+        self.vae_.eval()
+        if self.calibrate:
+            self.spread_ = self._check_spread(train, seed)
+
+    def _start(self, train: GroupedDataset, iterations: int = 100) -> tuple[FGPVAE, float]:
+        """The better linear model of two: channels from principal components, or one channel for each column."""
+        size, best = train.y_shape[0], None
+        number = self._num_channels(train)
+        starts = [("components", number)]
+        if self.channels == "auto" and size <= _MOST_CHANNELS:
+            starts = [("columns", size)] if size == 1 else [*starts, ("columns", size)]
+        for rotation, channels in starts:
+            vae = model_of(self.columns_, self.features_, train, channels, self.hidden, copy.deepcopy(self.kernel))
+            elbo = vae.initialize(train, iterations=iterations, rotation=rotation)
+            if best is None or elbo > best[1]:
+                best = vae, elbo
+        assert best is not None
+        return best
+
+    def _num_channels(self, train: GroupedDataset) -> int:
+        if self.channels != "auto":
+            return int(self.channels)
+        members = train.members
+        observed = None if members.y_mask is None else members.y_mask
+        rows = members.y.double()
+        size = rows.shape[-1]
+        spectrum = principal_components(rows, observed, min(size, _MOST_CHANNELS))[2]
+        share = spectrum.cumsum(0) / spectrum.sum()
+        return min(int((share < _EXPLAINED).sum()) + 1, size, _MOST_CHANNELS)
+
+    def _second_stage(self, train: GroupedDataset, held_out: int, seed: int, max_steps: int, progress: bool) -> None:
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        others, chosen = train.subset(order[held_out:].sort().values), train.subset(order[:held_out].sort().values)
+        size = max(4, min(20, len(others) // 4))
+        vae = copy.deepcopy(self.vae_)
+        result = fit(
+            vae, others, validation=chosen, restore_best=True, epochs=None, max_steps=max_steps, batch_size=size,
+            learning_rate=1e-3, lr_schedule="cosine", seed=seed, folder=None, progress=progress, accelerator="cpu",
+            devices=1,
+        )  # fmt: skip
+        self.best_epoch_ = result.best_epoch or 0
+        if self.best_epoch_:
+            self.vae_ = vae
+
+    @torch.no_grad()
+    def _check_spread(self, train: GroupedDataset, seed: int) -> float:
+        """The factor that makes 90 % of the held-out values of Gaussian columns fall into their 90 % intervals.
+
+        Groups are held out in turn. The linear model of the others predicts the second half of each from the first.
+        """
+        places = _gaussian_places(self.columns_)
+        folds = min(_FOLDS, len(train))
+        if not places or folds < 2 or int(train.group_sizes.max()) < 2:
+            return 1.0
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        ratios = []
+        for fold in range(folds):
+            mine = order[fold::folds].sort().values
+            rest = train.subset(order[torch.arange(len(order)) % folds != fold].sort().values)
+            if not _all_observed(rest):
+                continue
+            vae = copy.deepcopy(self.vae_)
+            with torch.enable_grad():
+                vae.refine(rest, _FOLD_STEPS)
+            ratios.append(_standardized_errors(vae, train.subset(mine), places))
+        found = torch.cat(ratios) if ratios else torch.empty(0)
+        if len(found) < 20:
+            return 1.0
+        return float((found.abs().quantile(0.9) / 1.6449).clamp(1.0, _LARGEST_SPREAD))
+
+    def _choose_transforms(self, df: pd.DataFrame) -> None:
+        """Take the power scale of a Gaussian column if its Gaussian process has the larger evidence for it."""
+        warps: list[tuple[Gaussian, Warp]] = []
+        for column in self.columns_:
+            if isinstance(column, Gaussian) and column.transform == "auto":
+                values = df[column.name].to_numpy(dtype=np.float64, na_value=np.nan)
+                seen = values[~np.isnan(values)]
+                power = likely_power(seen)
+                if power != 1.0:
+                    warps.append((column, Warp.of(seen, power)))
+        if not warps:
+            return
+        both = [(column, warp) for column, other in warps for warp in (column.warp, other)]
+        numbers = [warp(df[column.name].to_numpy(dtype=np.float64, na_value=np.nan)) for column, warp in both]
+        data = self._grouped(df, np.stack(numbers, -1), level_codes([df], self.group)[0])
+        evidence = column_evidence(data.only_observed(), self.features_)
+        for place, (column, warp) in enumerate(both):
+            values = df[column.name].to_numpy(dtype=np.float64, na_value=np.nan)
+            slope = warp.log_slope(values[~np.isnan(values)]).sum()
+            evidence[place] += float(slope)
+        for place, (column, warp) in enumerate(warps):
+            if evidence[2 * place + 1] > evidence[2 * place]:
+                column.warp = warp
+
+    # answers
+
+    def forecast(
+        self, df: pd.DataFrame, at: Mapping[Hashable, Any] | pd.DataFrame, num_draws: int = 256, seed: int = 0
+    ) -> pd.DataFrame:
+        """Predict y at new x, for each group of a context.
+
+        Args:
+            df: The context: rows of any groups, seen in training or not.
+            at: Values of each x column, of which every group gets all combinations, or a table with the group and x
+                columns, a row for each forecast.
+            num_draws: Draws of the latents. The noise of the likelihood is added exactly.
+            seed: Of the draws.
+
+        Returns:
+            A row for each forecast and column of y: group and x columns, variable, mean, sd, q05, q50, q95 in the
+            table's units. If a column has categories, a column "category" follows the variable, and a row for each
+            category has its probability as mean.
+
+        Raises:
+            ArgumentError: If an argument has another type, or `at` lacks a column.
+            DataError: If the context is empty, or a value is impossible.
+            GroupError: If a group of `at` has no row in the context.
+        """
+        targets = self._targets(df, at)
+        output, places = self._outputs(df, targets, num_draws, seed)
+        return self._tidy(targets.iloc[places].reset_index(drop=True), output)
+
+    def impute(self, df: pd.DataFrame, spread: bool = False, num_draws: int = 256, seed: int = 0) -> pd.DataFrame:
+        """Fill the gaps of y from the other values of the same row and the same group.
+
+        Args:
+            df: A table with missing values in columns of y.
+            spread: False returns the table with its gaps filled: by means, expected counts (rounded in columns of
+                integers) and the most probable categories. True returns a row for each gap with mean, sd and quantiles.
+            num_draws: Draws of the latents.
+            seed: Of the draws.
+
+        Raises:
+            ArgumentError: If an argument has another type.
+            DataError: If the table is empty, or a value is impossible.
+        """
+        targets = self._checked(df)
+        output, places = self._outputs(df, targets, num_draws, seed, at_members=True)
+        inverse = np.empty(len(places), dtype=int)
+        inverse[places] = np.arange(len(places))
+        output = output[:, inverse]
+        if spread:
+            return self._tidy(targets.reset_index(drop=True), output, gaps_of=df)
+        filled = df.copy()
+        for column, part, own in self._parts(output):
+            gaps = df[column.name].isna().to_numpy()
+            if gaps.any():
+                filled[column.name] = _filled(df[column.name], gaps, column.best(part, own)[gaps])
+        return filled
+
+    def embed(self, df: pd.DataFrame, members: bool = False) -> pd.DataFrame:
+        """Latents: the posterior mean of each channel, averaged over the members of a group.
+
+        Args:
+            df: A table with the columns of the training table.
+            members: Whether to return a row for each row of the table, with its index, in place of one for each group.
+
+        Returns:
+            Columns z0, z1, ... The index is the group, or that of the table.
+
+        Raises:
+            ArgumentError: If `df` is no DataFrame.
+            DataError: If the table is empty, or a value is impossible.
+        """
+        df = self._checked(df)
+        data = self._dataset(df)
+        names = [f"z{channel}" for channel in range(self.vae_.prior.num_channels)]
+        with torch.no_grad(), evaluation(self.vae_, 0):
+            batch = data[:]
+            mean = self.vae_.infer(batch).mean
+        rows = mean[batch.mask].numpy(force=True)
+        order = self._row_order(df)
+        if members:
+            placed = np.empty_like(rows)
+            placed[order] = rows
+            return pd.DataFrame(placed, index=df.index, columns=names)
+        group = df[self.group[0]].iloc[order]
+        frame = pd.DataFrame(rows, columns=names)
+        means = frame.groupby(group.to_numpy(), sort=False).mean()
+        means.index = _like_index(means.index, group)
+        return means
+
+    def sample_groups(self, n: int, at: Mapping[Hashable, Any], seed: int = 0) -> pd.DataFrame:
+        """Draw tables of new groups, with the noise of the likelihood.
+
+        Args:
+            n: Number of groups.
+            at: Values of each x column; every group gets all combinations.
+            seed: Of the draws.
+
+        Returns:
+            A row for each member: group (0 to n - 1), x columns and y columns in the table's units.
+
+        Raises:
+            ArgumentError: If `at` lacks a column, or `n` is not a positive integer.
+        """
+        self._fitted()
+        n = check.count(n, "n")
+        grid = self._grid(at, [0])
+        for name in self.group[1:]:
+            grid[name] = 0
+        x = self._encoded_x(grid, level_codes([grid], self.group)[0]).unsqueeze(0)
+        with torch.no_grad(), evaluation(self.vae_, check.count(seed, "seed", least=0)):
+            z = self.vae_.draw_groups(x, (n,))
+            output = self.vae_.decode(z, x)
+            elements = self._likelihood.sample(output)[:, 0].numpy(force=True)
+        frames = []
+        for group in range(n):
+            frame = grid.copy()
+            frame[self.group[0]] = group
+            for column, own in zip(self.columns_, self._likelihood.y_slices, strict=True):
+                frame[column.name] = column.values(elements[group][:, own])
+            frames.append(frame)
+        columns = [*self.group, *(f.name for f in self.features_), *(c.name for c in self.columns_)]
+        return pd.concat(frames, ignore_index=True)[columns]
+
+    def score(
+        self, df_context: pd.DataFrame, df_target: pd.DataFrame, num_draws: int = 999, seed: int = 0
+    ) -> pd.DataFrame:
+        """Compare forecasts with a table.
+
+        Args:
+            df_context: The context.
+            df_target: Rows of its groups with the true values. Missing values are not scored.
+            num_draws: Draws of the predictive distribution.
+            seed: Of the draws.
+
+        Returns:
+            A row for each column of y: mse (units squared; of probabilities for categories), nll (nats a value, the
+            density in the table's units), crps (units; for numbers), coverage_90 (of the central 90 % interval) and n.
+
+        Raises:
+            ArgumentError, DataError, GroupError: As in `forecast`.
+        """
+        num_draws = check.count(num_draws, "num_draws", least=19, hint="An interval of 90 % needs so many. Try 999.")
+        targets = self._checked(df_target)
+        output, places = self._outputs(df_context, targets, num_draws, seed)
+        targets = targets.iloc[places]
+        rows = []
+        with generators_restored():
+            torch.manual_seed(seed)
+            for column, part, own in self._parts(output):
+                truth = column.encode(targets[column.name])
+                seen = ~np.isnan(truth).any(-1)
+                rows.append(_scores(column, part, own[:, seen], truth[seen]))
+        return pd.DataFrame(rows, index=pd.Index([c.name for c in self.columns_], name="variable"))
+
+    def draws(
+        self, df: pd.DataFrame, at: Mapping[Hashable, Any] | pd.DataFrame, num_draws: int = 256, seed: int = 0
+    ) -> tuple[pd.DataFrame, dict[Hashable, np.ndarray]]:
+        """Draws of y at new x, coherent across the members of a group, with the noise of the likelihood.
+
+        Args:
+            df: The context.
+            at: As in `forecast`.
+            num_draws: S.
+            seed: Of the draws.
+
+        Returns:
+            The group and x columns of P forecasts, and an array (S, P) for each column of y.
+
+        Raises:
+            ArgumentError, DataError, GroupError: As in `forecast`.
+        """
+        targets = self._targets(df, at)
+        output, places = self._outputs(df, targets, num_draws, seed, jointly=True)
+        with generators_restored():
+            torch.manual_seed(seed)
+            found = {c.name: c.values(part.sample(own).numpy(force=True)) for c, part, own in self._parts(output)}
+        return targets.iloc[places].reset_index(drop=True), found
+
+    # tables and tensors
+
+    @property
+    def _likelihood(self) -> ColumnLikelihood:
+        likelihood = self.vae_.likelihood
+        assert isinstance(likelihood, ColumnLikelihood)
+        return likelihood
+
+    def _fitted(self) -> None:
+        if not hasattr(self, "vae_"):
+            raise ArgumentError("expected a fitted model, got one that was not fitted. Try model.fit(df) first.")
+
+    def _checked(self, df: Any) -> pd.DataFrame:
+        """A table with the columns of the training table. Columns of y that it lacks are missing everywhere."""
+        self._fitted()
+        check.instance(df, "df", pd.DataFrame, "Try pd.DataFrame(df).")
+        self._require(df, [f.name for f in self.features_] + self.group)
+        absent = [c.name for c in self.columns_ if c.name not in df.columns]
+        if len(absent) == len(self.columns_):
+            raise DataError(f"df: expected some of the columns {absent}, got none. Try the table with its values of y.")
+        for name in absent:
+            df = (
+                df.assign(**{str(name): np.nan})
+                if isinstance(name, str)
+                else df.assign().reindex(columns=[*df.columns, name])
+            )
+        return df
+
+    def _require(self, df: pd.DataFrame, names: Sequence[Hashable]) -> None:
+        if len(df) == 0:
+            raise DataError("df: expected at least one row, got none. Try to check the filter before it.")
+        absent = [name for name in names if name not in df.columns]
+        if absent:
+            raise DataError(f"df: expected a column {absent[0]!r}, got {list(df.columns)}. Try its name in this table.")
+        twice = [name for name in names if isinstance(df[name], pd.DataFrame)]
+        if twice:
+            raise DataError(
+                f"df: expected one column {twice[0]!r}, got several. Try df.loc[:, ~df.columns.duplicated()]."
+            )
+
+    def _warn_of_rows(self, df: pd.DataFrame, train: GroupedDataset) -> None:
+        keys = [*self.group, *(feature.name for feature in self.features_)]
+        repeated = df.duplicated(keys)
+        if repeated.any():
+            first = df.loc[repeated, keys].iloc[0].to_dict()
+            warnings.warn(
+                f"df: expected one row for each group and x, got {int(repeated.sum())} repeated ones, the first at "
+                f"{first}. They count as independent measurements. Try df.drop_duplicates({keys}) if they are copies.",
+                UserWarning, stacklevel=3,
+            )  # fmt: skip
+        single = int((train.group_sizes == 1).sum())
+        if single == len(train):
+            raise DataError(
+                f"df: expected groups with several rows, got {single} groups of one row each. Try another group column."
+            )
+        if 2 * single > len(train):
+            warnings.warn(
+                f"df: expected groups with several rows, got {single} of {len(train)} groups with one row, which say "
+                "nothing about changes within a group. Try a coarser group column.",
+                UserWarning, stacklevel=3,
+            )  # fmt: skip
+
+    def _grouped(self, df: pd.DataFrame, y: np.ndarray, codes: np.ndarray, context: bool = False) -> GroupedDataset:
+        seen = torch.from_numpy(~np.isnan(y))
+        x = self._encoded_x(df, codes)
+        values = torch.from_numpy(np.nan_to_num(y))
+        mask = None if bool(seen.all()) else seen
+        return GroupedDataset(values, x, df[self.group[0]], mask, allow_unobserved=context)
+
+    def _dataset(self, df: pd.DataFrame, codes: np.ndarray | None = None) -> GroupedDataset:
+        y = np.concatenate([column.encode(df[column.name]) for column in self.columns_], -1)
+        for column, values in zip(self.columns_, np.split(y, np.cumsum(self._sizes)[:-1], -1), strict=True):
+            if isinstance(column, Gaussian) and np.nanmax(np.abs(values), initial=0) > _FAR:
+                raise DataError(
+                    f"y: expected {column.name!r} near the training table's {column.low:g} to {column.high:g}, got a "
+                    f"value {np.nanmax(np.abs(values)):.0f} standard deviations away. Try the units of that table."
+                )
+        codes = level_codes([df], self.group)[0] if codes is None else codes
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "x: expected different features")
+            return self._grouped(df, y, codes, context=hasattr(self, "vae_"))
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [column.num_elements for column in self.columns_]
+
+    def _encoded_x(self, df: pd.DataFrame, codes: np.ndarray) -> Tensor:
+        features = [feature.encode(df[feature.name])[:, None] for feature in self.features_]
+        return torch.from_numpy(np.concatenate([*features, codes], -1))
+
+    def _row_order(self, df: pd.DataFrame) -> np.ndarray:
+        """The row of the table of each member, as `GroupedDataset` sorts them."""
+        codes, _ = pd.factorize(df[self.group[0]], sort=True)
+        return np.argsort(codes, kind="stable")
+
+    def _targets(self, df: pd.DataFrame, at: Mapping[Hashable, Any] | pd.DataFrame) -> pd.DataFrame:
+        self._checked(df)
+        if isinstance(at, pd.DataFrame):
+            self._require(at, [*self.group, *(f.name for f in self.features_)])
+            return at[[*self.group, *(f.name for f in self.features_)]].reset_index(drop=True)
+        groups = df[self.group].drop_duplicates()
+        grid = self._grid(at, [0]).drop(columns=self.group[0])
+        return groups.merge(grid, how="cross")[[*self.group, *(f.name for f in self.features_)]]
+
+    def _grid(self, at: Any, groups: Sequence[Any]) -> pd.DataFrame:
+        self._fitted()
+        if not isinstance(at, Mapping):
+            check.instance(at, "at", (Mapping, pd.DataFrame), "Try {'year': range(2000, 2010)}.")
+        names = [feature.name for feature in self.features_]
+        if set(at) != set(names):
+            raise ArgumentError(f"at: expected values for {names}, got {list(at)}. Try {{{names[0]!r}: [...]}}.")
+        grid = pd.DataFrame({self.group[0]: list(groups)})
+        for feature in self.features_:
+            values = at[feature.name]
+            listed = [values] if isinstance(values, str) or not hasattr(values, "__iter__") else list(values)
+            if not listed:
+                raise DataError(f"at: expected values for {feature.name!r}, got none. Try at least one.")
+            grid = grid.merge(pd.DataFrame({feature.name: feature.like_training(listed)}), how="cross")
+        return grid
+
+    def _outputs(
+        self, df: pd.DataFrame, targets: pd.DataFrame, num_draws: int, seed: int, at_members: bool = False,
+        jointly: bool = False,
+    ) -> tuple[Tensor, np.ndarray]:  # fmt: skip
+        """Draws of the decoder's output (S, P, num_outputs), and the row of the targets of each of the P."""
+        df = self._checked(df)
+        num_draws, seed = check.count(num_draws, "num_draws"), check.count(seed, "seed", least=0)
+        codes, new = level_codes([df, targets], self.group)
+        context = self._dataset(df, codes)
+        groups = {label: place for place, label in enumerate(context.labels.tolist())}
+        owner = targets[self.group[0]].map(groups)
+        if owner.isna().any():
+            label = targets[self.group[0]][owner.isna()].iloc[0]
+            raise GroupError(
+                f"at: expected groups with a row in the context, got {label!r}. Try rows of this group in df, or "
+                "model.sample_groups(n, at=...) for new groups."
+            )
+        x_new = self._encoded_x(targets, new)
+        owner = torch.from_numpy(owner.to_numpy(dtype=np.int64))
+        order = owner.argsort(stable=True)
+        used, sizes = owner[order].unique_consecutive(return_counts=True)
+        jointly = jointly or any(block.couples_channels for block in self.vae_.prior.blocks)
+        with torch.no_grad(), evaluation(self.vae_, seed):
+            parts = []
+            rows = x_new[order].split(sizes.tolist())
+            step = max(1, _MEMBERS_AT_ONCE * 1000 // max(1, num_draws * int(sizes.max())))
+            for start in range(0, len(used), step):
+                some = rows[start : start + step]
+                padded = torch.nn.utils.rnn.pad_sequence(list(some), batch_first=True)
+                mask = torch.nn.utils.rnn.pad_sequence(
+                    [torch.ones(len(row), dtype=torch.bool) for row in some], batch_first=True
+                )
+                padded = torch.where(mask.unsqueeze(-1), padded, padded[:, :1])
+                prediction = self.vae_.predict(padded, context[used[start : start + step]])
+                z = prediction.rsample((num_draws,), marginals=not jointly)
+                z = prediction.mean + self.spread_ * (z - prediction.mean)
+                parts.append(self._spread(self.vae_.decode(z, padded)[:, mask]))
+        return torch.cat(parts, 1), order.numpy()
+
+    def _spread(self, output: Tensor) -> Tensor:
+        return output
+
+    def _parts(self, output: Tensor) -> list[tuple[Column, Any, Tensor]]:
+        likelihood = self._likelihood
+        return [
+            (column, part, output[..., own])
+            for column, part, own in zip(self.columns_, likelihood.parts, likelihood.output_slices, strict=True)
+        ]
+
+    def _tidy(self, keys: pd.DataFrame, output: Tensor, gaps_of: pd.DataFrame | None = None) -> pd.DataFrame:
+        keys = keys[[*self.group, *(feature.name for feature in self.features_)]]
+        categories = any(column.num_elements > 1 for column in self.columns_)
+        frames = []
+        for column, part, own in self._parts(output):
+            rows = np.arange(len(keys)) if gaps_of is None else gaps_of[column.name].isna().to_numpy().nonzero()[0]
+            for category, answer in column.answers(part, own[:, rows]).items():
+                frame = keys.iloc[rows].reset_index(drop=True)
+                frame["variable"] = column.name
+                if category is not None or categories:
+                    frame["category"] = category
+                frames.append(frame.assign(**answer))
+        return pd.concat(frames, ignore_index=True)
+
+
+def _group_names(group: Any) -> list[Hashable]:
+    names = list(group) if isinstance(group, list) else [group]
+    for name in names:
+        check.instance(name, "group", Hashable, "Try the name of a column.")
+    if not names:
+        raise ArgumentError("group: expected the name of a column, got none. Try group='patient'.")
+    return names
+
+
+def _gaussian_places(columns: Sequence[Column]) -> list[int]:
+    sizes = np.cumsum([0, *(column.num_elements for column in columns)])
+    return [int(start) for start, column in zip(sizes, columns, strict=False) if isinstance(column, Gaussian)]
+
+
+def _all_observed(data: GroupedDataset) -> bool:
+    mask = data.members.y_mask
+    return mask is None or bool(mask.any(0).all())
+
+
+def _standardized_errors(vae: FGPVAE, data: GroupedDataset, places: Sequence[int]) -> Tensor:
+    """Errors over standard deviations of Gaussian elements, of the second half of each group from the first."""
+    x, group = data.features()
+    first = data.group_sizes.cumsum(0) - data.group_sizes
+    place = torch.empty_like(group)
+    order = x[:, 0].argsort(stable=True)
+    order = order[group[order].argsort(stable=True)]
+    place[order] = torch.arange(len(order), device=order.device) - first[group[order]]
+    known = place < (data.group_sizes[group] / 2).ceil()
+    known = known | (data.group_sizes[group] < 2)
+    if bool(known.all()):
+        return torch.empty(0, dtype=torch.float64)
+    batch = data[:]
+    hidden = torch.zeros_like(batch.mask)
+    hidden[batch.mask] = ~known
+    context = data.select(known)
+    later = data.subset(torch.isin(torch.arange(len(data)), group[~known]))
+    chosen = torch.isin(torch.arange(len(data)), group[~known])
+    context = context.subset(chosen.nonzero()[:, 0])
+    whole = later[:]
+    prediction = vae.predict(whole.x.where(whole.mask.unsqueeze(-1), whole.x[:, :1]), context)
+    torch.manual_seed(0)
+    output = vae.decode(prediction.rsample((64,), marginals=True), whole.x)
+    mean, variance = vae.likelihood.moments(output)
+    error = (whole.y - mean) / variance.sqrt()
+    where = whole.observed & hidden[chosen].unsqueeze(-1)[:, : whole.y.shape[1]]
+    return torch.cat([error[..., k][where[..., k]] for k in places])
+
+
+def _scores(column: Column, part: Any, output: Tensor, truth: np.ndarray) -> dict[str, float]:
+    if not len(truth):
+        return {"mse": np.nan, "nll": np.nan, "crps": np.nan, "coverage_90": np.nan, "n": 0}
+    y = torch.from_numpy(truth)
+    log_prob = part.log_prob(output, y.expand(len(output), *y.shape)).sum(-1)
+    nll = -(log_mean_exp(log_prob).numpy(force=True) + column.density_factor(truth)).mean()
+    if column.num_elements > 1:
+        error = part.mean(output).mean(0).numpy(force=True) - truth
+        return {"mse": (error**2).sum(-1).mean(), "nll": nll, "crps": np.nan, "coverage_90": np.nan, "n": len(truth)}
+    if column.kind in ("binary", "ordinal"):
+        value, draws = truth[:, 0], part.sample(output)[..., 0].numpy(force=True)
+        mean = part.mean(output).mean(0)[..., 0].numpy(force=True)
+    else:
+        value = column.values(truth)
+        draws = column.values(part.sample(output).numpy(force=True))
+        mean = next(iter(column.answers(part, output).values()))["mean"]
+    ordered = torch.from_numpy(np.sort(draws, axis=0).astype(np.float64))
+    low, high = (bound.numpy() for bound in interval_of_sorted(ordered, 0.9))
+    crps = crps_of_samples(ordered, torch.from_numpy(value.astype(np.float64))).mean()
+    inside = (low <= value) & (value <= high)
+    return {
+        "mse": ((mean - value) ** 2).mean(), "nll": nll, "crps": float(crps), "coverage_90": inside.mean(),
+        "n": len(truth),
+    }  # fmt: skip
+
+
+def _filled(values: pd.Series, gaps: np.ndarray, found: np.ndarray) -> pd.Series:
+    """The column with its gaps filled, in its dtype. Integers are rounded."""
+    filled = values.copy()
+    if pd.api.types.is_integer_dtype(values.dtype) or pd.api.types.is_bool_dtype(values.dtype):
+        found = np.round(found.astype(np.float64)) if pd.api.types.is_integer_dtype(values.dtype) else found
+    filled[gaps] = found
+    return filled
+
+
+def _like_index(index: pd.Index, group: pd.Series) -> pd.Index:
+    return pd.Index(pd.Series(index).astype(group.dtype), name=group.name)
