@@ -246,7 +246,7 @@ def test_slices_outputs_and_blocks_follow_the_parts():
     assert likelihood.y_slices == [slice(0, 2), slice(2, 4), slice(4, 7), slice(7, 8)]
     assert likelihood.output_slices == [slice(0, 2), slice(2, 6), slice(6, 9), slice(9, 10)]
     assert likelihood.element_blocks.tolist() == [0, 1, 2, 3, 4, 4, 4, 5]
-    assert likelihood.element_outputs.tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
+    assert likelihood.element_outputs().tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
     assert likelihood.output_shape() == likelihood.output_shape([8]) == (10,)
     assert "element_blocks" not in likelihood.state_dict()
 

@@ -105,11 +105,16 @@ class ColumnLikelihood(Likelihood):
         """The outputs of each part. The first `num_elements` of them belong to the part's elements."""
         return _slices([part.num_outputs for part in self._parts()])
 
-    @property
-    def element_outputs(self) -> Tensor:
+    def element_outputs(self, y_shape: Sequence[int] | None = None) -> Tensor:
         """The output of each element of y, int64 (K,): where the rows of a linear decoder belong."""
         slices = zip(self.output_slices, self._parts(), strict=True)
         return torch.cat([torch.arange(part.num_elements) + outputs.start for outputs, part in slices])
+
+    def constant_variance(self) -> Tensor | None:
+        """The variance of each element if all are Gaussian and none is heteroscedastic, (*y_shape); else None."""
+        found = [part.constant_variance() for part in self._parts()]
+        known = [variance for variance in found if variance is not None]
+        return torch.cat(known).reshape(self.y_shape) if len(known) == len(found) else None
 
     def output_shape(self, y_shape: Sequence[int] | None = None) -> tuple[int, ...]:
         """Shape of the decoder's output for one observation: (num_outputs,) for vectors, else that of y.

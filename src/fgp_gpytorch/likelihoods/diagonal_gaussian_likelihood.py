@@ -55,3 +55,13 @@ class DiagonalGaussianLikelihood(Likelihood):
     def mean(self, output: Tensor) -> Tensor:
         """The decoder's output itself."""
         return output
+
+    def constant_variance(self) -> Tensor:
+        """The variances, (*y_shape)."""
+        return self.variance
+
+    @torch.no_grad()
+    def initialize(self, y: Tensor, observed: Tensor | None = None, residual_variance: Tensor | None = None) -> None:
+        """Set the variances to the residual variances, if they are known."""
+        if residual_variance is not None:
+            self.log_variance.copy_(residual_variance.log())

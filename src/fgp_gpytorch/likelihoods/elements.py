@@ -104,6 +104,10 @@ class Elements(Configurable, nn.Module, ABC):
             residual_variance: Variance of y that the latents leave unexplained, (num_elements,), if it is known.
         """
 
+    def constant_variance(self) -> Tensor | None:
+        """The variances (num_elements,) of Gaussian elements that do not depend on the output; else None."""
+        return None
+
     @torch.no_grad()
     def quantile(self, output: Tensor, probability: float) -> Tensor:  # shape: (S, *batch, num_outputs) -> (*batch, n)
         """Quantile of the mixture over S equally likely outputs.

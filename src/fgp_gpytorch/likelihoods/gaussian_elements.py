@@ -71,6 +71,10 @@ class GaussianElements(Elements):
         """Normal cdf, exact in its lower tail too."""
         return torch.special.ndtr((value - self.mean(output)) * (-0.5 * self._log_variance(output)).exp())
 
+    def constant_variance(self) -> Tensor | None:
+        """The learned variances, (num_elements,); None if they depend on the output."""
+        return None if self.heteroscedastic else self.log_variance.exp().expand(self.num_elements)
+
     def check_range(self, y: Tensor, observed: Tensor | None = None, name: str = "y") -> None:
         """All real numbers are possible."""
 

@@ -62,6 +62,20 @@ class GaussianLikelihood(Likelihood):
         """The decoder's output itself."""
         return output
 
+    def constant_variance(self) -> Tensor:
+        """The variance, a scalar."""
+        return self.variance
+
+    @torch.no_grad()
+    def initialize(self, y: Tensor, observed: Tensor | None = None, residual_variance: Tensor | None = None) -> None:
+        """Set the variance to the mean residual variance, if it is known. A fixed variance stays."""
+        if residual_variance is None or self.mode == "fixed":
+            return
+        if self.mode == "learned":
+            self.log_variance.copy_(residual_variance.mean().log())
+        else:
+            self._variance.copy_(residual_variance.mean())
+
     def score(self, output: Tensor, y: Tensor, observed: Tensor | None = None) -> Score:
         """Log probability and squared error of each group, in one pass.
 

@@ -1,5 +1,6 @@
 """Base class of the likelihoods."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -96,6 +97,43 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
         for start in range(0, len(y), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             self.check_range(y[rows], None if y_mask is None else y_mask[rows])
+
+    # starts
+
+    def starting_output(self, y: Tensor, observed: Tensor | None = None) -> Tensor:
+        """The output of one observation that fits y best without latents: a start for the decoder's last bias.
+
+        This one is the mean of y, the start of an identity link.
+
+        Args:
+            y: Observations, (*batch, *y_shape), N in all.
+            observed: Which of them count, the shape of y; None for all.
+        """
+        return self.mean_of_rows(y, observed)
+
+    def initialize(self, y: Tensor, observed: Tensor | None = None, residual_variance: Tensor | None = None) -> None:
+        """Set learned parameters from data. This one has none.
+
+        Args:
+            y: Observations, (*batch, *y_shape).
+            observed: Which of them count, the shape of y; None for all.
+            residual_variance: Variance of y that the latents leave unexplained, (*y_shape); None if it is unknown.
+        """
+
+    def constant_variance(self) -> Tensor | None:
+        """The variance of each element, (*y_shape) or a scalar, of a Gaussian whose mean is the output; else None."""
+        return None
+
+    def element_outputs(self, y_shape: Sequence[int]) -> Tensor:
+        """The position of each element's own output among the flattened outputs, int64 (K,)."""
+        return torch.arange(math.prod(y_shape))
+
+    @staticmethod
+    def mean_of_rows(y: Tensor, observed: Tensor | None) -> Tensor:
+        """Mean of (N, *y_shape) over the observed rows of each element, 0 where there is none."""
+        if observed is None:
+            return y.mean(0)
+        return torch.where(observed, y, 0.0).sum(0) / observed.sum(0).clamp_min(1)
 
     @torch.no_grad()
     def gap_value(self, y: Tensor) -> float:

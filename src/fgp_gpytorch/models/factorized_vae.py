@@ -62,18 +62,19 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
         check.instance(data, "data", GroupedDataset, "Try GroupedDataset(y, x, group).")
         return linear_start(self, data, iterations, rotation)
 
-    def refine(self, data: GroupedDataset, iterations: int = 20) -> float:
+    def refine(self, data: GroupedDataset, iterations: int = 20, thin: bool = False) -> float:
         """Maximize the ELBO of a linear model further by L-BFGS, from where it stands. Returns it, nats an element.
 
         Args:
             data: Training groups.
             iterations: Of L-BFGS.
+            thin: Whether a large data set is thinned as in `initialize`, which is faster.
 
         Raises:
             ArgumentError: If `data` is no data set, or `iterations` no integer of at least 0.
         """
         check.instance(data, "data", GroupedDataset, "Try GroupedDataset(y, x, group).")
-        return refine(self, data, check.count(iterations, "iterations", least=0))
+        return refine(self, data, check.count(iterations, "iterations", least=0), thin)
 
     def condition(self, batch: GroupedBatch, pseudo: PseudoObservations) -> LatentPosterior:
         """The exact GP posterior of the pseudo-observations."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from gpytorch.kernels import Kernel
-from torch import Tensor, nn
+from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation_mode
@@ -26,6 +26,7 @@ from fgp_gpytorch.prior import ChannelBlock, LocalChannels
 
 _IMPUTATIONS = 30  # sweeps of the principal components over missing entries
 _SMALLEST_NOISE = 0.05  # of a column's variance, at the start of L-BFGS
+_FEW, _MANY = 15_000, 150_000  # members times channels that L-BFGS sees at first, and at the end
 _LARGEST_COST = 2e8  # of one evaluation of the ELBO: sum over groups of L Q^3
 _LARGEST_GROUP = 200  # members of a group that L-BFGS sees
 _MOST_DRAWS = 32  # points of the expectation over z
@@ -81,15 +82,17 @@ def linear_start(model: Any, data: GroupedDataset, iterations: int = 100, rotati
     iterations = check.count(iterations, "iterations", least=0)
     check.choice(rotation, "rotation", ("components", "columns"))
     with in_float64(model):
-        batch = thinned(data, model.prior.num_channels).to(encoder.loadings.device, torch.float64)
+        batch = thinned(data, model.prior.num_channels, _FEW).to(encoder.loadings.device, torch.float64)
         set_start(model, batch, rotation)
         return maximize(model, batch, iterations)
 
 
-def refine(model: Any, data: GroupedDataset, iterations: int) -> float:
+def refine(model: Any, data: GroupedDataset, iterations: int, thin: bool = False) -> float:
     """Further steps of L-BFGS from where the model stands. Returns the ELBO, nats an observed element."""
     with in_float64(model):
-        batch = thinned(data, model.prior.num_channels).to(next(model.parameters()).device, torch.float64)
+        batch = thinned(data, model.prior.num_channels, _FEW if thin else _MANY).to(
+            next(model.parameters()).device, torch.float64
+        )
         return maximize(model, batch, iterations)
 
 
@@ -107,18 +110,25 @@ def in_float64(model: Any) -> Iterator[None]:
             part.to(dtype)
 
 
-def thinned(data: GroupedDataset, channels: int) -> GroupedBatch:
-    """Evenly spaced groups, and evenly spaced members of large groups, whose algebra costs at most `_LARGEST_COST`."""
+def thinned(data: GroupedDataset, channels: int, most: int) -> GroupedBatch:
+    """Evenly spaced groups, and evenly spaced members of large groups.
+
+    Args:
+        data: The data set.
+        channels: L.
+        most: Members times channels. The cubic cost is limited too.
+    """
     if int(data.group_sizes.max()) > _LARGEST_GROUP:
         first = data.group_sizes.cumsum(0) - data.group_sizes
         group = data.features().group
         place = torch.arange(data.num_members, device=group.device) - first[group]
         step = (data.group_sizes[group].double() / _LARGEST_GROUP).ceil().long()
         data = data.select(place % step == 0)
-    cost = channels * int(data.group_sizes.max()) ** 3
-    most = max(2, int(_LARGEST_COST / cost))
-    if len(data) > most:
-        data = data.subset(torch.linspace(0, len(data) - 1, most).long().unique())
+    size = int(data.group_sizes.max())
+    groups = min(_LARGEST_COST / (channels * size**3), len(data) * most / (channels * data.num_members))
+    groups = max(2, int(groups))
+    if len(data) > groups:
+        data = data.subset(torch.linspace(0, len(data) - 1, groups).long().unique())
     return data[:]
 
 
@@ -153,40 +163,25 @@ def set_start(model: Any, batch: GroupedBatch, rotation: str) -> None:
     noise = torch.maximum(left, _SMALLEST_NOISE * variance)
     noise = torch.where(noise > 0, noise, noise.mean().clamp_min(1e-12))
     encoder.log_variance.copy_(noise.log())
-    start = getattr(likelihood, "initialize", None)
-    if start is not None:
-        start(y, None if observed is None else observed.reshape(y.shape), noise.reshape(y.shape[1:]))
-    else:
-        set_variance(likelihood, noise.reshape(y.shape[1:]))
-    first, slope, places = link(likelihood, y, observed, offset)
+    seen_y = None if observed is None else observed.reshape(y.shape)
+    likelihood.initialize(y, seen_y, noise.reshape(y.shape[1:]))
+    first, slope = link(likelihood, y, seen_y)
+    places = likelihood.element_outputs(y.shape[1:]).to(y.device)
     decoder.offset.copy_(first)
     decoder.loadings.zero_()
     decoder.loadings[places] = loadings / slope.unsqueeze(-1)
     set_prior(model.prior.blocks, batch.x[mask], scores, batch)
 
 
-def set_variance(likelihood: nn.Module, noise: Tensor) -> None:
-    """Set the variance of a Gaussian likelihood, one for each element or one for all."""
-    value = getattr(likelihood, "log_variance", None)
-    if value is not None:
-        value.copy_(noise.log() if value.shape == noise.shape else noise.mean().log())
-
-
-def link(likelihood: Any, y: Tensor, observed: Tensor | None, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The output without latents, the slope of working values in the output, and the output of each element."""
-    if not hasattr(likelihood, "starting_output"):
-        value = likelihood.mean(offset.reshape(1, *y.shape[1:]).clone()).flatten()
-        if torch.equal(value, offset):  # a Gaussian
-            return offset, torch.ones_like(offset), torch.arange(len(offset), device=y.device)
-        first = torch.logit(offset.clamp(0.01, 0.99))
-        return first, (offset * (1 - offset)).clamp_min(0.05), torch.arange(len(offset), device=y.device)
-    first = likelihood.starting_output(y, None if observed is None else observed.reshape(y.shape)).flatten()
-    places = likelihood.element_outputs.to(y.device)
+def link(likelihood: Any, y: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The output without latents, (O,), and the slope of each element's mean in its own output, (K,)."""
+    first = likelihood.starting_output(y, observed)
     with torch.enable_grad():
         output = first.clone().requires_grad_()
-        mean = likelihood.mean(output.reshape(1, *likelihood.output_shape())).flatten()
+        mean = likelihood.mean(output.unsqueeze(0))
         (slope,) = torch.autograd.grad(mean.sum(), output)
-    return first, slope[places].abs().clamp_min(0.05), places
+    places = likelihood.element_outputs(y.shape[1:]).to(y.device)
+    return first.flatten(), slope.flatten()[places].abs().clamp_min(0.05)
 
 
 @torch.no_grad()
@@ -262,7 +257,8 @@ def scale_kernel(block: LocalChannels, x: Tensor, z: Tensor) -> None:
 def maximize(model: Any, batch: GroupedBatch, iterations: int) -> float:
     """Maximize the ELBO by L-BFGS over everything but the residual networks. Returns it, nats an element."""
     draws = design(model.prior.num_channels).to(batch.y.device)
-    with trained_alone(model) as parameters, evaluation_mode(model):
+    with without_residuals(model), evaluation_mode(model):
+        parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.LBFGS(
             parameters, max_iter=max(iterations, 1), line_search_fn="strong_wolfe", history_size=20
         )
@@ -285,14 +281,23 @@ def maximize(model: Any, batch: GroupedBatch, iterations: int) -> float:
 
 
 def elbo(model: Any, batch: GroupedBatch, draws: Tensor) -> Tensor:
-    """ELBO per observed element, with E_q by a fixed design of points z = mean + sqrt(variance) draw."""
+    """ELBO of a linear model per observed element.
+
+    The expectation over z is exact for Gaussian elements. Others take a fixed design of points z = mean +
+    sqrt(variance) draw.
+    """
     pseudo = model.encode(batch)
     posterior = model.condition(batch, pseudo)
     mean, variance = posterior.marginals
-    z = mean + variance.sqrt() * draws[:, None, None, :].to(mean.dtype)
-    output = model.decode_observed(z, pseudo.x, batch.y.shape[2:], pseudo.mask)
     observed = None if pseudo.mask is None else batch.observed
-    log_likelihood = model.likelihood.score(output, batch.y, observed).log_prob.mean(0).sum()
+    noise = model.likelihood.constant_variance()
+    z = mean if noise is not None else mean + variance.sqrt() * draws[:, None, None, :].to(mean.dtype)
+    output = model.decode_observed(z, pseudo.x, batch.y.shape[2:], pseudo.mask)
+    log_likelihood = model.likelihood.score(output, batch.y, observed).log_prob
+    log_likelihood = log_likelihood.reshape(-1, batch.num_groups).mean(0).sum()
+    if noise is not None:  # E (y - W z)^2 = (y - W mean)^2 + W^2 variance
+        spread = variance.to(noise.dtype) @ model.decoder.loadings.square().mT / noise.reshape(-1)
+        log_likelihood = log_likelihood - 0.5 * (spread * batch.observed.flatten(2)).sum()
     bound = log_likelihood - posterior.kl.sum() + model.prior.log_hyperprior()
     return bound / batch.observed.sum()
 
@@ -313,17 +318,13 @@ def design(num_channels: int) -> Tensor:
 
 
 @contextmanager
-def trained_alone(model: Any) -> Iterator[list[nn.Parameter]]:
-    """The parameters but those of the residual networks. The others have no gradient meanwhile."""
-    networks = [getattr(part, "residual", None) for part in (model.encoder, model.decoder)]
-    left_out = {id(p) for network in networks if network is not None for p in network.parameters()}
-    changed = [p for p in model.parameters() if id(p) in left_out and p.requires_grad]
-    for p in changed:
-        p.requires_grad_(False)
+def without_residuals(model: Any) -> Iterator[None]:
+    """The model without its residual networks, which are zero."""
+    kept = model.encoder.residual, model.decoder.residual
+    model.encoder.residual = model.decoder.residual = None
     try:
-        yield [p for p in model.parameters() if p.requires_grad]
+        yield
     finally:
-        for p in changed:
-            p.requires_grad_(True)
+        model.encoder.residual, model.decoder.residual = kept
         for p in model.parameters():
             p.grad = None

@@ -13,6 +13,7 @@ from fgp_gpytorch.kernels import WithinKernel
 from fgp_gpytorch.likelihoods import ColumnLikelihood
 from fgp_gpytorch.means import AdditiveMean, FourierMean, PiecewiseLinearMean
 from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.models.linear_start import thinned
 from fgp_gpytorch.nets import LinearDecoder, LinearEncoder
 from fgp_gpytorch.prior import FactorizedGPPrior, LocalChannels
 from fgp_gpytorch.tables._features import Feature
@@ -145,7 +146,7 @@ def column_evidence(data: GroupedDataset, features: Sequence[Feature]) -> Tensor
     block = LocalChannels(size, kernel_of(features, x.shape[-1] - len(features), size), mean_of(features, x, size))
     prior = FactorizedGPPrior([block])
     noise = torch.nn.Parameter(torch.full(shape, -2.3, dtype=torch.float64, device=x.device))
-    batch = data[:]
+    batch = thinned(data, size, 15_000)
     y, seen = batch.y.double(), batch.observed
     first = batch.x[:, :1]
     x_all = torch.where(batch.mask.unsqueeze(-1), batch.x, first)

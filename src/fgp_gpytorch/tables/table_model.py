@@ -1,6 +1,7 @@
 """A model of a person's DataFrame."""
 
 import copy
+import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal, Self
@@ -15,7 +16,7 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation, generators_restored
 from fgp_gpytorch.data import GroupedDataset
 from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
-from fgp_gpytorch.likelihoods import ColumnLikelihood
+from fgp_gpytorch.likelihoods import ColumnLikelihood, GaussianElements
 from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log_mean_exp
 from fgp_gpytorch.models import FGPVAE
 from fgp_gpytorch.models.linear_start import principal_components
@@ -30,6 +31,7 @@ _EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
 _FEWEST_TO_VALIDATE = 3  # groups; fewer say too little, and the model stays at its linear start
 _FAR = 50.0  # standard deviations: a table in other units
 _MEMBERS_AT_ONCE = 4096  # decoded members times draws, in thousands
+_LAST_STEPS = 20  # of L-BFGS on all training groups
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of the spread
 _LARGEST_SPREAD = 1.5
 
@@ -157,7 +159,7 @@ class TableModel:
         if self.calibrate:
             self.spread_ = self._check_spread(train, seed)
 
-    def _start(self, train: GroupedDataset, iterations: int = 100) -> tuple[FGPVAE, float]:
+    def _start(self, train: GroupedDataset, iterations: int = 60) -> tuple[FGPVAE, float]:
         """The better linear model of two: channels from principal components, or one channel for each column."""
         size, best = train.y_shape[0], None
         number = self._num_channels(train)
@@ -170,7 +172,7 @@ class TableModel:
             if best is None or elbo > best[1]:
                 best = vae, elbo
         assert best is not None
-        return best
+        return best[0], best[0].refine(train, _LAST_STEPS)
 
     def _num_channels(self, train: GroupedDataset) -> int:
         if self.channels != "auto":
@@ -216,7 +218,7 @@ class TableModel:
                 continue
             vae = copy.deepcopy(self.vae_)
             with torch.enable_grad():
-                vae.refine(rest, _FOLD_STEPS)
+                vae.refine(rest, _FOLD_STEPS, thin=True)
             ratios.append(_standardized_errors(vae, train.subset(mine), places))
         found = torch.cat(ratios) if ratios else torch.empty(0)
         if len(found) < 20:
@@ -580,18 +582,19 @@ class TableModel:
                 prediction = self.vae_.predict(padded, context[used[start : start + step]])
                 z = prediction.rsample((num_draws,), marginals=not jointly)
                 z = prediction.mean + self.spread_ * (z - prediction.mean)
-                parts.append(self._spread(self.vae_.decode(z, padded)[:, mask]))
+                parts.append(self.vae_.decode(z, padded)[:, mask])
         return torch.cat(parts, 1), order.numpy()
 
-    def _spread(self, output: Tensor) -> Tensor:
-        return output
-
     def _parts(self, output: Tensor) -> list[tuple[Column, Any, Tensor]]:
+        """Each column, its part of the likelihood with the noise of `spread_`, and its outputs."""
         likelihood = self._likelihood
-        return [
-            (column, part, output[..., own])
-            for column, part, own in zip(self.columns_, likelihood.parts, likelihood.output_slices, strict=True)
-        ]
+        found = []
+        for column, part, own in zip(self.columns_, likelihood.parts, likelihood.output_slices, strict=True):
+            if isinstance(part, GaussianElements):
+                part = copy.deepcopy(part).requires_grad_(False)
+                part.log_variance += 2 * math.log(self.spread_)
+            found.append((column, part, output[..., own]))
+        return found
 
     def _tidy(self, keys: pd.DataFrame, output: Tensor, gaps_of: pd.DataFrame | None = None) -> pd.DataFrame:
         keys = keys[[*self.group, *(feature.name for feature in self.features_)]]
@@ -660,7 +663,10 @@ def _scores(column: Column, part: Any, output: Tensor, truth: np.ndarray) -> dic
     if not len(truth):
         return {"mse": np.nan, "nll": np.nan, "crps": np.nan, "coverage_90": np.nan, "n": 0}
     y = torch.from_numpy(truth)
-    log_prob = part.log_prob(output, y.expand(len(output), *y.shape)).sum(-1)
+    if isinstance(part, GaussianElements):
+        log_prob = _smooth_log_prob(part, output, y).sum(-1)
+    else:
+        log_prob = part.log_prob(output, y.expand(len(output), *y.shape)).sum(-1)
     nll = -(log_mean_exp(log_prob).numpy(force=True) + column.density_factor(truth)).mean()
     if column.num_elements > 1:
         error = part.mean(output).mean(0).numpy(force=True) - truth
@@ -680,6 +686,19 @@ def _scores(column: Column, part: Any, output: Tensor, truth: np.ndarray) -> dic
         "mse": ((mean - value) ** 2).mean(), "nll": nll, "crps": float(crps), "coverage_90": inside.mean(),
         "n": len(truth),
     }  # fmt: skip
+
+
+def _smooth_log_prob(part: GaussianElements, output: Tensor, y: Tensor) -> Tensor:
+    """Log densities whose mixture over draws is smooth, and has the mean and variance of the draws' mixture.
+
+    Draws far apart, compared with the noise, would leave the density between them to chance. Each becomes a kernel of
+    width h, and moves towards their mean (West 1993, "Approximating posterior distributions by mixtures").
+    """
+    mean, variance = part.mean(output), part.variance(output)
+    center, between = mean.mean(0), mean.var(0, unbiased=False)
+    width = min(1.0, len(output) ** -0.4)  # h squared
+    moved = center + (1 - width) ** 0.5 * (mean - center)
+    return torch.distributions.Normal(moved, (variance + width * between).sqrt()).log_prob(y)
 
 
 def _filled(values: pd.Series, gaps: np.ndarray, found: np.ndarray) -> pd.Series:
