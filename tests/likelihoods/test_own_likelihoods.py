@@ -12,7 +12,7 @@ from torch import nn
 
 from factories import SIZES, make_data, make_model
 from fgp_gpytorch import BernoulliLikelihood, DiagonalGaussianLikelihood, GroupedDataset, HeldOut, fit
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.likelihoods import Likelihood, observed_pair
 from fgp_gpytorch.metrics import held_out_calibration, held_out_mse
 from fgp_gpytorch.nets import MLPDecoder
@@ -294,3 +294,42 @@ def test_range_is_checked_for_observed_elements_of_a_data_set():
     with pytest.raises(DataError, match=r"got .* to 100000\. Try GaussianLikelihood"):
         likelihood.check_data(GroupedDataset(far, torch.arange(10_000.0), torch.arange(10_000) // 10))
     DiagonalGaussianLikelihood([2]).check_data(GroupedDataset(y, torch.arange(3.0), [0, 0, 1]))
+
+
+class TwoOutputs(Likelihood):
+    """Log-normal elements whose decoder gives a location and a log scale each."""
+
+    def output_shape(self, y_shape):
+        return (*y_shape, 2)
+
+    def distribution(self, output, y=None, observed=None):
+        return dist.LogNormal(output[..., 0], output[..., 1].exp(), validate_args=True)
+
+    def mean(self, output):
+        return self.distribution(output).mean
+
+
+def test_a_likelihood_may_take_two_outputs_for_each_element():
+    _, data = make_case(log_normal, validate=True)
+    model, batch = make_model(TwoOutputs(), decoder=MLPDecoder(3, [3, 2], (8,))), data[:]
+    output = torch.randn(2, *batch.y.shape, 2, requires_grad=True)
+    score = model.likelihood.score(output, batch.y, batch.observed)
+    expected, mean = torch.zeros(2, len(batch.mask)), model.likelihood.mean(output)
+    squares = torch.zeros(2, len(batch.mask))
+    for g, q, k in batch.observed.nonzero().tolist():
+        location, scale = output[:, g, q, k, 0], output[:, g, q, k, 1].exp()
+        expected[:, g] += torch.distributions.LogNormal(location, scale).log_prob(batch.y[g, q, k])
+        squares[:, g] += (mean[:, g, q, k] - batch.y[g, q, k]).square()
+    torch.testing.assert_close(score.log_prob, expected)
+    torch.testing.assert_close(score.squared_error, squares)
+    (gradient,) = torch.autograd.grad(score.log_prob.sum(), output)
+    assert bool(gradient.isfinite().all())
+    assert not gradient[:, ~batch.observed].any()
+    svi = pyro.infer.SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    assert math.isfinite(svi.step(batch))
+    history = fit(model, data, epochs=2, batch_size=2, folder=None, progress=False, accelerator="cpu").history
+    assert history.log_likelihood.notna().all()
+    assert model.reconstruct(batch).shape == batch.y.shape
+    model.decoder = MLPDecoder(3, [3], (8,))
+    with pytest.raises(ShapeError, match=r"Try a decoder that maps \(\*batch, L\) to \(\*batch, 3, 2\)"):
+        model.terms(batch)

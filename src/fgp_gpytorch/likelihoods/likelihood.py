@@ -70,12 +70,16 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
     def without_gaps(self, output: Tensor, y: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Outputs and observations, with harmless ones where nothing was observed: those of `observed_pair`.
 
+        Outputs of another shape than y stay as they are.
+
         Args:
             output: The decoder's output, (*s, G, Q, *output_shape).
             y: Observations, (G, Q, *y_shape).
             observed: True where an element was observed, the shape of y; None for everywhere.
         """
-        return observed_pair(output, y, observed)
+        if self.output_shape(y.shape[2:]) == tuple(y.shape[2:]):
+            return observed_pair(output, y, observed)
+        return output, observed_pair(y, y, observed)[1]
 
     def check_range(self, y: Tensor, observed: Tensor | None = None) -> None:
         """Raise a `DataError` if an observed element lies outside the range of the likelihood. This one has no range.
@@ -142,7 +146,7 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
         Args:
             y: Observations, (G, Q, *y_shape). Only their shape and dtype matter.
         """
-        distribution = self.distribution(y.new_full((1, 1, *y.shape[2:]), 0.5))
+        distribution = self.distribution(y.new_full((1, 1, *self.output_shape(y.shape[2:])), 0.5))
         return next((value for value in (0.0, 1.0, 0.5) if _has_density(distribution, y, value)), 0.0)
 
     def log_prob(self, output: Tensor, y: Tensor, observed: Tensor | None = None) -> Tensor:
@@ -180,8 +184,7 @@ def observed_pair(output: Tensor, y: Tensor, observed: Tensor | None) -> tuple[T
     """Outputs and observations, with those of an observed element where nothing was observed.
 
     A density of padding may be 0, or not defined. Its gradient, infinity times 0, would be NaN. The element is the
-    first observed one at the same place of y, or of the batch if this place was never observed. Outputs of another
-    shape than y stay as they are.
+    first observed one at the same place of y, or of the batch if this place was never observed.
 
     Args:
         output: The decoder's output, (*s, G, Q, *y_shape).
@@ -200,12 +203,9 @@ def observed_pair(output: Tensor, y: Tensor, observed: Tensor | None) -> tuple[T
     anywhere = seen.flatten().int().argmax()  # the batch's first observed element
     member = torch.where(seen.any(0), seen.int().argmax(0), anywhere // size)  # shape: (K,)
     source = member * size + torch.arange(size, device=y.device)
-    value = y.reshape(-1)[torch.where(seen.any(0), source, anywhere)].reshape(y.shape[2:])
-    filled = torch.where(observed, y, value)
-    if output.shape[len(front) :] != y.shape:
-        return output, filled
     other = output.detach().reshape(*front, -1)[..., source].reshape(*front, 1, 1, *y.shape[2:])
-    return torch.where(observed, output, other), filled
+    value = y.reshape(-1)[torch.where(seen.any(0), source, anywhere)].reshape(y.shape[2:])
+    return torch.where(observed, output, other), torch.where(observed, y, value)
 
 
 def possible_values(distribution: dist.TorchDistribution, y: Tensor, filled: Tensor, observed: Tensor | None) -> Tensor:
