@@ -22,7 +22,12 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
     """Base class of the models with a `FactorizedGPPrior`. Minibatches of groups give unbiased gradients.
 
     The Pyro pair samples the whitened variables "u_0", "u_1", ... of the prior's blocks. "z" is a deterministic site,
-    because it has no density where a covariance is singular, as in every global channel.
+    because it has no density where a covariance is singular, as in every global channel. The weights of shared effects
+    are the site "effects", (L, M), outside the plate of the groups.
+
+    Attributes:
+        effects_seen: The digest of the labels of the training data, recorded by the training steps and saved, if the
+            prior has shared effects. Groups of other data sets update q(w) when they are conditioned on.
     """
 
     prior_kind = FactorizedGPPrior
@@ -38,6 +43,7 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
         element_dropout: float | tuple[float, float] = 0.0,
     ) -> None:
         super().__init__(encoder, decoder, prior, likelihood, member_dropout, element_dropout)
+        self.effects_seen: int | None = None
 
     def initialize(
         self, data: GroupedDataset, iterations: int = 100, rotation: Literal["components", "columns"] = "components"
@@ -78,21 +84,35 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
 
     def condition(self, batch: GroupedBatch, pseudo: PseudoObservations) -> LatentPosterior:
         """The exact GP posterior of the pseudo-observations."""
-        return self.prior.condition(*pseudo)
+        seen = self.effects_seen is not None and batch.labels_digest == self.effects_seen
+        return self.prior.condition(*pseudo, seen=seen)
+
+    def condition_step(self, batch: GroupedBatch, pseudo: PseudoObservations) -> LatentPosterior:
+        """The posterior given one draw of the shared effects, which is the site "effects" of the guide."""
+        if self.prior.effects is None:
+            return self.condition(batch, pseudo)
+        if self.training and torch.is_grad_enabled():
+            self.effects_seen = batch.labels_digest
+        weights = pyro.sample("effects", self.prior.effects.distribution())
+        return self.prior.condition(*pseudo, weights=weights)
 
     def draw_latents(self, batch: GroupedBatch, plate: pyro.plate) -> Tensor:
-        """The sites "u_0", "u_1", ... of the prior. Returns z, (*s, G, Q, L)."""
+        """The sites "effects" and "u_0", "u_1", ... of the prior. Returns z, (*s, G, Q, L)."""
         x = features_of(batch).to(self.prior.dtype)
-        parts = []
+        effects, parts = self.prior.effects, []
+        shift = None
+        if effects is not None:
+            shift = effects.values(x, pyro.sample("effects", effects.prior_distribution()))
         with plate:
             for index, block in enumerate(self.prior.blocks):
                 root = block.covariance_root(x)
                 u = pyro.sample(f"u_{index}", standard_normal(block, root))  # shape: (*s, G, J, M)
                 parts.append(block.prior_mean(x) + (root @ u.unsqueeze(-1)).squeeze(-1))
-        return torch.cat(parts, dim=-2).mT
+        z = torch.cat(parts, dim=-2)
+        return (z if shift is None else z + shift).mT
 
     def draw_posterior(self, batch: GroupedBatch, plate: pyro.plate) -> None:
-        """The sites "u_0", "u_1", ... of the exact GP posterior."""
+        """The sites "effects" of q(w), and "u_0", "u_1", ... of the exact GP posterior given w."""
         posterior = self.training_posterior(batch)
         assert isinstance(posterior, LatentPosterior)
         with plate:

@@ -435,6 +435,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             log_hyperprior=self.prior.log_hyperprior(),
             num_dataset_groups=batch.num_dataset_groups,
             num_dataset_members=batch.num_dataset_members,
+            kl_effects=self.prior.kl_effects(),
         )
 
     # inference and generation

@@ -21,6 +21,8 @@ class Terms(NamedTuple):
         num_dataset_members: Members of the whole data set.
         kl_features: KL(q || p) of unknown auxiliary features, nats, (G,); None if the model infers none.
         log_supervision: log q of known features, nats, (G,): maximized, but not part of the bound; None for none.
+        kl_effects: KL(q || p) of effects that all groups share, nats, scalar, once for the whole data set; None for
+            none.
     """
 
     log_likelihood: Tensor
@@ -34,6 +36,7 @@ class Terms(NamedTuple):
     num_dataset_members: int
     kl_features: Tensor | None = None
     log_supervision: Tensor | None = None
+    kl_effects: Tensor | None = None
 
     @property
     def kl(self) -> Tensor:

@@ -13,7 +13,7 @@ class ELBO(Objective):
 
         loss = - N/G sum_p { E_q[log p(Y_p | Z_p)] - beta KL(q(Z_p) || p(Z_p)) } - log p(hyperparameters)
 
-    in nats, for N groups of the data set and G of the batch.
+    in nats, for N groups of the data set and G of the batch. With shared effects beta KL(q(w) || p(w)) is added, once.
 
     Args:
         beta: Weight of the KL: 1 for the ELBO, other weights for the beta-VAE (a looser bound above 1, none below 1).
@@ -32,7 +32,8 @@ class ELBO(Objective):
         per_group = self.beta * terms.kl - terms.log_likelihood
         if terms.log_supervision is not None:
             per_group = per_group - terms.log_supervision
-        return terms.scale * per_group.sum() - terms.log_hyperprior
+        loss = terms.scale * per_group.sum() - terms.log_hyperprior
+        return loss if terms.kl_effects is None else loss + self.beta * terms.kl_effects
 
     def report(self, terms: Terms) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the parts. `multiplier` is 1 / beta: the weight of the likelihood if the KL has weight 1."""

@@ -112,6 +112,8 @@ class GECO(Objective):
         kl = terms.scale * terms.kl.sum()
         if terms.log_supervision is not None:
             kl = kl - terms.scale * terms.log_supervision.sum()
+        if terms.kl_effects is not None:
+            kl = kl + terms.kl_effects
         members = terms.scale * terms.num_members.sum()
         lagrangian = kl + multiplier * members * (terms.mse - self.kappa) - terms.log_hyperprior
         return lagrangian / (1 + self.kappa * multiplier)

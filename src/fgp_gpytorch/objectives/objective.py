@@ -121,6 +121,8 @@ def sums_and_counts(terms: Terms) -> dict[str, tuple[Tensor, Tensor]]:
     per_group.update({name: value for name, value in optional.items() if value is not None})
     groups = (terms.num_elements > 0).sum()
     sums = {name: (value.detach().sum(), groups) for name, value in per_group.items()}
+    if terms.kl_effects is not None:  # once per data set
+        sums["kl_effects"] = terms.kl_effects.detach(), torch.ones_like(terms.kl_effects)
     return {**sums, "mse": (terms.squared_error.detach().sum(), elements)}
 
 

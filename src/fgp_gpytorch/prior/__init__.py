@@ -13,6 +13,7 @@ from fgp_gpytorch.prior.latent_prior import LatentPrior
 from fgp_gpytorch.prior.local_channels import LocalChannels
 from fgp_gpytorch.prior.multitask import multitask_normal
 from fgp_gpytorch.prior.posterior import KLTerms, Posterior, Prediction, check_new_members
+from fgp_gpytorch.prior.shared_effects import SharedEffects
 
 __all__ = [
     "BlockExactGP",
@@ -30,6 +31,7 @@ __all__ = [
     "LocalChannels",
     "Posterior",
     "Prediction",
+    "SharedEffects",
     "cached_by_grad_mode",
     "check_new_members",
     "check_variance",

@@ -15,6 +15,7 @@ class BlockPrior(Protocol):
 
     num_channels: int
     is_global: bool
+    couples_channels: bool
 
     def prior_mean(self, x: Tensor) -> Tensor:
         """Prior mean at x (*b, G, Q, D): broadcastable to (*b, G, J, Q)."""

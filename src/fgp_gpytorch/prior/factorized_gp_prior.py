@@ -10,10 +10,13 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import ArgumentError, DataError
 from fgp_gpytorch.gaussian import masked_precision
+from fgp_gpytorch.prior.block_posterior import BlockPosterior
 from fgp_gpytorch.prior.channel_block import ChannelBlock
+from fgp_gpytorch.prior.effects_posterior import EffectsBlockPosterior, ShiftedBlock, effect_rows
 from fgp_gpytorch.prior.latent_posterior import LatentPosterior
 from fgp_gpytorch.prior.latent_prior import LatentPrior
 from fgp_gpytorch.prior.multitask import multitask_normal
+from fgp_gpytorch.prior.shared_effects import SharedEffects
 
 _UNGROUPED = "The rows look ungrouped. Try GroupedDataset(y, x, group), which pads them to (G, Q, ...)."
 
@@ -26,15 +29,24 @@ class FactorizedGPPrior(LatentPrior):
     The prior contains no networks. It takes means and variances of pseudo-observations, so it serves any VAE. Exact
     inference costs O(G Q^3). A new group needs no training. A minibatch of groups gives unbiased gradients.
 
+    With `effects`, all groups share additive functions of x, whose weights are a global latent (`SharedEffects`):
+
+        z_p^l(x) = f_p^l(x) + sum_e s_el phi_e(x) w_el,   f ~ the blocks,   w ~ N(0, I),   q(w_l) = N(m_l, S_l)
+
     Args:
         blocks: Blocks of channels, in the order of their channels in the last dimension.
         dtype: Of the Gaussian algebra and of the kernels' hyperparameters, which are converted in place. float32 is
             faster on a GPU. It is accurate for pseudo-variances above 1e-5 of the prior's in groups of some tens, and
             above 1e-3 in groups of hundreds, without autocast.
+        effects: Feature maps phi_e of x (*b, N, D), such as `feature_maps.SelectedFeatures` of a covariate; None for
+            none.
+
+    Attributes:
+        effects: The `SharedEffects` with the posterior of their weights; None for none.
 
     Raises:
         ArgumentError: If there are no blocks, an element is not a block, or a block occurs twice. Also if the dtype is
-            neither float32 nor float64.
+            neither float32 nor float64, or an effect no feature map.
 
     Example:
         >>> prior = FactorizedGPPrior([LocalChannels(8, gpytorch.kernels.PeriodicKernel()), GlobalChannels(8)])
@@ -44,8 +56,14 @@ class FactorizedGPPrior(LatentPrior):
 
     couples_groups = False
     blocks: Sequence[ChannelBlock]
+    effects: SharedEffects | None
 
-    def __init__(self, blocks: Sequence[ChannelBlock], dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[ChannelBlock],
+        dtype: torch.dtype = torch.float64,
+        effects: Sequence[torch.nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         given = [blocks] if isinstance(blocks, ChannelBlock) or not isinstance(blocks, Iterable) else list(blocks)
         wrong = [type(block).__name__ for block in given if not isinstance(block, ChannelBlock)]
@@ -62,6 +80,7 @@ class FactorizedGPPrior(LatentPrior):
         self.blocks = torch.nn.ModuleList(given)  # pyright: ignore[reportAttributeAccessIssue]
         self.dtype = dtype
         self.num_channels = sum(block.num_channels for block in given)
+        self.effects = None if effects is None else SharedEffects(effects, self.num_channels)
         self.to(dtype)
 
     @property
@@ -79,7 +98,9 @@ class FactorizedGPPrior(LatentPrior):
         """L - J: channels with one value per group."""
         return int(self.is_global.sum())
 
-    def posterior(self, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None = None) -> LatentPosterior:
+    def posterior(
+        self, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None = None, seen: bool = False
+    ) -> LatentPosterior:
         """Condition on pseudo-observations N(z | mean, variance), such as an encoder's (paper, Section 3).
 
         Args:
@@ -90,6 +111,8 @@ class FactorizedGPPrior(LatentPrior):
                 other members have no effect. These members get a posterior at their x. An x is padding if it is not
                 finite, or 1e5 times further away than the observed x lie apart (such as 0 among dates in seconds).
                 Padding takes the x of the group's first observed member.
+            seen: Whether q(w) of shared effects was trained on these groups. If not, q(w) is the prior of w, and their
+                pseudo-observations update it. If so, it stays: they would count twice.
 
         Returns:
             The posterior: marginals, KL, evidence, predictions and samples. A group without an observed member has
@@ -107,10 +130,29 @@ class FactorizedGPPrior(LatentPrior):
         self._check(x, mean, variance, mask)
         if mask is not None:
             x = _near_the_observed(x, mask)
-        return self.condition(x, mean, variance, mask)
+        return self.condition(x, mean, variance, mask, seen=seen)
 
-    def condition(self, x: Tensor, mean: Tensor, variance: Tensor, mask: Tensor | None = None) -> LatentPosterior:
+    def condition(
+        self,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+        seen: bool = False,
+    ) -> LatentPosterior:
         """`posterior` without its checks, for training loops that check the loss instead.
+
+        Args:
+            x: Auxiliary features, (*b, G, Q, D).
+            mean: Pseudo-means, (*b, G, Q, L).
+            variance: Pseudo-variances, (*b, G, Q, L).
+            mask: True where a member is observed, (*b, G, Q); None for all.
+            weights: w of the shared effects, (L, M), to condition on; None integrates q(w) out.
+            seen: As in `posterior`.
+
+        Returns:
+            The posterior.
 
         Raises:
             DataError: If a float32 prior cannot distinguish the values of x.
@@ -124,8 +166,13 @@ class FactorizedGPPrior(LatentPrior):
             mean = torch.where(channel_mask, mean, 0.0)
         precision = masked_precision(variance, channel_mask)
         sizes = [block.num_channels for block in self.blocks]
+        if self.effects is not None:
+            mean = mean - self.effects.values(x, self.effects.mean if weights is None else weights)
         parts = zip(self.blocks, mean.split(sizes, -2), precision.split(sizes, -2), strict=True)
-        return LatentPosterior([block.condition(x, m, r) for block, m, r in parts], x, mask)
+        posteriors = [block.condition(x, m, r) for block, m, r in parts]
+        if self.effects is not None:
+            posteriors = _with_effects(posteriors, self.effects, weights, seen)
+        return LatentPosterior(posteriors, x, mask)
 
     def sample(self, x: Tensor, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw the latent paths of new groups, coherent across members, with gradients.
@@ -143,7 +190,12 @@ class FactorizedGPPrior(LatentPrior):
             DataError: If x is not floating, not finite, or on another device.
         """
         x, shape = self._checked_x(x), check.as_sample_shape(sample_shape)
-        return torch.cat([block.sample(x, shape) for block in self.blocks], dim=-2).mT
+        draws = torch.cat([block.sample(x, shape) for block in self.blocks], dim=-2)
+        if self.effects is not None:  # one draw of q(w) for all groups
+            weights = self.effects.distribution().rsample(shape)
+            weights = weights.reshape(*shape, *[1] * (x.dim() - 2), *weights.shape[-2:])
+            draws = draws + self.effects.values(x, weights)
+        return draws.mT
 
     def forward(self, x: Tensor) -> MultitaskMultivariateNormal:
         """The prior at x as GPyTorch's distribution: one task per channel, batched over groups.
@@ -152,7 +204,7 @@ class FactorizedGPPrior(LatentPrior):
             x: Auxiliary features, (*b, G, Q, D).
 
         Returns:
-            Batch shape (*b, G), event shape (Q, L).
+            Batch shape (*b, G), event shape (Q, L). Shared effects are those of q(w).
 
         Raises:
             ShapeError: If x has fewer than two dimensions.
@@ -164,11 +216,21 @@ class FactorizedGPPrior(LatentPrior):
         means = [block.prior_mean(x).expand(*front, block.num_channels, members) for block in self.blocks]
         mean = torch.cat(means, dim=-2)
         parts = [part for block in self.blocks for part in block.joint_covariances(x)]
+        if self.effects is not None:
+            mean = mean + self.effects.values(x, self.effects.mean)
+            roots = (self.effects.features(x) @ self.effects.root).split([b.num_channels for b in self.blocks], -3)
+            rows = [effect_rows(root, b.couples_channels) for root, b in zip(roots, self.blocks, strict=True)]
+            added = [part for row in rows for part in (row @ row.mT).unbind(-3)]
+            parts = [part + effect for part, effect in zip(parts, added, strict=True)]
         if any(block.couples_channels for block in self.blocks):
             return multitask_normal(mean.mT, parts)
         # as a linear operator: it is singular where x repeats, and GPyTorch must not factorize it
         channels = MultivariateNormal(mean, to_linear_operator(torch.stack(parts, dim=-3)))
         return MultitaskMultivariateNormal.from_batch_mvn(channels, task_dim=-1)
+
+    def kl_effects(self) -> Tensor | None:
+        """KL(q(w) || p(w)) of the shared effects, nats, a scalar, once per data set; None without effects."""
+        return None if self.effects is None else self.effects.kl()
 
     def channel_blocks(self) -> list[ChannelBlock]:
         """The block of each of the L channels, in their order."""
@@ -213,6 +275,24 @@ class FactorizedGPPrior(LatentPrior):
         for name, value in tensors.items():
             check.finite(value, name, observed)
         check_variance(variance, observed)
+
+
+def _with_effects(
+    posteriors: Sequence[BlockPosterior], effects: SharedEffects, weights: Tensor | None, seen: bool
+) -> list[BlockPosterior]:
+    """Add the effects to posteriors of blocks that were conditioned on pseudo-means without them."""
+    given, result, start = effects.mean if weights is None else weights, [], 0
+    for posterior in posteriors:
+        own = slice(start, start + posterior.block.num_channels)
+        start = own.stop
+        posterior.block = ShiftedBlock(posterior.block, lambda x, c=own: effects.values(x, given)[..., c, :])
+        if weights is None:
+            root = effects.root[own]
+            posterior = EffectsBlockPosterior(
+                posterior, lambda x, c=own, root=root: effects.features(x)[..., c, :, :] @ root, seen
+            )
+        result.append(posterior)
+    return result
 
 
 def check_variance(variance: Tensor, observed: Tensor | None) -> None:

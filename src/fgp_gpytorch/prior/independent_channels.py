@@ -59,12 +59,12 @@ class IndependentBlockPosterior(BlockPosterior):
 
     def marginals(self) -> tuple[Tensor, Tensor]:
         """Mean and variance at the members, each (*b, G, J, Q)."""
-        return self.factor.mean(), self.factor.variance()
+        return self.block.add_mean(self.factor.mean(), self.x), self.factor.variance()
 
     def predict(self, x_new: Tensor) -> tuple[Tensor, Tensor]:
         """The prior's mean and variance, each (*b, G, J, Q*)."""
         mean = x_new.new_zeros(*self.precision.shape[:-1], x_new.shape[-2])
-        return mean, torch.ones_like(mean)
+        return self.block.add_mean(mean, x_new), torch.ones_like(mean)
 
     def kl(self) -> Tensor:
         """KL(q || p), nats, (*b, G, J)."""

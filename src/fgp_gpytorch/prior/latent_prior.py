@@ -42,6 +42,10 @@ class LatentPrior(Configurable, gpytorch.Module):
                 total = total + prior.log_prob(closure(owner)).sum()
         return total
 
+    def kl_effects(self) -> Tensor | None:
+        """KL(q || p) of what all groups share, nats, a scalar, once per data set; None if they share nothing."""
+        return None
+
     def warn_of_few_groups(self, num_groups: int, stacklevel: int = 2) -> None:
         """Warn if a block of channels learns too much from the groups of a data set, so that its intervals are narrow.
 

@@ -301,7 +301,8 @@ def _cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
 
 def _first_non_finite(terms: Terms) -> str:
     # the KL does not depend on the decoder, so it comes first
-    for name in ("kl_local", "kl_global", "kl_features", "log_supervision", "log_likelihood", "log_hyperprior"):
+    parts = "kl_local", "kl_global", "kl_features", "kl_effects", "log_supervision", "log_likelihood", "log_hyperprior"
+    for name in parts:
         value = getattr(terms, name)
         if value is not None and not bool(torch.isfinite(value).all()):
             return name

@@ -127,6 +127,8 @@ def whole_terms(terms: Terms, shard: Shard) -> Terms:
         before, after = column[:start].to(value.dtype), column[start + len(kept) :].to(value.dtype)
         whole[name] = torch.cat([before, kept, after])
         rest = rest + 0.0 * value.sum()  # a process without a share takes part in the backward pass too
-    # the hyperparameters' density counts once, not once a process
+    # the hyperparameters' density and the KL of shared effects count once, not once a process
     hyper = terms.log_hyperprior if shard.rank == 0 else terms.log_hyperprior.detach()
+    if terms.kl_effects is not None and shard.rank > 0:
+        terms = terms._replace(kl_effects=terms.kl_effects.detach())
     return terms._replace(**whole, log_hyperprior=hyper + rest.to(hyper.dtype))
