@@ -21,7 +21,7 @@ from benchmarks.systems import BUILD
 
 ROOT = HERE.parent
 TO_COME, SD = "to come", "+-"
-PRESETS = ("short", "paper", "best")
+PRESETS = ("short", "paper", "best", "larger", "any_context")
 PAPER = {"test_mse": ["0.0284", "0.0004"], "extrapolation_mse": ["0.0316", "0.0005"]}
 PAPER_MSE = {"CVAE": ["0.0796", "0.0023"], "GP-VAE": ["0.0370", "0.0012"], "FGP-VAE": ["0.0284", "0.0004"]}
 PAPER_SECONDS = {"CVAE": ["0.39", "0.01"], "GP-VAE": ["19.10", "0.66"], "FGP-VAE": ["1.41", "0.08"]}
