@@ -343,10 +343,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="short",
-        help="short: coregionalized, 300 epochs, up to 3 minutes on 2 cores (default). paper: Appendix A (GECO, J = 8, fixed "
-        "kernel, 1000 epochs). best: same networks and data, our best training, 1000 epochs. coregionalized: beyond the "
-        "paper, a learned covariance between channels, 1000 epochs. larger: coregionalized with larger networks, 200 "
-        "epochs. any_context: larger, trained for contexts of one image and more")  # fmt: skip
+        help="short: coregionalized, 300 epochs, up to 3 minutes on 2 cores (default). paper: Appendix A (GECO, J = 8, "
+        "fixed kernel, 1000 epochs). best: same networks and data, our best training, 1000 epochs. coregionalized: "
+        "beyond the paper, a learned covariance between channels, 1000 epochs. larger: coregionalized, with larger "
+        "networks, 200 epochs. any_context: larger, trained for contexts of one image and more")  # fmt: skip
     add("--epochs", type=int, help="instead of the preset's")
     add("--seed", type=int, default=0, help="first seed: the networks' start, shuffling and sampling (default 0)")
     add("--seeds", type=int, default=1, help="number of seeds, one after the other (default 1; the paper has 5)")

@@ -127,7 +127,7 @@ def test_draws_at_other_x_have_the_mean_and_covariance_of_the_oracle(bandwidth):
     flat = draws[:, 0].mT.flatten(1).numpy()
     sd = np.sqrt(np.diag(expected))
     assert np.abs((flat.mean(0) - expected_mean) / sd).max() < 5 / math.sqrt(40_000)
-    # kurtosis of the mixture is below that of a Gaussian: the standard error of a covariance is below 1.5 s s' / sqrt(n)
+    # the tails are those of a Gaussian at most: the standard error of a covariance is below 1.5 s s' / sqrt(n)
     assert np.abs((np.cov(flat.T) - expected) / np.outer(sd, sd)).max() < 5 * 1.5 / math.sqrt(40_000)
 
 
@@ -287,7 +287,7 @@ def test_float32_prior_gives_the_same_to_its_precision():
 
 def test_wrong_arguments_are_refused():
     prior, data = local_prior(), pseudo_observations(3)
-    with pytest.raises(DataError, match="data: expected at least 2 groups, got 1. Try the training data"):
+    with pytest.raises(DataError, match=r"data: expected at least 2 groups, got 1\. Try the training data"):
         fitted(prior, *(value[:1] for value in data))
     distribution = fitted(prior, *data)
     with pytest.raises(ArgumentError, match="prior: expected one of 2 blocks of channels, got 1"):

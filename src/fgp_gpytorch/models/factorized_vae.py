@@ -114,7 +114,7 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
 
     @torch.no_grad()
     def sample_groups(self, x_new: Tensor, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw new groups from the distribution that `fit_groups` fitted. (`generate` draws them from the prior.)
+        """Draw new groups from the distribution that `fit_groups` fitted; `generate` draws them from the prior.
 
         Args:
             x_new: Auxiliary features of the new groups, (G, Q*, D).

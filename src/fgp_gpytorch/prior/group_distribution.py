@@ -113,7 +113,8 @@ class GroupDistribution(Configurable, nn.Module):
         middle = mean_of.mean(0)
         apart = mean_of - middle
         covariance = bandwidth**2 * apart.mT @ apart / len(apart)
-        covariance += torch.block_diag(*(matrix / len(apart) for total in totals for matrix in total))
+        matrices = [matrix / len(apart) for total in totals for matrix in total]
+        covariance += torch.block_diag(*matrices) if matrices else 0
         centers = middle + math.sqrt(1 - bandwidth**2) * apart if bandwidth < 1 else middle.unsqueeze(0)
         sizes = [None if at is None else len(at) for at in points]
         fitted = cls(*centers.shape, sizes, x.shape[-1], prior.dtype).to(x.device)
@@ -227,8 +228,8 @@ def _choose_points(block: ChannelBlock, x: Tensor, number: int) -> Tensor | None
         return None
     if block.couples_channels:
         raise DataError(
-            f"prior: expected channels that are independent, or the same factors at every x, got {type(block).__name__}. "
-            "Try CoregionalizedChannels, or generate, which draws from the prior."
+            f"prior: expected channels that are independent, or the same factors at every x, got "
+            f"{type(block).__name__}. Try CoregionalizedChannels, or generate, which draws from the prior."
         )
     distinct = x.unique(dim=0)
     if len(distinct) > _CANDIDATES:
