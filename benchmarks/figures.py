@@ -17,8 +17,8 @@ from torch import Tensor
 
 from benchmarks.evaluation import SIZES, has_both_kinds
 from benchmarks.records import HERE, Plan, Record
-from benchmarks.studies import table1
-from benchmarks.systems import BUILD, ask, decode
+from benchmarks.studies import presets, table1
+from benchmarks.systems import BUILD, ask, decode, load
 from benchmarks.tables import label, systems_of
 from fgp_gpytorch import FGPVAE, GroupedBatch
 from fgp_gpytorch.datasets import RotatedMNIST, rotated_mnist
@@ -70,7 +70,7 @@ def swaps(model: FGPVAE, data: RotatedMNIST, positions: Sequence[int]) -> Figure
 
 @torch.no_grad()
 def one_example(model: FGPVAE, data: RotatedMNIST, positions: Sequence[int], draws: int, seed: int = 0) -> Figure:
-    """Draw digits never seen, at all angles from a single image, and digits drawn from the prior."""
+    """Draw digits never seen, at all angles from a single image, and new digits of the fitted distribution."""
     x = data.angles.reshape(1, -1, 1)
     rows, marked = [], []
     for position in positions:
@@ -80,11 +80,15 @@ def one_example(model: FGPVAE, data: RotatedMNIST, positions: Sequence[int], dra
         rows.append(("truth", data.truth(data.extrapolation.labels[[position]])[0]))
         marked += [(len(rows) - 1, int(column)) for column in given.nonzero()[:, 0]]
         rows.append(("from one image", model.generate(x, alone)[0]))
+    model.fit_groups(data.train)
     torch.manual_seed(seed)
-    invented = model.generate(x.expand(draws, -1, -1))
+    invented = model.sample_groups(x.expand(draws, -1, -1))
     rows += [(f"drawn {number + 1}", images) for number, images in enumerate(invented)]
     return image_rows(
-        rows, degrees_of(data), "Digits never seen, from a single image (red), and digits of the prior", marked
+        rows,
+        degrees_of(data),
+        "Digits never seen, from a single image (red), and new digits that the model draws",
+        marked,
     )
 
 
@@ -162,8 +166,8 @@ def figures(plan: Plan) -> dict[str, Figure]:
     if models:
         found["systems_test"] = all_angles(models, data, "test", (20, 200))
         found["systems_unseen"] = all_angles(models, data, "extrapolation", (3, 30))
-    if model := models.get(("best", "FGP-VAE, coregionalized, any context")):
-        found["one_example"] = one_example(model, data, (0, 8, 16), 5)
+    if (path := presets.weights(plan, "any_context")).exists():
+        found["one_example"] = one_example(load(path), data, (0, 8, 16), 5)
     if model := models.get(("best", "FGP-VAE")):
         found["unseen_digits"] = unseen_digits(model, data, range(0, 40, 8))
         fine = torch.linspace(0, 2 * math.pi, 181, dtype=torch.float64)

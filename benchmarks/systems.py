@@ -145,10 +145,10 @@ def fgp_vae(recipe: Recipe, groups: int) -> FGPVAE:
 
 
 def fgp_vae_of_any_context(recipe: Recipe, groups: int) -> FGPVAE:
-    """Each channel learns its mean over the angle and its variance, as in the default run of the example."""
+    """Each channel learns its mean over the angle and its variance."""
     assert recipe.period == 2 * math.pi
     changed = {name: getattr(recipe, name) for name in ("num_local", "member_dropout", "learn_lengthscale", "kappa")}
-    return build(dataclasses.replace(PRESETS["short"], **changed))
+    return build(dataclasses.replace(PRESETS["best"], learn_prior=True, **changed))
 
 
 def correlated_fgp_vae(recipe: Recipe, groups: int, learn_vectors: bool = True) -> CorrelatedFGPVAE:

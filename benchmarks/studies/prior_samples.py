@@ -1,14 +1,19 @@
-"""Draws of a model's prior, judged by numbers: are they threes, and the same three at every angle?
+"""Draws of new digits, judged by numbers: are they threes, the same three at every angle, and no training three?
 
 A small convolutional network learns the digits 0-9 at all 16 angles from the training instances (0-359 of each digit).
-It then classifies draws of a model's prior, real threes that neither the model nor the network has seen, and these
-threes as the model generates them from 11 views.
+It then classifies draws of a model: from the prior, and from distributions that `fit_groups` fitted to the training
+threes (one Gaussian, and a mixture of bandwidth 0.5). Beside them stand real threes that neither the model nor the
+network has seen, and these threes as the model generates them from 11 views.
 
 Angle consistency: the view of a draw at one angle is rotated to every other angle and compared with the draw's own
 view there, MSE per pixel. Real digits give the ideal (0 from the upright view, so a tilted one is used as well). Two
 different digits give the worst case.
+
+Memory: the MSE per pixel over all angles between a digit and the nearest training three. Draws that repeat training
+threes would be much nearer to them than real threes are, or than generated ones.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,18 +22,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.records import Key, Plan, Record
-from benchmarks.studies.table1 import weights
+from benchmarks.studies import presets, table1
 from benchmarks.study import Study
 from benchmarks.systems import load
+from fgp_gpytorch import FGPVAE
 from fgp_gpytorch.datasets import RotatedMNIST, rotated_mnist
 from fgp_gpytorch.datasets.rotated_mnist import rotate_images
+from fgp_gpytorch.metrics import nearest_group_mse
 
 JUDGED = [
     ("published", "FGP-VAE"),
     ("best", "FGP-VAE"),
     ("best", "FGP-VAE, any context"),
+    ("best", "FGP-VAE, coregionalized"),
     ("best", "FGP-VAE, coregionalized, any context"),
+    ("preset", "larger"),
+    ("preset", "any_context"),
 ]
+BANDWIDTHS = {"gaussian": 1.0, "mixture": 0.5}  # of the fitted distributions
 DIGIT, SAMPLES, EPOCHS = 3, 200, 8  # epochs of the classifier
 NUM_TRAINING = 360  # instances of each digit
 
@@ -136,8 +147,13 @@ def digit_views(data: RotatedMNIST, training: bool) -> tuple[Tensor, Tensor]:
     return data.truth(label), torch.tensor(data.digits)[label // per_digit]
 
 
+def weights(plan: Plan, block: str, system: str) -> Path:
+    """The file of a model that `table1.py` or `presets.py` has saved."""
+    return presets.weights(plan, system) if block == "preset" else table1.weights(plan, block, system)
+
+
 def keys(plan: Plan) -> list[Key]:
-    """The models that `table1.py` has saved."""
+    """The models that are saved."""
     rows = JUDGED[1:2] if plan.quick else JUDGED
     return [
         {"block": block, "system": system, "seed": 0} for block, system in rows if weights(plan, block, system).exists()
@@ -152,34 +168,50 @@ def run(key: Key, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     images, digit = digit_views(data, training=True)
     labels = digit.repeat_interleave(images.shape[1])
     classifier = train_classifier(images.flatten(0, 1), labels, epochs, key["seed"])
+    known = images[digit == DIGIT]
     del images
     unseen, unseen_digit = digit_views(data, training=False)
-    real = unseen[unseen_digit == DIGIT]
-    every_angle = data.angles.reshape(1, -1, 1)
-    torch.manual_seed(key["seed"])
+    threes = rotated_mnist(DIGIT)
     sources = {
-        "prior": model.generate(every_angle.expand(samples, -1, -1)),
-        "context": model.generate(every_angle.expand(len(real), -1, -1), rotated_mnist(DIGIT).extrapolation.context),
-        "real": real,
+        **draws(model, threes, samples, key["seed"]),
+        "context": model.generate(data.angles.reshape(1, -1, 1).expand(40, -1, -1), threes.extrapolation.context),
+        "real": unseen[unseen_digit == DIGIT],
     }
     results = {name: judge(classifier, views, degrees, DIGIT) for name, views in sources.items()}
-    return {"samples": samples}, {
+    means = {name: summarize(columns) for name, columns in results.items()}
+    for name, views in sources.items():
+        distance = nearest_group_mse(views, known)
+        means[name] |= {"nearest_mse": float(distance.mean()), "smallest_nearest_mse": float(distance.min())}
+    return {"samples": samples, "bandwidths": BANDWIDTHS}, {
         "classifier_accuracy": float(recognised(classifier, unseen, unseen_digit).mean()),
         "degrees": degrees.tolist(),
-        "mean": {name: summarize(columns) for name, columns in results.items()},
+        "mean": means,
         "per_angle": {n: {key: column.tolist() for key, column in c.items()} for n, c in results.items()},
     }
 
 
+def draws(model: FGPVAE, threes: RotatedMNIST, samples: int, seed: int) -> dict[str, Tensor]:
+    """Return draws at all angles from the prior and from the fitted distributions, (samples, 16, 1, 28, 28) each."""
+    x = threes.angles.reshape(1, -1, 1).expand(samples, -1, -1)
+    torch.manual_seed(seed)
+    found = {"prior": model.generate(x)}
+    for name, bandwidth in BANDWIDTHS.items():
+        model.fit_groups(threes.train, bandwidth)
+        torch.manual_seed(seed)
+        found[name] = model.sample_groups(x)
+    return found
+
+
 def say(record: Record) -> str:
-    mean = record["mean"]["prior"]
-    return f"{record.key['system']}, {record.key['block']}: {mean['recognised']:.2f} of its draws taken for a three"
+    shares = ", ".join(f"{record['mean'][name]['recognised']:.2f} ({name})" for name in ("prior", *BANDWIDTHS))
+    return f"{record.key['system']}, {record.key['block']}: draws taken for a three {shares}"
 
 
 STUDY = Study(
     "prior_samples",
-    "Draws of the prior",
-    "A small classifier names 200 draws of each model's prior, at all angles. The view of a draw at one angle is also "
-    "turned to the other angles and compared with the draw's own views there.",
+    "Draws of new digits",
+    "A small classifier names 200 draws of each model at all angles: from the prior, from one Gaussian that "
+    "`fit_groups` fitted to the training threes, and from a mixture of bandwidth 0.5. The view of a draw at one angle is "
+    "also turned to the other angles and compared with the draw's own views there.",
     keys, run, say,
 )  # fmt: skip

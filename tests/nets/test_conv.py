@@ -207,3 +207,65 @@ def test_elu_has_torchs_gradient():
 def test_elu_keeps_the_memory_layout():
     image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     assert elu(image).is_contiguous(memory_format=torch.channels_last)
+
+
+LARGER = [((1, 28, 28), (16, 32, 32)), ((3, 17, 40), (4, 5)), ((1, 1, 6), (3,))]
+
+
+@pytest.mark.parametrize(("shape", "widths"), LARGER)
+def test_padded_encoder_with_a_hidden_layer_is_its_layers_in_turn(shape, widths):
+    encoder = ConvEncoder(4, shape, widths, num_features=2, hidden=[11, 7], padding=1).double()
+    y, features = torch.rand(2, 3, *shape).double(), torch.rand(2, 3, 2).double()
+    hidden = y.flatten(0, 1)
+    for n in range(len(widths)):
+        convolution = encoder.get_submodule(f"conv{n + 1}")
+        hidden = F.elu(F.conv2d(hidden, convolution.weight, convolution.bias, stride=2, padding=1))
+    halved = [-(-side // 2 ** len(widths)) for side in shape[1:]]
+    assert hidden.shape == (6, widths[-1], *halved)
+    hidden = torch.cat([hidden.flatten(1), features.flatten(0, 1)], dim=1)
+    for layer in (encoder.hidden1, encoder.hidden2):
+        hidden = F.elu(layer(hidden))
+    mean, log_variance = encoder.dense(hidden).reshape(2, 3, 8).chunk(2, dim=-1)
+    torch.testing.assert_close(encoder(y, features), (mean, log_variance.exp()))
+    assert (encoder.hidden1.out_features, encoder.hidden2.out_features) == (11, 7)
+
+
+@pytest.mark.parametrize(("shape", "widths"), LARGER)
+def test_transposed_decoder_is_its_layers_in_turn_with_pytorchs_convolutions(shape, widths):
+    widths = tuple(reversed(widths))
+    decoder = ConvDecoder(4, shape, widths, num_features=2, hidden=[11], transposed=True).double()
+    z, features = torch.randn(2, 3, 4).double(), torch.rand(2, 3, 2).double()
+    hidden = F.elu(decoder.hidden1(torch.cat([z, features], dim=-1).flatten(0, 1)))
+    start = [-(-side // 2 ** len(widths)) for side in shape[1:]]
+    hidden = F.elu(decoder.dense(hidden)).reshape(6, widths[0], *start)
+    for n, after in enumerate((*widths[1:], shape[0]), 1):
+        plain = nn.ConvTranspose2d(hidden.shape[1], after, 4, stride=2, padding=1).double()
+        plain.load_state_dict(decoder.get_submodule(f"conv{n}").state_dict())
+        hidden = plain(hidden) if n == len(widths) else F.elu(plain(hidden))
+    image = decoder(z, features)
+    assert image.shape == (2, 3, *shape)
+    torch.testing.assert_close(image.flatten(0, 1), hidden[..., : shape[1], : shape[2]])
+
+
+def test_pixels_of_a_transposed_decoder_may_be_below_minus_one():
+    decoder = ConvDecoder(4, transposed=True)
+    decoder.conv3.bias.data.fill_(-5.0)
+    assert decoder(torch.zeros(1, 4)).max() < -1
+
+
+def test_networks_with_options_are_described_with_them():
+    for network in (ConvEncoder(4, hidden=[5], padding=1), ConvDecoder(4, hidden=[5], transposed=True)):
+        again = type(network)(**network.constructor_arguments)
+        again.load_state_dict(network.state_dict())
+        given = torch.rand(2, 1, 28, 28) if isinstance(network, ConvEncoder) else torch.rand(2, 4)
+        torch.testing.assert_close(again(given), network(given))
+
+
+def test_options_that_cannot_be_are_refused():
+    with pytest.raises(ArgumentError, match=r"padding: expected one of 0, 1, got 2\. Try 1"):
+        ConvEncoder(4, padding=2)
+    for network in (ConvEncoder, ConvDecoder):
+        with pytest.raises(ArgumentError, match=r"hidden: expected a tuple or list, got int\. Try hidden=\[256\]"):
+            network(4, hidden=256)
+        with pytest.raises(ArgumentError, match=r"hidden: expected an integer >= 1, got 0"):
+            network(4, hidden=[0])

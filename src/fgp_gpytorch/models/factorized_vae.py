@@ -1,7 +1,7 @@
 """Base class of the models whose groups are independent."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import pyro
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.errors import ArgumentError, DataError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import PseudoObservations, features_of
+from fgp_gpytorch.models._batches import PseudoObservations, check_features, device_of, features_of
 from fgp_gpytorch.models.grouped_vae import GroupedVAE
 from fgp_gpytorch.models.linear_start import linear_start, refine
-from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, LatentPosterior
+from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, GroupDistribution, LatentPosterior, Posterior
 
 
 class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
@@ -31,6 +33,7 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
     """
 
     prior_kind = FactorizedGPPrior
+    group_distribution: GroupDistribution | None
 
     @abstractmethod
     def __init__(
@@ -44,6 +47,7 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
     ) -> None:
         super().__init__(encoder, decoder, prior, likelihood, member_dropout, element_dropout)
         self.effects_seen: int | None = None
+        self.register_module("group_distribution", None)
 
     def initialize(
         self, data: GroupedDataset, iterations: int = 100, rotation: Literal["components", "columns"] = "components"
@@ -119,6 +123,83 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
             for index, distribution in enumerate(posterior.whitened_distributions()):
                 pyro.sample(f"u_{index}", distribution)
 
+    def begin_training(self) -> None:
+        """Discard the fitted distribution of groups: it is of the parameters before training."""
+        self.group_distribution = None
+
+    def training_posterior(self, batch: GroupedBatch, pseudo: PseudoObservations | None = None) -> Posterior:
+        """q of a training step, which discards the fitted distribution of groups in training mode."""
+        if self.training and torch.is_grad_enabled():
+            self.group_distribution = None
+        return super().training_posterior(batch, pseudo)
+
+    @torch.no_grad()
+    def fit_groups(
+        self, data: GroupedDataset | GroupedBatch, bandwidth: float = 1.0, num_points: int = 20, batch_size: int = 64
+    ) -> GroupDistribution:
+        """Fit the distribution from which `sample_groups` draws, to the posteriors of known groups.
+
+        The prior is what a model regularizes towards, and not where its groups lie. `GroupDistribution` has the
+        formulas. The result is kept in `group_distribution`, and saved and loaded with the model. Training discards it.
+        Fit it again after any other change of the parameters.
+
+        Args:
+            data: Groups, such as the training data.
+            bandwidth: h in (0, 1]. 1 gives one Gaussian with the mean and covariance of the groups' posteriors. A
+                smaller one, such as 0.5, gives a mixture with a component near each group. Its mean and covariance are
+                the same, and its draws lie closer to known groups. It keeps a vector of every group.
+            num_points: The most values of x at which a local channel represents a group. They are chosen from `data`.
+            batch_size: Groups at a time.
+
+        Returns:
+            The distribution.
+
+        Raises:
+            ArgumentError: If `data` is no data set or batch, or a number is out of range.
+            DataError, ShapeError: As in `infer`, or if there are fewer than two groups.
+        """
+        check.instance(data, "data", (GroupedDataset, GroupedBatch), "Try GroupedDataset(y, x, group).")
+        bandwidth = check.positive(bandwidth, "bandwidth", hint="Try 1.0 for one Gaussian, 0.5 for a mixture.")
+        if bandwidth > 1:
+            raise ArgumentError(f"bandwidth: expected at most 1, got {bandwidth:g}. Try 1.0, which is one Gaussian.")
+        num_points = check.count(num_points, "num_points")
+        batch_size = check.count(batch_size, "batch_size")
+        x = data.x[data.mask] if isinstance(data, GroupedBatch) else data.features().x
+        x = x[x.isfinite().all(-1)].to(device=device_of(self), dtype=self.prior.dtype)  # an unknown angle is NaN
+        with evaluation_mode(self):
+            posteriors = (self.infer(batch) for batch in _batches_of(data, batch_size, device_of(self)))
+            fitted = GroupDistribution.fit(self.prior, posteriors, x, bandwidth, num_points)
+        self.group_distribution = fitted
+        return fitted
+
+    @torch.no_grad()
+    def sample_groups(self, x_new: Tensor, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw new groups from the distribution that `fit_groups` fitted; `generate` draws them from the prior.
+
+        Args:
+            x_new: Auxiliary features of the new groups, (G, Q*, D).
+            sample_shape: Leading shape s of the draws.
+
+        Returns:
+            E[y | z] of coherent draws of z, (*s, G, Q*, *y_shape).
+
+        Raises:
+            ArgumentError: If `x_new` is not numeric, or `sample_shape` is not a sequence of integers.
+            ShapeError: If `x_new` or the output of the decoder has the wrong shape.
+            DataError: If no distribution was fitted, a value is not finite, or a dtype is not floating.
+        """
+        if self.group_distribution is None:
+            raise DataError(
+                "sample_groups: expected a model after fit_groups(data), got one without a fitted distribution of "
+                "groups. Try model.fit_groups(train), again after training, or generate(x_new), which draws from the "
+                "prior."
+            )
+        x_new = check.as_reals(x_new, "x_new", like=next(self.parameters(), None))
+        check.shape(x_new, "x_new", ("G", "Q*", "D"), "Try x_new.unsqueeze(0) for one group.")
+        check_features(x_new, "x_new", self)
+        z = self.group_distribution.sample(self.prior, check.finite(x_new, "x_new"), sample_shape)
+        return self.likelihood.mean(self.decode(z, x_new))
+
     def sample_prior(self, x: Tensor, sample_shape: Sequence[int]) -> Tensor:
         """Latents of new groups at x (G, Q, D): (*s, G, Q, L)."""
         check.shape(x, "x_new", ("G", "Q*", "D"), "Try x_new.unsqueeze(0) for one group.")
@@ -132,3 +213,15 @@ def standard_normal(block: ChannelBlock, root: Tensor) -> dist.TorchDistribution
     mean = torch.zeros(shape, dtype=root.dtype, device=root.device)
     identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
     return dist.MultivariateNormal(mean, scale_tril=identity, validate_args=False).to_event(1)
+
+
+def _batches_of(
+    data: GroupedDataset | GroupedBatch, batch_size: int, device: torch.device | None
+) -> Iterator[GroupedBatch]:
+    """The batch, or the groups of a data set, some at a time, on the device of the model."""
+    if isinstance(data, GroupedBatch):
+        yield data
+        return
+    for start in range(0, len(data), batch_size):
+        batch = data[start : start + batch_size]
+        yield batch if device is None else batch.to(device)

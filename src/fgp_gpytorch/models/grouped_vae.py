@@ -297,6 +297,9 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         shown = drop_elements(batch.observed, self.element_dropout, blocks)
         return dataclasses.replace(batch, y=batch.y.masked_fill(~shown, 0.0), y_mask=shown)
 
+    def begin_training(self) -> None:
+        """Called by `fit` before it looks at the model. A subclass discards what training makes obsolete."""
+
     def split_kl(self, posterior: Any, batch: GroupedBatch) -> KLTerms:
         """The KL of local and of global channels, nats, each (G,)."""
         return posterior.kl_terms
@@ -512,7 +515,8 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
 
         Args:
             x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
-            context: Groups to condition on. None draws new groups from the prior, if the model can.
+            context: Groups to condition on. None draws new groups from the prior p(z), if the model can.
+                `FactorizedVAE.sample_groups` draws them from the distribution of known groups instead.
             sample_shape: With a context, None decodes the posterior mean of z. A shape decodes joint draws of z,
                 coherent across the members of a group. Without a context z is always drawn.
 

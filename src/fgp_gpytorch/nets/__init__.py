@@ -11,6 +11,7 @@ from fgp_gpytorch.nets.fourier_features import FourierFeatures
 from fgp_gpytorch.nets.linear import LinearDecoder, LinearEncoder
 from fgp_gpytorch.nets.mlp import MLP, MLPDecoder, MLPEncoder, MLPFeatures
 from fgp_gpytorch.nets.representation import RepresentationNetwork
+from fgp_gpytorch.nets.transposed_conv2d import TransposedConv2d
 from fgp_gpytorch.nets.upsample_conv2d import UpsampleConv2d
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "MLPEncoder",
     "MLPFeatures",
     "RepresentationNetwork",
+    "TransposedConv2d",
     "UpsampleConv2d",
     "elu",
 ]

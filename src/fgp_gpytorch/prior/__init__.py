@@ -7,6 +7,7 @@ from fgp_gpytorch.prior.coregionalized_channels import CoregionalizedChannels
 from fgp_gpytorch.prior.exact_gp import BlockExactGP, exact_gp
 from fgp_gpytorch.prior.factorized_gp_prior import FactorizedGPPrior, check_variance
 from fgp_gpytorch.prior.global_channels import GlobalChannels
+from fgp_gpytorch.prior.group_distribution import GroupDistribution
 from fgp_gpytorch.prior.independent_channels import IndependentChannels
 from fgp_gpytorch.prior.latent_posterior import LatentPaths, LatentPosterior, LatentPrediction
 from fgp_gpytorch.prior.latent_prior import LatentPrior
@@ -22,6 +23,7 @@ __all__ = [
     "CoregionalizedChannels",
     "FactorizedGPPrior",
     "GlobalChannels",
+    "GroupDistribution",
     "IndependentChannels",
     "KLTerms",
     "LatentPaths",

@@ -30,6 +30,8 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
         has_zero_mean: Whether the prior mean is zero everywhere.
         couples_channels: Whether the channels are correlated with each other. They then share one set of whitened
             variables u, (*b, G, 1, M), and `covariance` contains the covariance within each channel only.
+        has_factors: Whether the whitened variables u of `covariance_root` are the same at every x, so that u describes
+            a group.
 
     Raises:
         ArgumentError: If `num_channels` is below 1, or `mean` is not a module.
@@ -39,6 +41,7 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
     num_channels: int
     is_global: bool = False
     couples_channels: bool = False
+    has_factors: bool = False
 
     def __init__(self, num_channels: int, mean: Mean | None = None) -> None:
         super().__init__()

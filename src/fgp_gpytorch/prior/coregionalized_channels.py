@@ -63,6 +63,7 @@ class CoregionalizedChannels(ChannelBlock):
     """
 
     couples_channels = True
+    has_factors = True
 
     def __init__(
         self,
@@ -95,7 +96,9 @@ class CoregionalizedChannels(ChannelBlock):
     def covariance_root(self, x: Tensor) -> Tensor:
         """psi at x (*b, G, Q, D), a root of the joint covariance of all channels: (*b, G, J, Q, R)."""
         features = self.features.forward(x)  # phi, shape: (*b, G, Q, M)
-        return features.to(x.dtype).unsqueeze(-3) @ self.loadings.to(x.dtype)
+        # one matrix product of all members; matmul would copy the loadings for every group
+        psi = features.to(x.dtype) @ self.loadings.to(x.dtype).transpose(0, 1).flatten(1)  # shape: (*b, G, Q, J R)
+        return psi.unflatten(-1, (self.num_channels, self.num_factors)).transpose(-3, -2)
 
     def condition(self, x: Tensor, mean: Tensor, precision: Tensor) -> BlockPosterior:
         """Condition the group's factors on the pseudo-observations of all channels."""

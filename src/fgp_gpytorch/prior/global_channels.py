@@ -34,6 +34,7 @@ class GlobalChannels(ChannelBlock):
     """
 
     is_global = True
+    has_factors = True
     raw_variance: torch.nn.Parameter
     raw_variance_constraint: Interval
 

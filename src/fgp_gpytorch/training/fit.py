@@ -165,6 +165,7 @@ def fit(
             model.likelihood.check_data(data)
     _warn_of_scale(model, train)
     model.prior.warn_of_few_groups(len(train), stacklevel=3)
+    model.begin_training()
     checkpoint = checkpoint_to_resume(resume, folder)
     trainer_options["plugins"] = with_checkpoint_files(trainer_options.get("plugins"))
     module = TrainingModule(model, settings, train, validation)

@@ -1,0 +1,46 @@
+"""How far groups are from the nearest group of another set."""
+
+import torch
+from torch import Tensor
+
+from fgp_gpytorch import _checks as check
+from fgp_gpytorch.errors import DataError
+
+
+@torch.no_grad()
+def nearest_group_mse(groups: Tensor, known: Tensor, batch_size: int = 16) -> Tensor:
+    """Mean squared difference of every group to the nearest of the known groups, all at the same x.
+
+    It shows whether new groups repeat training groups. Compare draws with real groups that were not trained on: draws
+    that are much nearer to a training group are memory. Decoded means are smooth, and so nearer to everything than
+    noisy data. So compare them with decoded means of real groups, too.
+
+    Args:
+        groups: Groups, (n, Q, *y_shape).
+        known: Known groups, (G, Q, *y_shape).
+        batch_size: Groups at a time, which limits memory.
+
+    Returns:
+        Units of y squared, averaged over members and elements, (n,).
+
+    Raises:
+        ArgumentError: If an argument is not numeric, or `batch_size` is below 1.
+        ShapeError: If the shapes differ in more than the number of groups.
+        DataError: If there is no known group, or a value is not finite.
+    """
+    groups = check.as_reals(groups, "groups")
+    known = check.as_reals(known, "known", like=groups)
+    batch_size = check.count(batch_size, "batch_size")
+    check.shape(known, "known", ("G", *groups.shape[1:]), "Try the known groups at the x of the others.")
+    if not len(known):
+        raise DataError("known: expected at least one group, got none. Try the training groups.")
+    check.finite(groups, "groups")
+    check.finite(known, "known")
+    flat = known.double().flatten(1)
+    found = [_squared_distances(part.double().flatten(1), flat).amin(1) for part in groups.split(batch_size)]
+    return torch.cat(found) / max(1, flat.shape[1]) if found else flat.new_zeros(0)
+
+
+def _squared_distances(left: Tensor, right: Tensor) -> Tensor:  # shape: (n, K), (G, K) -> (n, G)
+    """Squares of distances as sums of squares: the expansion in products would cancel for near groups."""
+    return torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist").square()
