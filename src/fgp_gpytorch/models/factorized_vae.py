@@ -50,7 +50,7 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
         self.register_module("group_distribution", None)
 
     def initialize(
-        self, data: GroupedDataset, iterations: int = 100, rotation: Literal["components", "columns"] = "components"
+        self, data: GroupedDataset, iterations: int = 40, rotation: Literal["components", "columns"] = "components"
     ) -> float:
         """Start as a linear Gaussian-process model of the data. The networks are `LinearEncoder` and `LinearDecoder`.
 
@@ -60,7 +60,7 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
 
         Args:
             data: Training groups. Large data sets are thinned to evenly spaced groups and members.
-            iterations: Of L-BFGS; 0 for none.
+            iterations: Of L-BFGS, first over kernels and noise, then over all; 0 for none.
             rotation: "components" starts with principal components, "columns" with one channel for each element of y.
 
         Returns:
@@ -78,7 +78,7 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
         Args:
             data: Training groups.
             iterations: Of L-BFGS.
-            thin: Whether a large data set is thinned as in `initialize`, which is faster.
+            thin: Whether a large data set is thinned further than in `initialize`, which is faster.
 
         Raises:
             ArgumentError: If `data` is no data set, or `iterations` no integer of at least 0.

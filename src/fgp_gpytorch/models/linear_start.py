@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from gpytorch.kernels import Kernel
-from torch import Tensor
+from torch import Tensor, nn
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation_mode
@@ -26,7 +26,7 @@ from fgp_gpytorch.prior import ChannelBlock, LocalChannels
 
 _IMPUTATIONS = 30  # sweeps of the principal components over missing entries
 _SMALLEST_NOISE = 0.05  # of a column's variance, at the start of L-BFGS
-_FEW, _MANY = 15_000, 150_000  # members times channels that L-BFGS sees at first, and at the end
+_FEW, _MANY = 15_000, 45_000  # members times channels that L-BFGS sees
 _LARGEST_COST = 2e8  # of one evaluation of the ELBO: sum over groups of L Q^3
 _LARGEST_GROUP = 200  # members of a group that L-BFGS sees
 _MOST_DRAWS = 32  # points of the expectation over z
@@ -82,9 +82,9 @@ def linear_start(model: Any, data: GroupedDataset, iterations: int = 100, rotati
     iterations = check.count(iterations, "iterations", least=0)
     check.choice(rotation, "rotation", ("components", "columns"))
     with in_float64(model):
-        batch = thinned(data, model.prior.num_channels, _FEW).to(encoder.loadings.device, torch.float64)
+        batch = thinned(data, model.prior.num_channels, _MANY).to(encoder.loadings.device, torch.float64)
         set_start(model, batch, rotation)
-        return maximize(model, batch, iterations)
+        return maximize(model, batch, iterations, in_two=True)
 
 
 def refine(model: Any, data: GroupedDataset, iterations: int, thin: bool = False) -> float:
@@ -254,30 +254,61 @@ def scale_kernel(block: LocalChannels, x: Tensor, z: Tensor) -> None:
                 setattr(module, name, value * own_ratio)
 
 
-def maximize(model: Any, batch: GroupedBatch, iterations: int) -> float:
-    """Maximize the ELBO by L-BFGS over everything but the residual networks. Returns it, nats an element."""
+def maximize(model: Any, batch: GroupedBatch, iterations: int, in_two: bool = False) -> float:
+    """Maximize the ELBO by L-BFGS over everything but the residual networks. Returns it, nats an element.
+
+    Args:
+        model: The model.
+        batch: The groups.
+        iterations: Of L-BFGS.
+        in_two: Whether kernels and noise go first, with loadings and means as they are.
+    """
     draws = design(model.prior.num_channels).to(batch.y.device)
-    with without_residuals(model), evaluation_mode(model):
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.LBFGS(
-            parameters, max_iter=max(iterations, 1), line_search_fn="strong_wolfe", history_size=20
-        )
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = -elbo(model, batch, draws)
-            loss.backward()
-            return loss
-
-        if iterations:
-            kept = [p.detach().clone() for p in parameters]
-            optimizer.step(closure)
-            if not all(bool(p.isfinite().all()) for p in parameters):
-                with torch.no_grad():
-                    for p, value in zip(parameters, kept, strict=True):
-                        p.copy_(value)
+    with linear_alone(model), evaluation_mode(model):
+        offset = model.decoder.offset  # the means of the channels shift y already
+        everything = [p for p in model.parameters() if p.requires_grad and p is not offset]
+        late = [*model.decoder.parameters(), *(p for b in model.prior.blocks for p in b.mean_module.parameters())]
+        early = [p for p in everything if all(p is not other for other in late)]
+        for parameters in (early, everything) if in_two else (everything,):
+            climb(model, batch, draws, parameters, iterations)
         with torch.no_grad():
             return float(elbo(model, batch, draws))
+
+
+def climb(model: Any, batch: GroupedBatch, draws: Tensor, parameters: list[nn.Parameter], iterations: int) -> None:
+    """Maximize the ELBO over some parameters. They stay as they were if L-BFGS diverges.
+
+    L-BFGS moves a loading in units of the noise of its element, because a small noise makes the ELBO steep there.
+    """
+    if not iterations:
+        return
+    kept = [p.detach().clone() for p in parameters]
+    units = [_units(model) if p is model.decoder.loadings else torch.ones_like(p) for p in parameters]
+    steps = [torch.zeros_like(p).requires_grad_() for p in parameters]
+    optimizer = torch.optim.LBFGS(steps, max_iter=iterations, line_search_fn="strong_wolfe", history_size=20)
+
+    def closure() -> Tensor:
+        for p, start, unit, step in zip(parameters, kept, units, steps, strict=True):
+            p.data = start + unit * step.detach()
+            p.grad = None
+        loss = -elbo(model, batch, draws)
+        loss.backward()
+        for p, unit, step in zip(parameters, units, steps, strict=True):
+            step.grad = torch.zeros_like(step) if p.grad is None else unit * p.grad
+        return loss.detach()
+
+    optimizer.step(closure)
+    finite = all(bool(step.isfinite().all()) for step in steps)
+    for p, start, unit, step in zip(parameters, kept, units, steps, strict=True):
+        p.data = start + unit * step.detach() if finite else start
+
+
+def _units(model: Any) -> Tensor:
+    """The standard deviation of the noise of each row of the loadings, (O, 1), at most 1."""
+    noise = model.likelihood.constant_variance()
+    if noise is None:
+        return torch.ones_like(model.decoder.loadings)
+    return noise.detach().reshape(-1, 1).sqrt().clamp(1e-4, 1.0).expand_as(model.decoder.loadings)
 
 
 def elbo(model: Any, batch: GroupedBatch, draws: Tensor) -> Tensor:
@@ -317,14 +348,43 @@ def design(num_channels: int) -> Tensor:
     return torch.cat([matrix, -matrix])
 
 
+class TiedEncoder(nn.Module):
+    """A linear encoder with the loadings, offset and noise of the decoder and the likelihood."""
+
+    takes_observed = True
+
+    def __init__(self, encoder: LinearEncoder, decoder: LinearDecoder, likelihood: Any) -> None:
+        super().__init__()
+        self.__dict__["parts"] = encoder, decoder, likelihood  # their parameters belong to the model
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The encoder's parameters as functions of those of the decoder and the likelihood."""
+        encoder, decoder, likelihood = self.__dict__["parts"]
+        variance = likelihood.constant_variance().reshape(-1).expand(len(encoder.offset))
+        return {"loadings": decoder.loadings, "offset": decoder.offset, "log_variance": variance.log()}
+
+    def forward(self, y: Tensor, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The pseudo-observations of the linear path."""
+        encoder = self.__dict__["parts"][0]
+        return torch.func.functional_call(encoder, self.tensors(), (y, observed))
+
+
 @contextmanager
-def without_residuals(model: Any) -> Iterator[None]:
-    """The model without its residual networks, which are zero."""
-    kept = model.encoder.residual, model.decoder.residual
-    model.encoder.residual = model.decoder.residual = None
+def linear_alone(model: Any) -> Iterator[None]:
+    """The model without its residual networks, which are zero. The encoder of a Gaussian model follows its decoder."""
+    encoder, decoder = model.encoder, model.decoder
+    kept = encoder.residual, decoder.residual
+    encoder.residual = decoder.residual = None
+    if model.likelihood.constant_variance() is not None:
+        model.encoder = TiedEncoder(encoder, decoder, model.likelihood)
     try:
         yield
     finally:
-        model.encoder.residual, model.decoder.residual = kept
+        if isinstance(model.encoder, TiedEncoder):
+            with torch.no_grad():
+                for name, value in model.encoder.tensors().items():
+                    getattr(encoder, name).copy_(value)
+        model.encoder = encoder
+        encoder.residual, decoder.residual = kept
         for p in model.parameters():
             p.grad = None

@@ -94,7 +94,15 @@ def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module])
         CheckpointError: If the file is no checkpoint of this class, or does not fit the parts.
     """
     content = read_checkpoint(path)
-    content = content.get(KEY, content)
+    return unpack_model(kind, content.get(KEY, content), path, parts)
+
+
+def unpack_model(kind: type[Model], content: Any, path: str | Path, parts: dict[str, nn.Module]) -> Model:
+    """Rebuild a model from what `pack_model` returned. `path` is for messages.
+
+    Raises:
+        CheckpointError: If the content is not of this class, or does not fit the parts.
+    """
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(
             f"{path}: expected a file of model.save or of fit, got another content. Try torch.load to look at it."

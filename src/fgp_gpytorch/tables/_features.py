@@ -94,6 +94,15 @@ class Feature:
             series = series.dt.tz_localize(self.dtype.tz)
         return series
 
+    def decode(self, numbers: np.ndarray) -> pd.Series:
+        """Values of the table from numbers, for numbers, dates and positions on a circle."""
+        raw = numbers * self.scale + self.center
+        if self.kind != "date":
+            return pd.Series(raw)
+        dates = pd.Series(pd.to_datetime(raw, unit="s"))
+        zone = getattr(self.dtype, "tz", None)
+        return dates if zone is None else dates.dt.tz_localize("UTC").dt.tz_convert(zone)
+
     def _back(self, number: float) -> Any:
         value = number * self.scale + self.center
         return pd.Timestamp(value, unit="s") if self.kind == "date" else f"{value:g}"

@@ -1,27 +1,35 @@
 """A model of a person's DataFrame."""
 
 import copy
+import importlib
+import json
 import math
+import os
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from gpytorch.kernels import Kernel
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation, generators_restored
 from fgp_gpytorch.data import GroupedDataset
-from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
+from fgp_gpytorch.errors import ArgumentError, CheckpointError, DataError, GroupError
 from fgp_gpytorch.likelihoods import ColumnLikelihood, GaussianElements
 from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log_mean_exp
 from fgp_gpytorch.models import FGPVAE
 from fgp_gpytorch.models.linear_start import principal_components
+from fgp_gpytorch.saving import pack_model, read_checkpoint, unpack_model, write_checkpoint
 from fgp_gpytorch.tables._features import as_features, level_codes
+from fgp_gpytorch.tables._files import pack_table, unpack_table
 from fgp_gpytorch.tables._networks import column_evidence, model_of
+from fgp_gpytorch.tables._plot import forecast_figure
 from fgp_gpytorch.tables._warp import Warp, likely_power
 from fgp_gpytorch.tables.columns import Column, Gaussian, as_columns
 from fgp_gpytorch.training import fit
@@ -31,7 +39,6 @@ _EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
 _FEWEST_TO_VALIDATE = 3  # groups; fewer say too little, and the model stays at its linear start
 _FAR = 50.0  # standard deviations: a table in other units
 _MEMBERS_AT_ONCE = 4096  # decoded members times draws, in thousands
-_LAST_STEPS = 20  # of L-BFGS on all training groups
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of the spread
 _LARGEST_SPREAD = 1.5
 
@@ -51,7 +58,8 @@ class TableModel:
         x: Columns of auxiliary features: names of numbers or dates, `Periodic` or `Categorical`.
         group: The column of groups, or a list of them, outermost first, such as ["speaker", "utterance"].
         kernel: A GPyTorch kernel of x, standardized, in place of the default; its batch shape is [] or [channels].
-        channels: Latent channels; "auto" takes as many as explain 99 % of the variance, at most 16.
+        channels: Latent channels. "auto" takes one for each element of y, if they are at most 16, else as many as
+            explain 99 % of the variance, at most 16.
         hidden: Widths of the residual networks. An empty list keeps the model linear.
         transform: Whether plain columns may be modelled on a power scale, see `Gaussian`.
         calibrate: Whether `fit` widens intervals that are too narrow for groups that it holds out in turn.
@@ -158,21 +166,16 @@ class TableModel:
         self.vae_.eval()
         if self.calibrate:
             self.spread_ = self._check_spread(train, seed)
+        if len(train) > 1:
+            self.vae_.fit_groups(train)
 
-    def _start(self, train: GroupedDataset, iterations: int = 60) -> tuple[FGPVAE, float]:
-        """The better linear model of two: channels from principal components, or one channel for each column."""
-        size, best = train.y_shape[0], None
-        number = self._num_channels(train)
-        starts = [("components", number)]
-        if self.channels == "auto" and size <= _MOST_CHANNELS:
-            starts = [("columns", size)] if size == 1 else [*starts, ("columns", size)]
-        for rotation, channels in starts:
-            vae = model_of(self.columns_, self.features_, train, channels, self.hidden, copy.deepcopy(self.kernel))
-            elbo = vae.initialize(train, iterations=iterations, rotation=rotation)
-            if best is None or elbo > best[1]:
-                best = vae, elbo
-        assert best is not None
-        return best[0], best[0].refine(train, _LAST_STEPS)
+    def _start(self, train: GroupedDataset) -> tuple[FGPVAE, float]:
+        """A linear model: one channel for each element of y if they are few, else principal components."""
+        size = train.y_shape[0]
+        own = self.channels == "auto" and size <= _MOST_CHANNELS
+        channels = size if own else self._num_channels(train)
+        vae = model_of(self.columns_, self.features_, train, channels, self.hidden, copy.deepcopy(self.kernel))
+        return vae, vae.initialize(train, rotation="columns" if own else "components")
 
     def _num_channels(self, train: GroupedDataset) -> int:
         if self.channels != "auto":
@@ -358,7 +361,7 @@ class TableModel:
             grid[name] = 0
         x = self._encoded_x(grid, level_codes([grid], self.group)[0]).unsqueeze(0)
         with torch.no_grad(), evaluation(self.vae_, check.count(seed, "seed", least=0)):
-            z = self.vae_.draw_groups(x, (n,))
+            z = self.vae_.group_distribution.sample(self.vae_.prior, x, (n,))
             output = self.vae_.decode(z, x)
             elements = self._likelihood.sample(output)[:, 0].numpy(force=True)
         frames = []
@@ -425,6 +428,136 @@ class TableModel:
             torch.manual_seed(seed)
             found = {c.name: c.values(part.sample(own).numpy(force=True)) for c, part, own in self._parts(output)}
         return targets.iloc[places].reset_index(drop=True), found
+
+    def to_xarray(
+        self, df: pd.DataFrame, at: Mapping[Hashable, Any] | pd.DataFrame, num_draws: int = 256, seed: int = 0
+    ) -> Any:
+        """`draws` as an `xarray.Dataset` with the dimensions draw and row. Group and x are coordinates of the rows.
+
+        Args:
+            df: The context.
+            at: As in `forecast`.
+            num_draws: Draws.
+            seed: Of the draws.
+
+        Raises:
+            ImportError: If xarray is not installed.
+            ArgumentError, DataError, GroupError: As in `forecast`.
+        """
+        xarray = _optional("xarray")
+        keys, found = self.draws(df, at, num_draws, seed)
+        coordinates = {str(name): ("row", keys[name].to_numpy()) for name in keys.columns}
+        variables = {str(name): (("draw", "row"), values) for name, values in found.items()}
+        return xarray.Dataset(variables, coordinates)
+
+    def to_arviz(
+        self, df: pd.DataFrame, at: Mapping[Hashable, Any] | pd.DataFrame, num_draws: int = 256, seed: int = 0
+    ) -> Any:
+        """`draws` as posterior predictive draws of ArviZ, with one chain.
+
+        Args:
+            df: The context.
+            at: As in `forecast`.
+            num_draws: Draws.
+            seed: Of the draws.
+
+        Raises:
+            ImportError: If ArviZ is not installed.
+            ArgumentError, DataError, GroupError: As in `forecast`.
+        """
+        arviz = _optional("arviz")
+        data = self.to_xarray(df, at, num_draws, seed).expand_dims("chain")
+        return arviz.InferenceData(posterior_predictive=data)
+
+    def plot_forecast(
+        self,
+        df: pd.DataFrame,
+        groups: Sequence[Any] | None = None,
+        at: Mapping[Hashable, Any] | None = None,
+        column: Hashable | None = None,
+        seed: int = 0,
+    ) -> Figure:
+        """Plot the rows of some groups, the median and the 90 % interval of the model, over the first column of x.
+
+        Args:
+            df: The context.
+            groups: Labels; None for the first six.
+            at: Values of the x columns, as in `forecast`; None for 60 values over the range of training and context.
+                Other x columns then have the value of the group's last row.
+            column: The column of y; None for the first.
+            seed: Of the draws.
+
+        Returns:
+            A figure with a panel for each group.
+
+        Raises:
+            ArgumentError: If a column is not one of y.
+            GroupError: If a group does not occur.
+        """
+        df = self._checked(df)
+        names = {c.name: c for c in self.columns_}
+        column = self.columns_[0].name if column is None else column
+        if column not in names:
+            raise ArgumentError(
+                f"column: expected one of {list(names)}, got {column!r}. Try column={next(iter(names))!r}."
+            )
+        labels = list(pd.unique(df[self.group[0]]))
+        chosen = labels[:6] if groups is None else list(groups)
+        unknown = [label for label in chosen if label not in labels]
+        if unknown or not chosen:
+            raise GroupError(f"groups: expected labels of groups in df, got {unknown or 'none'}. Try {labels[:2]}.")
+        some = df[df[self.group[0]].isin(chosen)]
+        forecast = self.forecast(some, self._curve(some) if at is None else at, seed=seed)
+        return forecast_figure(some, forecast, chosen, column, self.features_[0].name, self.group[0])
+
+    def _curve(self, df: pd.DataFrame) -> pd.DataFrame:
+        """60 values of the first x for each (inner) group. Other columns of x are those of its last row."""
+        first = self.features_[0]
+        own = first.encode(df[first.name])
+        low, high = min(first.low, own.min()), max(first.high, own.max())
+        values = first.decode(np.linspace(low, high, 60))
+        last = df.groupby(self.group, sort=False, as_index=False).last()
+        keep = [*self.group, *(feature.name for feature in self.features_[1:])]
+        return last[keep].merge(pd.DataFrame({first.name: values}), how="cross")
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a file: what was learned of the columns, and the `FGPVAE`. Reading it executes no code.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ArgumentError: If the model was not fitted, or the path is no path.
+            CheckpointError: If a part cannot be described, such as an own kernel, or the file cannot be written.
+            MissingFileError: If the folder does not exist.
+        """
+        self._fitted()
+        check.instance(path, "path", (str, os.PathLike), "Try 'model.pt'.")
+        write_checkpoint({"table": json.dumps(pack_table(self)), "vae": pack_model(self.vae_)}, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TableModel":
+        """Read a model that `save` wrote. It is on the CPU.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ArgumentError: If the path is no path.
+            MissingFileError: If there is no such file.
+            CheckpointError: If it is no file of a `TableModel`, or damaged.
+        """
+        content = read_checkpoint(check.instance(path, "path", (str, os.PathLike), "Try 'model.pt'."))
+        if not isinstance(content, dict) or "table" not in content:
+            raise CheckpointError(f"{path}: expected a file of TableModel.save, got another. Try FGPVAE.load(path).")
+        try:
+            model = unpack_table(cls, json.loads(content["table"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: expected a saved table, got a damaged one ({error}). Try a copy."
+            ) from error
+        model.vae_ = unpack_model(FGPVAE, content["vae"], path, {})
+        return model
 
     # tables and tensors
 
@@ -611,6 +744,18 @@ class TableModel:
         return pd.concat(frames, ignore_index=True)
 
 
+def _optional(name: str) -> Any:
+    """Import a package that the library can do without.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"expected the package {name}, got no such package. Try pip install {name}.") from error
+
+
 def _group_names(group: Any) -> list[Hashable]:
     names = list(group) if isinstance(group, list) else [group]
     for name in names:
@@ -704,8 +849,9 @@ def _smooth_log_prob(part: GaussianElements, output: Tensor, y: Tensor) -> Tenso
 def _filled(values: pd.Series, gaps: np.ndarray, found: np.ndarray) -> pd.Series:
     """The column with its gaps filled, in its dtype. Integers are rounded."""
     filled = values.copy()
-    if pd.api.types.is_integer_dtype(values.dtype) or pd.api.types.is_bool_dtype(values.dtype):
-        found = np.round(found.astype(np.float64)) if pd.api.types.is_integer_dtype(values.dtype) else found
+    if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
+        found = found.astype(np.float64)
+        found = np.round(found) if pd.api.types.is_integer_dtype(values.dtype) else found
     filled[gaps] = found
     return filled
 

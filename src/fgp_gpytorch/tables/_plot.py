@@ -1,0 +1,48 @@
+"""Figures of forecasts."""
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+_COLUMNS = 3
+
+
+def forecast_figure(
+    rows: pd.DataFrame, forecast: pd.DataFrame, groups: Sequence[Any], y: Hashable, x: Hashable, group: Hashable
+) -> Figure:
+    """A panel for each group: its rows, the median, and the 5 to 95 % interval.
+
+    Args:
+        rows: The table.
+        forecast: A tidy forecast.
+        groups: Labels.
+        y: The column to plot.
+        x: The column of the horizontal axis.
+        group: The column of groups.
+    """
+    across = min(_COLUMNS, len(groups))
+    down = math.ceil(len(groups) / across)
+    figure = Figure(figsize=(3.4 * across, 2.7 * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False, sharey=True).flat
+    chosen = forecast[forecast["variable"] == y]
+    named = "category" in chosen.columns and chosen["category"].notna().any()
+    for axis, label in zip(axes, groups, strict=False):
+        own = chosen[chosen[group] == label].sort_values(x)
+        for category, part in own.groupby("category") if named else [(None, own)]:
+            line = axis.plot(part[x], part["mean" if named else "q50"], label=category)[0]
+            if not named:
+                axis.fill_between(part[x], part["q05"], part["q95"], alpha=0.2, color=line.get_color(), linewidth=0)
+        if not named and pd.api.types.is_numeric_dtype(rows[y]):
+            mine = rows[rows[group] == label]
+            axis.plot(mine[x], mine[y], "k.", markersize=4)
+        axis.set_title(str(label), fontsize=10)
+        axis.set_xlabel(str(x))
+    for axis in list(axes)[len(groups) :]:
+        axis.set_visible(False)
+    figure.axes[0].set_ylabel(str(y))
+    if named:
+        figure.axes[0].legend(fontsize=8)
+    return figure
