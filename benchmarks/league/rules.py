@@ -26,7 +26,7 @@ def own_mean(question: Question, context: pd.DataFrame, target: pd.DataFrame, na
 def linear_rule(question: Question, context: pd.DataFrame, target: pd.DataFrame, name: str) -> np.ndarray:
     """The least-squares line of the group; its mean if it has one known value."""
     table, found = question.table, own_mean(question, context, target, name).copy()
-    known = {label: rows for label, rows in context.dropna(subset=name).groupby(table.group)}
+    known = dict(iter(context.dropna(subset=name).groupby(table.group)))
     for label, positions in target.groupby(table.group).indices.items():
         rows = known.get(label)
         if rows is not None and rows[table.x[0]].nunique() > 1:
@@ -39,7 +39,7 @@ def linear_rule(question: Question, context: pd.DataFrame, target: pd.DataFrame,
 def interpolation(question: Question, context: pd.DataFrame, target: pd.DataFrame, name: str) -> np.ndarray:
     """The line between the neighbours in x; beyond the known values the nearest of them."""
     table, found = question.table, np.full(len(target), question.mean[name])
-    known = {label: rows for label, rows in context.dropna(subset=name).groupby(table.group)}
+    known = dict(iter(context.dropna(subset=name).groupby(table.group)))
     for label, positions in target.groupby(table.group).indices.items():
         rows = known.get(label)
         if rows is not None:
@@ -56,7 +56,7 @@ def population_mean(question: Question, context: pd.DataFrame, target: pd.DataFr
 def mean_at_x(question: Question, rows: pd.DataFrame, name: str) -> np.ndarray:
     """Return the mean of the training groups at the x of rows, interpolated between values of x.
 
-    Values of x that fewer than five training rows share are first joined into bins of equal numbers of rows, at most 20.
+    If fewer than five training rows share a value of x on average, values are joined into at most 20 bins.
     With several x, the mean of the rows with the same x.
     """
     table = question.table
@@ -64,11 +64,9 @@ def mean_at_x(question: Question, rows: pd.DataFrame, name: str) -> np.ndarray:
     if len(table.x) > 1:
         found = known.groupby(table.x)[name].mean().reindex(pd.MultiIndex.from_frame(rows[table.x]))
         return found.fillna(question.mean[name]).to_numpy()
-    x = known[table.x[0]]
+    bins = x = known[table.x[0]]
     if len(x) < 5 * x.nunique():
         bins = pd.qcut(x, max(1, min(20, len(x) // 5)), labels=False, duplicates="drop")
-    else:
-        bins = x
     middle = known.groupby(bins.to_numpy())[[table.x[0], name]].mean().sort_values(table.x[0])
     return np.interp(rows[table.x[0]], middle[table.x[0]], middle[name])
 
