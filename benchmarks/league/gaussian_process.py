@@ -71,7 +71,7 @@ def predicted_column(
 def place_of(groups: pd.Series, labels: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return for each row the place of its group, and its place in its group."""
     place = groups.groupby(groups).cumcount().to_numpy()
-    return torch.as_tensor(pd.Series(labels).searchsorted(groups)), torch.as_tensor(place)
+    return torch.tensor(pd.Series(labels).searchsorted(groups)), torch.tensor(place)
 
 
 def padded(group: np.ndarray, groups: int, x: np.ndarray, y: np.ndarray) -> Groups:
@@ -82,8 +82,8 @@ def padded(group: np.ndarray, groups: int, x: np.ndarray, y: np.ndarray) -> Grou
     tensors = (torch.zeros(groups, most, x.shape[1]), torch.zeros(groups, most), torch.zeros(groups, most))
     inputs, values, observed = (tensor.double() for tensor in tensors)
     inputs[group, place] = torch.tensor(x)
-    values[group, place] = torch.as_tensor(np.where(seen, y, 0.0))
-    observed[group, place] = torch.as_tensor(seen).double()
+    values[group, place] = torch.tensor(np.where(seen, y, 0.0))
+    observed[group, place] = torch.tensor(seen).double()
     return inputs, values, observed.bool()
 
 

@@ -83,7 +83,8 @@ def question(task: Task, fold: int, table: Table | None = None) -> Question:
         table = dataclasses.replace(table, y=list(task.columns), levels=levels)
     held_out = fold_of_rows(table) == fold if task.test is None else table.rows[task.test]
     columns = [table.group, *table.x, *table.y]
-    train, test = table.rows.loc[~held_out, columns], table.rows.loc[held_out, columns]
+    rows = table.rows.sort_values([table.group, *table.x])[columns]
+    train, test = rows[~held_out.loc[rows.index]], rows[held_out.loc[rows.index]]
     practice = task.cut(table, train, np.random.default_rng([SPLIT_SEED, FOLDS + fold]))
     context, target = task.cut(table, test, np.random.default_rng([SPLIT_SEED, fold]))
     return Question(table, train.reset_index(drop=True), context, target, practice)
@@ -182,6 +183,7 @@ def known_x(pairs: list[tuple[float, ...]]) -> Cut:
 
 def whole_groups(table: Table, rows: pd.DataFrame, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Ask for no value: all rows are known."""
+    rows = rows.sort_values([table.group, *table.x])
     return rows.reset_index(drop=True), rows.iloc[:0].reset_index(drop=True)
 
 
