@@ -76,7 +76,7 @@ def place_of(groups: pd.Series, labels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 def padded(group: np.ndarray, groups: int, x: np.ndarray, y: np.ndarray) -> Groups:
     """Sort rows into groups of equal size. A value that is missing is not observed."""
-    place = pd.Series(group).groupby(group).cumcount().to_numpy()
+    place = pd.Series(group).groupby(group).cumcount().to_numpy(copy=True)
     most = int(place.max(initial=0)) + 1
     seen = ~np.isnan(y)
     tensors = (torch.zeros(groups, most, x.shape[1]), torch.zeros(groups, most), torch.zeros(groups, most))

@@ -40,14 +40,32 @@ def fit_nearest_style(question: Question, seed: int) -> Callable[[], Belief]:
     table = question.table
     styles = [np.unique(part[table.x].to_numpy(), axis=0) for part in (question.context, question.target)]
     unit = question.train[table.x].std().to_numpy()
-    apart = (((styles[1][:, None] - styles[0][None]) / unit) ** 2).sum(-1)
-    nearest = apart.argmin(-1)
+    nearest = (((styles[1][:, None] - styles[0][None]) / unit) ** 2).sum(-1).argmin(-1)
+    return fixed_rule(question, lambda given, asked: given[:, nearest])
+
+
+def fit_mean_of_given(question: Question, seed: int) -> Callable[[], Belief]:
+    """Repeat the mean of the letter's given images."""
+    return fixed_rule(
+        question, lambda given, asked: np.broadcast_to(given.mean(1, keepdims=True), (len(given), *asked))
+    )
+
+
+def fit_mean_image(question: Question, seed: int) -> Callable[[], Belief]:
+    """Repeat the mean of the training letters in the asked style."""
+    _, (_, known) = arrays(question, *question.practice)
+    mean = known.mean(0)
+    return fixed_rule(question, lambda given, asked: np.broadcast_to(mean, (len(given), *asked)))
+
+
+def fixed_rule(question: Question, rule: Callable[[np.ndarray, tuple[int, int]], np.ndarray]) -> Callable[[], Belief]:
+    """Predict by a function of the given images and of the shape (styles, pixels) of the asked ones."""
     _, (given, asked) = arrays(question, *question.practice)
-    sd = np.sqrt(np.mean((given[:, nearest] - asked) ** 2, axis=0))
+    sd = np.sqrt(np.mean((rule(given, asked.shape[1:]) - asked) ** 2, axis=0))
 
     def predict() -> Belief:
         _, (new, _) = arrays(question, question.context, question.target)
-        return belief(question, new[:, nearest], sd)
+        return belief(question, rule(new, asked.shape[1:]), sd)
 
     return predict
 

@@ -29,6 +29,8 @@ ADVICE = {
     "SAITS": "Use it for imputation in long series of many columns.",
     "BRITS": "Use it for imputation in regularly sampled series.",
     "GPVAE": "Use it for imputation in regularly sampled series.",
+    "mean of given styles": "Use it if styles hardly differ.",
+    "mean image": "Use it if letters hardly differ.",
     "nearest style": "Use it if the given styles are close to the asked ones.",
     "blend of nearest": "Use it if a training letter is almost the same as the new one.",
     "ridge regression": "Use it if all letters are given in the same styles.",

@@ -15,7 +15,12 @@ OURS = "TableModel, default"
 CVAE, LOCAL_CVAE = "CVAE of the context", "CVAE with local channels"
 FAST = ("last value", "own mean", "linear rule", "mean at x", "GP a column", "GP a column, mean at x")
 SLOW = ("mixed model", CVAE, LOCAL_CVAE)
-FOR_GAPS, FOR_GLYPHS = "linear interpolation", ("nearest style", "blend of nearest", "ridge regression")
+FOR_GAPS = "linear interpolation"
+FOR_GLYPHS = {
+    "mean of given styles": glyphs.fit_mean_of_given, "mean image": glyphs.fit_mean_image,
+    "nearest style": glyphs.fit_nearest_style, "blend of nearest": glyphs.fit_blend,
+    "ridge regression": glyphs.fit_regression,
+}  # fmt: skip
 
 
 def systems_of(task: Task) -> list[str]:
@@ -23,7 +28,7 @@ def systems_of(task: Task) -> list[str]:
     if task.name == "which speaker":
         return [*speakers.CODES, CVAE, OURS]
     if task.table == "glyphs":
-        return ["own mean", "mean at x", *FOR_GLYPHS, OURS]
+        return [*FOR_GLYPHS, OURS]
     if task.name in ("imputation", "lost columns"):
         return [*FAST[:4], FOR_GAPS, *FAST[4:], "mixed model", *peers.PEERS, OURS]
     if task.name.startswith("gap"):
@@ -42,15 +47,14 @@ def fitted(system: str, question: Question, seed: int) -> Predict:
         return lambda: rule_belief(question, system)
     if system in peers.PEERS:
         return peers.fit_peer(question, seed, system)
+    if system in FOR_GLYPHS:
+        return FOR_GLYPHS[system](question, seed)
     fits: dict[str, Callable[[], Predict]] = {
         "GP a column": lambda: fit_gp(question, seed, with_mean_at_x=False),
         "GP a column, mean at x": lambda: fit_gp(question, seed, with_mean_at_x=True),
         "mixed model": lambda: mixed_model.fit_mixed_model(question, seed),
         CVAE: lambda: networks.fit_cvae(question, seed, local=False),
         LOCAL_CVAE: lambda: networks.fit_cvae(question, seed, local=True),
-        "nearest style": lambda: glyphs.fit_nearest_style(question, seed),
-        "blend of nearest": lambda: glyphs.fit_blend(question, seed),
-        "ridge regression": lambda: glyphs.fit_regression(question, seed),
         OURS: lambda: ours.fit_table_model(question, seed),
     }
     return fits[system]()

@@ -470,3 +470,24 @@ def test_every_system_has_advice() -> None:
 
     assert {s for task in TASKS for s in systems_of(task)} == {*page.ADVICE, page.OURS}
     assert markdown_table(["a +-"], [["1", "2"]]).splitlines()[0] == "| a | +- |"
+
+
+def test_a_plan_leaves_out_systems_that_are_not_installed(monkeypatch) -> None:
+    from benchmarks.league import systems
+    from benchmarks.studies import tables as study
+
+    monkeypatch.setattr(study.importlib.util, "find_spec", lambda name: object())
+    for present in (False, True):
+        monkeypatch.setattr(systems.peers, "installed", lambda present=present: present)
+        monkeypatch.setattr(systems.ours, "installed", lambda: False)
+        planned = {key["system"] for key in study.keys(Plan())}
+        assert set(peers.PEERS) <= planned if present else not set(peers.PEERS) & planned
+        assert page.OURS not in planned
+
+
+def test_quick_plan_is_small() -> None:
+    from benchmarks.studies import tables as study
+
+    quick = study.keys(Plan(quick=True))
+    assert {key["fold"] for key in quick} <= {0}
+    assert len({key["table"] for key in quick}) <= 2
