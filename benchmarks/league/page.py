@@ -21,6 +21,7 @@ ADVICE = {
     "linear rule": "Use it if each group follows a line and is known over a long range.",
     "mean at x": "Use it if groups hardly differ.",
     "linear interpolation": "Use it for short gaps in smooth series, one column at a time.",
+    "Gaussian of the columns": "Use it if the known columns of a row tell more than the group's other rows.",
     "GP a column": "Use it if columns tell nothing about each other and groups share no trend.",
     "GP a column, mean at x": "Use it for one or two columns, or if columns tell nothing about each other.",
     "mixed model": "Use it for lines with few groups, and to test their slopes.",

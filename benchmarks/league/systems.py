@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.league import glyphs, mixed_model, networks, ours, peers, speakers
+from benchmarks.league import glyphs, joint_gaussian, mixed_model, networks, ours, peers, speakers
 from benchmarks.league.gaussian_process import fit_gp
 from benchmarks.league.rules import RULES, rule_belief
 from benchmarks.league.scores import Belief, scores
@@ -15,7 +15,7 @@ OURS = "TableModel, default"
 CVAE, LOCAL_CVAE = "CVAE of the context", "CVAE with local channels"
 FAST = ("last value", "own mean", "linear rule", "mean at x", "GP a column", "GP a column, mean at x")
 SLOW = ("mixed model", CVAE, LOCAL_CVAE)
-FOR_GAPS = "linear interpolation"
+FOR_GAPS, JOINT = "linear interpolation", "Gaussian of the columns"
 FOR_GLYPHS = {
     "mean of given styles": glyphs.fit_mean_of_given, "mean image": glyphs.fit_mean_image,
     "nearest style": glyphs.fit_nearest_style, "blend of nearest": glyphs.fit_blend,
@@ -30,7 +30,7 @@ def systems_of(task: Task) -> list[str]:
     if task.table == "glyphs":
         return [*FOR_GLYPHS, OURS]
     if task.name in ("imputation", "lost columns"):
-        return [*FAST[:4], FOR_GAPS, *FAST[4:], "mixed model", *peers.PEERS, OURS]
+        return [*FAST[:4], FOR_GAPS, JOINT, *FAST[4:], "mixed model", *peers.PEERS, OURS]
     if task.name.startswith("gap"):
         return [*FAST[:4], FOR_GAPS, *FAST[4:], *SLOW, *peers.PEERS, OURS]
     return [*FAST, *SLOW, OURS]
@@ -53,6 +53,7 @@ def fitted(system: str, question: Question, seed: int) -> Predict:
         "GP a column": lambda: fit_gp(question, seed, with_mean_at_x=False),
         "GP a column, mean at x": lambda: fit_gp(question, seed, with_mean_at_x=True),
         "mixed model": lambda: mixed_model.fit_mixed_model(question, seed),
+        JOINT: lambda: joint_gaussian.fit_joint_gaussian(question, seed),
         CVAE: lambda: networks.fit_cvae(question, seed, local=False),
         LOCAL_CVAE: lambda: networks.fit_cvae(question, seed, local=True),
         OURS: lambda: ours.fit_table_model(question, seed),

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from benchmarks.league import gaussian_process as gp
-from benchmarks.league import glyphs, mixed_model, networks, ours, page, peers, rules, speakers, tasks
+from benchmarks.league import glyphs, joint_gaussian, mixed_model, networks, ours, page, peers, rules, speakers, tasks
 from benchmarks.league.scores import Belief, mixture_scores, scored_elsewhere, scores
 from benchmarks.league.sources import Table
 from benchmarks.league.tasks import FOLDS, TASKS, Question, Task, question
@@ -257,6 +257,49 @@ def test_mixed_model_is_near_exact_for_lines_with_little_noise() -> None:
     found = scores(q, mixed_model.fit_mixed_model(q, 0)())
     noise = float(np.mean(0.05**2 / q.scale**2))
     assert found["mse"] < 6 * noise  # a line from six rows, extrapolated by three: 2.3 times the noise on average
+
+
+# joint Gaussian
+
+
+def test_joint_gaussian_of_complete_rows_has_their_moments() -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 3)) @ np.array([[1.0, 0.5, 0.2], [0.0, 1.0, 0.3], [0.0, 0.0, 1.0]])
+    mean, covariance = joint_gaussian.maximum_likelihood(rows)
+    np.testing.assert_allclose(mean, rows.mean(0), atol=1e-12)
+    np.testing.assert_allclose(covariance, np.cov(rows.T, bias=True), atol=1e-5)
+
+
+def test_joint_gaussian_of_gaps_has_no_slope_of_the_likelihood() -> None:
+    """At the maximum, the likelihood of what was observed falls in every direction."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(80, 1)) + 0.7 * rng.normal(size=(80, 3))
+    rows[rng.random(rows.shape) < 0.25] = np.nan
+
+    def likelihood(mean: np.ndarray, covariance: np.ndarray) -> float:
+        total = 0.0
+        for row in rows:
+            seen = ~np.isnan(row)
+            if seen.any():
+                law = stats.multivariate_normal(mean[seen], covariance[np.ix_(seen, seen)])
+                total += law.logpdf(row[seen])
+        return total
+
+    mean, covariance = joint_gaussian.maximum_likelihood(rows)
+    best = likelihood(mean, covariance)
+    for n in range(3):
+        for step in (-0.05, 0.05):
+            there = np.zeros(3)
+            there[n] = step
+            assert likelihood(mean + there, covariance) < best
+            assert likelihood(mean, covariance + step * np.outer(there, there) / step**2 * 1.0) < best
+
+
+def test_lost_column_that_is_a_sum_of_others_is_found() -> None:
+    table = lines(noise=0.5, columns=3)
+    table.rows["c2"] = table.rows["c0"] + 2 * table.rows["c1"]
+    q = asked(table, tasks.lost_columns(1, 0.5))
+    found = scores(q, joint_gaussian.fit_joint_gaussian(q, 0)())
+    assert found["mse"] < 1e-4
 
 
 # conditional VAE
