@@ -73,7 +73,7 @@ def test_gradients_reach_the_kernel_of_a_product():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ArgumentError, match="num_categories: expected an integer of at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="num_categories: expected an integer >= 1, got 0"):
         CategoricalFeatures(0)
     with pytest.raises(DataError, match=r"x: expected codes of categories, 0 to 1 or another integer .* got 0.5"):
         CategoricalFeatures(2)(torch.tensor([[0.5]]))

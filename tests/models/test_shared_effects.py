@@ -6,7 +6,7 @@ import gpytorch
 import pyro
 import pytest
 import torch
-from pyro.infer import Predictive, Trace_ELBO
+from pyro.infer import Trace_ELBO
 
 from factories import BlindDecoder, make_data
 from fgp_gpytorch import (
@@ -81,9 +81,9 @@ def test_the_mean_over_minibatches_is_the_loss_of_the_data_set_and_its_gradient(
 
 def test_pyros_elbo_agrees_with_ours_in_expectation():
     model, batch = _model(), _data()[[4, 0, 3]]
-    theirs = Trace_ELBO(num_particles=50, vectorize_particles=True, max_plate_nesting=1)
-    first = _mean_of(lambda: theirs.loss(model.model, model.guide, batch), 40)
-    ours = _mean_of(lambda: ELBO().loss(model.model, model.guide, batch), 800)
+    theirs = Trace_ELBO(num_particles=100, vectorize_particles=True, max_plate_nesting=1)
+    first = _mean_of(lambda: theirs.loss(model.model, model.guide, batch), 20)
+    ours = _mean_of(lambda: ELBO().loss(model.model, model.guide, batch), 1200)
     error = math.hypot(first[1], ours[1])
     assert error < 0.02 * abs(ours[0])
     assert abs(first[0] - ours[0]) < 4.5 * error
@@ -100,15 +100,14 @@ def test_the_site_of_the_weights_is_outside_the_plate_and_counts_once():
         assert site["cond_indep_stack"] == ()
         assert site["scale"] == 1.0
     mine, theirs = (nodes["effects"]["fn"] for nodes in (guide.nodes, trace.nodes))
-    z, x = trace.nodes["z"]["value"], batch.x.double()
+    z, x = trace.nodes["z"]["value"], model.encode(batch).x.double()
     u = [trace.nodes[f"u_{i}"]["value"] for i in (0, 1)]
     parts = [
         (block.covariance_root(x) @ value.unsqueeze(-1)).squeeze(-1)
         for block, value in zip(model.prior.blocks, u, strict=True)
     ]
     shift = model.prior.effects.values(x, trace.nodes["effects"]["value"])
-    inside = batch.mask.unsqueeze(-1)  # padding has another x
-    torch.testing.assert_close((z * inside), ((torch.cat(parts, -2) + shift).mT * inside))
+    torch.testing.assert_close(z, (torch.cat(parts, -2) + shift).mT)
     kl = torch.distributions.kl_divergence(mine.base_dist, torch.distributions.MultivariateNormal(
         torch.zeros(3, 4).double(), torch.eye(4).double())).sum()  # fmt: skip
     torch.testing.assert_close(kl, model.prior.kl_effects())
@@ -120,8 +119,9 @@ def test_guide_and_infer_agree_for_groups_that_were_trained_on():
     model.effects_seen = data.labels_digest
     batch = data[[1, 2]]
     posterior = model.infer(batch)
-    predictive = Predictive(model.model, guide=model.guide, num_samples=4000, return_sites=["z"])
-    z = predictive(batch)["z"].squeeze(1)
+    with torch.no_grad(), pyro.plate("draws", 4000, dim=-2):
+        guide = pyro.poutine.trace(model.guide).get_trace(batch)
+        z = pyro.poutine.trace(pyro.poutine.replay(model.model, guide)).get_trace(batch).nodes["z"]["value"]
     assert z.shape == (4000, 2, 5, 3)
     error = 6 * posterior.variance.max() / math.sqrt(4000) * 1.5
     inside = batch.mask.unsqueeze(-1)
@@ -134,7 +134,7 @@ def test_training_records_its_groups_and_others_update_the_weights(tmp_path):
     assert model.effects_seen is None
     before = model.prior.effects.mean.detach().clone()
     result = fit(model, data, epochs=2, batch_size=3, **QUIET)
-    assert {"kl_effects"} <= set(result.history[-1] if hasattr(result, "history") else result[-1])
+    assert bool((result.history["kl_effects"] > 0).all())
     assert model.effects_seen == data.labels_digest
     assert not torch.equal(model.prior.effects.mean, before)
     assert all(block.seen for block in model.infer(data).blocks)
