@@ -111,12 +111,14 @@ def _outermost(module: nn.Module) -> Iterator[Kernel]:
             yield from _outermost(child)
 
 
-def _parts(kernel: Kernel, dims: list[int] | slice) -> Iterator[tuple[Kernel, list[int] | slice]]:
+def _parts(
+    kernel: Kernel, dims: list[int] | slice, selected: bool = False
+) -> Iterator[tuple[Kernel, list[int] | slice]]:
     own = kernel.active_dims
-    if own is not None:  # positions among the features of the kernel around it
+    if own is not None and not selected:  # positions among the features of the kernel around it
         dims = own.tolist() if isinstance(dims, slice) else [dims[i] for i in own.tolist()]
     if isinstance(kernel, ScaleKernel):
-        yield from _parts(kernel.base_kernel, dims)
+        yield from _parts(kernel.base_kernel, dims, selected=True)  # it has the active_dims of its kernel
     elif isinstance(kernel, AdditiveKernel | ProductKernel):
         for part in kernel.kernels:
             assert isinstance(part, Kernel)
@@ -171,7 +173,7 @@ def _advice_of(kernel: Kernel, members: list[Tensor]) -> str | None:
 
 
 def _distances(members: list[Tensor], scales: Tensor) -> tuple[float, float]:
-    """Distance of a member to the nearest one elsewhere, and to the farthest one: medians, in lengthscales.
+    """Distance of a member to the nearest one elsewhere, and the extent of a group: medians, in lengthscales.
 
     Both are 0 if the members of each group lie at one place.
     """
@@ -182,10 +184,10 @@ def _distances(members: list[Tensor], scales: Tensor) -> tuple[float, float]:
         apart = torch.cdist(rows, x.cpu() / scales, compute_mode="donot_use_mm_for_euclid_dist")
         some = (apart > 0).any(-1)
         nearest.append(apart.masked_fill(apart == 0, math.inf).amin(-1)[some])
-        farthest.append(apart.amax(-1)[some])
+        farthest.append(apart.max())
     if not sum(len(part) for part in nearest):
         return 0.0, 0.0
-    return float(torch.cat(nearest).median()), float(torch.cat(farthest).median())
+    return float(torch.cat(nearest).median()), float(torch.stack(farthest).median())
 
 
 # after training

@@ -81,7 +81,7 @@ def check_restore_best(trainer: lightning.Trainer, callbacks: Sequence[Callback]
             f"restore_best: expected validation of the parameters themselves, got {averages[0]}, which validates their "
             "average. Try restore_best=False, or to leave the callback out."
         )
-    if not trainer.num_sanity_val_steps or not trainer.limit_val_batches or repr(trainer.val_check_interval) != "1.0":
+    if trainer.fast_dev_run or not trainer.limit_val_batches or repr(trainer.val_check_interval) != "1.0":
         raise ArgumentError(
             "restore_best: expected validation at the start and at the end of each epoch, got "
             f"limit_val_batches={trainer.limit_val_batches}, val_check_interval={trainer.val_check_interval}, "

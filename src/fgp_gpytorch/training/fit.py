@@ -245,7 +245,7 @@ def fit(
                 "enable_progress_bar": progress,
                 "enable_checkpointing": path is not None,
                 "enable_model_summary": False,
-                "num_sanity_val_steps": -1 if settings.restore_best else 0,  # all batches
+                "num_sanity_val_steps": -1 if settings.restore_best and checkpoint is None else 0,  # all batches
                 "log_every_n_steps": 10**9,  # metrics are logged by the epoch
                 "limit_val_batches": None if validation is not None else 0,
                 "default_root_dir": path,
