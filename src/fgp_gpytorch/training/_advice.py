@@ -115,7 +115,7 @@ def _parts(
     kernel: Kernel, dims: list[int] | slice, selected: bool = False
 ) -> Iterator[tuple[Kernel, list[int] | slice]]:
     own = kernel.active_dims
-    if own is not None and not selected:  # positions among the features of the kernel around it
+    if isinstance(own, Tensor) and not selected:  # positions among the features of the kernel around it
         dims = own.tolist() if isinstance(dims, slice) else [dims[i] for i in own.tolist()]
     if isinstance(kernel, ScaleKernel):
         yield from _parts(kernel.base_kernel, dims, selected=True)  # it has the active_dims of its kernel
@@ -141,7 +141,7 @@ def _advice_of(kernel: Kernel, members: list[Tensor]) -> str | None:
     if isinstance(period, Tensor):
         raw = getattr(kernel, "raw_period_length", period)
         neighbours, _ = _distances(members, torch.ones(1, dtype=torch.double))
-        largest = float(period.max())
+        largest = float(period.detach().max())
         if raw.requires_grad and neighbours > _APART * largest:
             return (
                 f"prior: expected a period of {name} above the distance of neighbouring members, which is "

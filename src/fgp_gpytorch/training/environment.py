@@ -81,11 +81,12 @@ def check_restore_best(trainer: lightning.Trainer, callbacks: Sequence[Callback]
             f"restore_best: expected validation of the parameters themselves, got {averages[0]}, which validates their "
             "average. Try restore_best=False, or to leave the callback out."
         )
-    if trainer.fast_dev_run or not trainer.limit_val_batches or repr(trainer.val_check_interval) != "1.0":
+    short = getattr(trainer, "fast_dev_run", False)
+    if short or not trainer.limit_val_batches or repr(trainer.val_check_interval) != "1.0":
         raise ArgumentError(
             "restore_best: expected validation at the start and at the end of each epoch, got "
             f"limit_val_batches={trainer.limit_val_batches}, val_check_interval={trainer.val_check_interval}, "
-            f"fast_dev_run={trainer.fast_dev_run}. Try to leave these flags out."
+            f"fast_dev_run={short}. Try to leave these flags out."
         )
 
 

@@ -208,7 +208,7 @@ def fit(
         settings = replace(settings, seed=_seed_of_split(settings, checkpoint))
         assert settings.seed is not None
         train, validation = split_groups(train, fraction, settings.seed)
-    assert not isinstance(validation, float)
+    assert not isinstance(validation, float | int)
     train.check_observed()
     if isinstance(validation, GroupedDataset) and validation.num_elements == 0:
         raise DataError("validation: expected groups with an observation, got none. Try other groups.")
@@ -238,7 +238,8 @@ def fit(
     with _quiet(), global_state_restored(), mode_restored_on_error(model):
         trainer = lightning.Trainer(
             **{
-                "max_epochs": -1 if settings.epochs is None else settings.epochs,
+                # an epoch has a step. Lightning's -1 starts a resumed run with an empty epoch
+                "max_epochs": settings.max_steps if settings.epochs is None else settings.epochs,
                 "max_steps": -1 if settings.max_steps is None else settings.max_steps,
                 "callbacks": chosen,
                 "logger": _loggers(path),

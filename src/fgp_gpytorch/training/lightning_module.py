@@ -194,7 +194,7 @@ class TrainingModule(lightning.LightningModule):
             kl_local=weight * terms.kl_local, kl_global=weight * terms.kl_global, kl_features=features
         )
 
-    def on_train_batch_end(self, *arguments: Any) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Validate at the end of `max_steps`, also within an epoch."""
         if self.monitor is not None and self.settings.max_steps is not None:
             self.trainer.should_stop |= self.trainer.global_step >= self.settings.max_steps
@@ -233,7 +233,7 @@ class TrainingModule(lightning.LightningModule):
         """Draw the same numbers in every validation, and leave those of training as they are."""
         device = self.trainer.strategy.root_device
         self._random = ExitStack()
-        self._random.enter_context(generators_restored([device] if device.type == "cuda" else []))
+        self._random.enter_context(generators_restored([device.index or 0] if device.type == "cuda" else []))
         self._seed_generators(0, 1)
 
     def on_validation_end(self) -> None:
