@@ -8,6 +8,7 @@ import pandas as pd
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import ArgumentError, DataError
+from fgp_gpytorch.feature_maps import CategoricalFeatures, LinearFeatures, SelectedFeatures
 from fgp_gpytorch.tables.columns import Categorical, Column, Periodic
 
 _FAR = 10.0  # ranges of the training x: beyond them the units have probably changed
@@ -145,6 +146,63 @@ def as_features(x: Any) -> list[Feature]:
     if not names or len(set(names)) < len(names):
         raise ArgumentError(f"x: expected different columns, got {names}. Try x=['year'].")
     return features
+
+
+class Covariate:
+    """A column whose effect all groups share: a number or a category. It is two columns of x.
+
+    They are the number and whether it is known, or the code and a 1. A missing or unseen category has a code beyond.
+
+    Args:
+        name: Of the column.
+    """
+
+    def __init__(self, name: Hashable) -> None:
+        self.name: Any = check.instance(name, "covariates", Hashable, "Try covariates=['region'].")
+        self.levels: list[Any] | None = None
+        self.center, self.scale = 0.0, 1.0
+
+    def learn(self, values: pd.Series) -> None:
+        """Learn the categories, or mean and scale.
+
+        Raises:
+            DataError: If the column has only one value, or dates.
+        """
+        seen = values.dropna()
+        if _is_date(values):
+            raise DataError(f"covariates: expected numbers or categories in {self.name!r}, got dates. Try x=.")
+        if seen.nunique() < 2:
+            raise DataError(
+                f"covariates: expected different values in column {self.name!r}, got {seen.unique().tolist()}. Try "
+                "without this column: it has no effect that could be learned."
+            )
+        if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
+            numbers = seen.to_numpy(dtype=np.float64)
+            self.center, self.scale = float(numbers.mean()), float(numbers.std())
+        else:
+            self.levels = sorted((check.number(level) for level in seen.unique()), key=str)
+
+    def encode(self, values: pd.Series) -> np.ndarray:
+        """Two columns (N, 2)."""
+        if self.levels is None:
+            numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+            known = np.isfinite(numbers)
+            return np.stack([np.where(known, (numbers - self.center) / self.scale, 0.0), known.astype(float)], -1)
+        places = {level: float(place) for place, level in enumerate(self.levels)}
+        codes = [places.get(value, float(len(places))) for value in values]
+        return np.stack([np.array(codes, dtype=np.float64), np.ones(len(values))], -1)
+
+    def feature_map(self, column: int) -> SelectedFeatures:
+        """The features of the effect. `column` is the first of its two columns of x."""
+        if self.levels is None:
+            return SelectedFeatures(LinearFeatures(1), [column], known=column + 1)
+        return SelectedFeatures(CategoricalFeatures(len(self.levels)), [column])
+
+
+def as_covariates(names: Any) -> list[Covariate]:
+    """Columns of covariates: none, a name, or a list of names."""
+    listed = list(names) if isinstance(names, list | tuple) else [] if names is None else [names]
+    return [Covariate(name) for name in listed]
 
 
 def level_codes(frames: Sequence[pd.DataFrame], names: Sequence[Hashable]) -> list[np.ndarray]:

@@ -36,12 +36,13 @@ from fgp_gpytorch.training import fit
 
 _MOST_CHANNELS = 16
 _EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
-_FEWEST_TO_VALIDATE = 3  # groups; fewer say too little, and the model stays at its linear start
+_FEWEST_TO_VALIDATE = 5  # groups; fewer say too little, and the model stays at its linear start
 _FAR = 50.0  # standard deviations: a table in other units
 _MEMBERS_AT_ONCE = 4096  # decoded members times draws, in thousands
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of the spread
 _FEWEST_ERRORS = 20
-_LARGEST_SPREAD = 1.5
+_LARGEST_SPREAD = 3.0
+_EFFECT_STEPS = 600  # of training of the effects of covariates
 _ELEMENT_DROPOUT = (0.0, 0.5)  # of tables with several columns, of which a context may lack some
 
 
@@ -59,6 +60,9 @@ class TableModel:
         y: Columns to model: names, which are `Gaussian` columns, or `Log`, `Binary`, `Categorical`, `Ordinal`, `Count`.
         x: Columns of auxiliary features: names of numbers or dates, `Periodic` or `Categorical`.
         group: The column of groups, or a list of them, outermost first, such as ["speaker", "utterance"].
+        covariates: Columns whose effects all groups share: names of numbers or of categories. Each has a linear
+            effect, or one for each category, on every channel, with a posterior over its weights. A category that was
+            not in the training table, and a missing value, have the prior of the effect.
         kernel: A GPyTorch kernel of x, standardized, in place of the default; its batch shape is [] or [channels].
         channels: Latent channels. "auto" takes one for each element of y, if they are at most 16, else as many as
             explain 99 % of the variance, at most 16.
@@ -87,17 +91,19 @@ class TableModel:
         y: Any,
         x: Any,
         group: Hashable | Sequence[Hashable],
+        covariates: Any = (),
         kernel: Kernel | None = None,
         channels: int | Literal["auto"] = "auto",
         hidden: Sequence[int] = (64, 64),
         calibrate: bool = True,
     ) -> None:
         self.y, self.x, self.group = as_columns(y), as_features(x), _group_names(group)
+        self.covariates = as_covariates(covariates)
         check.instance(kernel, "kernel", (Kernel, type(None)), "Try gpytorch.kernels.MaternKernel(nu=1.5).")
         if channels != "auto":
             channels = check.count(channels, "channels", hint='Try channels="auto".')
         self.kernel, self.channels, self.hidden, self.calibrate = kernel, channels, tuple(hidden), calibrate
-        names = [c.name for c in self.y] + [f.name for f in self.x] + self.group
+        names = [c.name for c in self.y] + self._keys
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ArgumentError(
@@ -115,7 +121,7 @@ class TableModel:
         df: pd.DataFrame,
         validation: float = 0.1,
         seed: int = 0,
-        max_steps: int = 1500,
+        max_steps: int = 1000,
         progress: bool = False,
     ) -> Self:
         """Fit the model to a table.
@@ -123,7 +129,7 @@ class TableModel:
         Args:
             df: Training groups, a row for each member. Values of y may be missing.
             validation: Fraction of the groups that decides how far training moves away from the linear start. With
-                fewer than 3 such groups it stays there.
+                fewer than 5 such groups it stays there: they would decide by chance.
             seed: Of validation groups, training and networks.
             max_steps: Most steps of the second stage.
             progress: Whether to show a progress bar.
@@ -143,8 +149,11 @@ class TableModel:
         seed = check.count(seed, "seed", least=0)
         validation = check.positive(validation, "validation", zero=True, below=1, hint="Try 0.1, or 0 for none.")
         max_steps = check.count(max_steps, "max_steps", least=0)
-        self._require(df, [c.name for c in self.y] + [f.name for f in self.x] + self.group)
+        self._require(df, [c.name for c in self.y] + self._keys)
         self.columns_, self.features_ = copy.deepcopy(self.y), copy.deepcopy(self.x)
+        self.covariates_ = copy.deepcopy(self.covariates)
+        for covariate in self.covariates_:
+            covariate.learn(df[covariate.name])
         for feature in self.features_:
             feature.learn(df[feature.name])
         for column in self.columns_:
@@ -163,11 +172,17 @@ class TableModel:
         self.vae_, self.elbo_ = self._start(train)
         self.best_epoch_, self.spread_ = 0, 1.0
         held_out = round(validation * len(train))
+        if self.covariates_:
+            fit(
+                self.vae_, train, epochs=None, max_steps=_EFFECT_STEPS, batch_size=max(4, min(20, len(train) // 4)),
+                learning_rate=5e-3, lr_schedule="cosine", seed=seed, folder=None, progress=progress, accelerator="cpu",
+                devices=1,
+            )  # fmt: skip
+        elif self.calibrate:
+            self.spread_ = self._check_spread(train, seed)
         if held_out >= _FEWEST_TO_VALIDATE and max_steps and self.hidden:
             self._second_stage(train, held_out, seed, max_steps, progress)
         self.vae_.eval()
-        if self.calibrate:
-            self.spread_ = self._check_spread(train, held_out, seed)
         if len(train) > 1:
             self.vae_.fit_groups(train)
 
@@ -176,7 +191,15 @@ class TableModel:
         size = train.y_shape[0]
         own = self.channels == "auto" and size <= _MOST_CHANNELS
         channels = size if own else self._num_channels(train)
-        vae = model_of(self.columns_, self.features_, train, channels, self.hidden, copy.deepcopy(self.kernel))
+        vae = model_of(
+            self.columns_,
+            self.features_,
+            train,
+            channels,
+            self.hidden,
+            copy.deepcopy(self.kernel),
+            covariates=self.covariates_,
+        )
         return vae, vae.initialize(train, rotation="columns" if own else "components")
 
     def _num_channels(self, train: GroupedDataset) -> int:
@@ -209,13 +232,15 @@ class TableModel:
         self.best_epoch_ = result.best_epoch or 0
         if self.best_epoch_:
             self.vae_ = vae
+            if self.calibrate and (places := _gaussian_places(self.columns_)):
+                with torch.no_grad():
+                    self.spread_ = max(self.spread_, _factor([standardized_errors(vae, chosen, places, seed)]))
 
     @torch.no_grad()
-    def _check_spread(self, train: GroupedDataset, held_out: int, seed: int) -> float:
+    def _check_spread(self, train: GroupedDataset, seed: int) -> float:
         """The factor that makes 90 % of held-out values of Gaussian columns fall into their 90 % intervals.
 
-        A linear model is fitted to all groups but some, which are held out in turn. A model of stage two predicts
-        the groups that it was not trained on. Both predict half of each group from the other half.
+        Groups are held out in turn. A linear model of the others predicts half of each from its other half.
         """
         places = _gaussian_places(self.columns_)
         folds = min(_FOLDS, len(train))
@@ -223,9 +248,7 @@ class TableModel:
             return 1.0
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         errors = []
-        if self.best_epoch_:
-            errors.append(standardized_errors(self.vae_, train.subset(order[:held_out].sort().values), places, seed))
-        for fold in range(0 if self.best_epoch_ else folds):
+        for fold in range(folds):
             mine = torch.arange(len(order)) % folds == fold
             rest = train.subset(order[~mine].sort().values)
             if not _all_observed(rest):
@@ -234,10 +257,7 @@ class TableModel:
             with torch.enable_grad():
                 vae.refine(rest, _FOLD_STEPS, thin=True)
             errors.append(standardized_errors(vae, train.subset(order[mine].sort().values), places, seed))
-        found = torch.cat(errors) if errors else torch.empty(0)
-        if len(found) < _FEWEST_ERRORS:
-            return 1.0
-        return float((found.abs().quantile(0.9) / 1.6449).clamp(1.0, _LARGEST_SPREAD))
+        return _factor(errors)
 
     def _choose_transforms(self, df: pd.DataFrame) -> None:
         """Take the power scale of a Gaussian column if its Gaussian process has the larger evidence for it."""
@@ -254,7 +274,9 @@ class TableModel:
         both = [(column, warp) for column, other in warps for warp in (column.warp, other)]
         numbers = [warp(df[column.name].to_numpy(dtype=np.float64, na_value=np.nan)) for column, warp in both]
         data = self._grouped(df, np.stack(numbers, -1), level_codes([df], self.group)[0])
-        evidence = column_evidence(data.only_observed(), self.features_)
+        evidence = column_evidence(
+            data.only_observed(), self.features_, len(self.features_) + 2 * len(self.covariates_)
+        )
         for place, (column, warp) in enumerate(both):
             values = df[column.name].to_numpy(dtype=np.float64, na_value=np.nan)
             slope = warp.log_slope(values[~np.isnan(values)]).sum()
@@ -370,6 +392,9 @@ class TableModel:
         grid = self._grid(at, [0])
         for name in self.group[1:]:
             grid[name] = 0
+        for covariate in self.covariates_:
+            if covariate.name not in grid.columns:
+                grid[covariate.name] = np.nan
         x = self._encoded_x(grid, level_codes([grid], self.group)[0]).unsqueeze(0)
         with torch.no_grad(), evaluation(self.vae_, check.count(seed, "seed", least=0)):
             z = self.vae_.group_distribution.sample(self.vae_.prior, x, (n,))
@@ -586,7 +611,7 @@ class TableModel:
         """A table with the columns of the training table. Columns of y that it lacks are missing everywhere."""
         self._fitted()
         check.instance(df, "df", pd.DataFrame, "Try pd.DataFrame(df).")
-        self._require(df, [f.name for f in self.features_] + self.group)
+        self._require(df, self._keys)
         absent = [c.name for c in self.columns_ if c.name not in df.columns]
         if len(absent) == len(self.columns_):
             raise DataError(f"df: expected some of the columns {absent}, got none. Try the table with its values of y.")
@@ -656,8 +681,14 @@ class TableModel:
     def _sizes(self) -> list[int]:
         return [column.num_elements for column in self.columns_]
 
+    @property
+    def _keys(self) -> list[Hashable]:
+        """The columns of a forecast: groups, x and covariates."""
+        return [*self.group, *(feature.name for feature in self.x), *(c.name for c in self.covariates)]
+
     def _encoded_x(self, df: pd.DataFrame, codes: np.ndarray) -> Tensor:
         features = [feature.encode(df[feature.name])[:, None] for feature in self.features_]
+        features += [covariate.encode(df[covariate.name]) for covariate in self.covariates_]
         return torch.from_numpy(np.concatenate([*features, codes], -1))
 
     def _row_order(self, df: pd.DataFrame) -> np.ndarray:
@@ -668,18 +699,28 @@ class TableModel:
     def _targets(self, df: pd.DataFrame, at: Mapping[Hashable, Any] | pd.DataFrame) -> pd.DataFrame:
         self._checked(df)
         if isinstance(at, pd.DataFrame):
-            self._require(at, [*self.group, *(f.name for f in self.features_)])
-            return at[[*self.group, *(f.name for f in self.features_)]].reset_index(drop=True)
+            at = self._with_covariates(at, df)
+            self._require(at, self._keys)
+            return at[self._keys].reset_index(drop=True)
         groups = df[self.group].drop_duplicates()
         grid = self._grid(at, [0]).drop(columns=self.group[0])
-        return groups.merge(grid, how="cross")[[*self.group, *(f.name for f in self.features_)]]
+        return self._with_covariates(groups.merge(grid, how="cross"), df)[self._keys]
+
+    def _with_covariates(self, at: pd.DataFrame, df: pd.DataFrame) -> pd.DataFrame:
+        """Targets with the covariates that they lack: those of the last row of their group in the context."""
+        absent = [c.name for c in self.covariates if c.name not in at.columns]
+        if not absent:
+            return at
+        last = df.drop_duplicates(self.group[0], keep="last").set_index(self.group[0])[absent]
+        return at.join(last, on=self.group[0])
 
     def _grid(self, at: Any, groups: Sequence[Any]) -> pd.DataFrame:
         self._fitted()
         if not isinstance(at, Mapping):
             check.instance(at, "at", (Mapping, pd.DataFrame), "Try {'year': range(2000, 2010)}.")
         names = [feature.name for feature in self.features_]
-        if set(at) != set(names):
+        more = [covariate.name for covariate in self.covariates if covariate.name in at]
+        if set(at) != {*names, *more}:
             raise ArgumentError(f"at: expected values for {names}, got {list(at)}. Try {{{names[0]!r}: [...]}}.")
         grid = pd.DataFrame({self.group[0]: list(groups)})
         for feature in self.features_:
@@ -688,6 +729,9 @@ class TableModel:
             if not listed:
                 raise DataError(f"at: expected values for {feature.name!r}, got none. Try at least one.")
             grid = grid.merge(pd.DataFrame({feature.name: feature.like_training(listed)}), how="cross")
+        for name in more:
+            listed = [at[name]] if isinstance(at[name], str) or not hasattr(at[name], "__iter__") else list(at[name])
+            grid = grid.merge(pd.DataFrame({name: listed}), how="cross")
         return grid
 
     def _outputs(
@@ -765,6 +809,14 @@ def _optional(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"expected the package {name}, got no such package. Try pip install {name}.") from error
+
+
+def _factor(errors: Sequence[Tensor]) -> float:
+    """The factor of standard deviations by which 90 % of standardized errors fall into 90 % intervals."""
+    found = torch.cat(list(errors)) if errors else torch.empty(0)
+    if len(found) < _FEWEST_ERRORS:
+        return 1.0
+    return float((found.abs().quantile(0.9) / 1.6449).clamp(1.0, _LARGEST_SPREAD))
 
 
 def _group_names(group: Any) -> list[Hashable]:
