@@ -26,7 +26,7 @@ from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log
 from fgp_gpytorch.models import FGPVAE
 from fgp_gpytorch.models.linear_start import principal_components
 from fgp_gpytorch.saving import pack_model, read_checkpoint, unpack_model, write_checkpoint
-from fgp_gpytorch.tables._features import as_features, level_codes
+from fgp_gpytorch.tables._features import as_covariates, as_features, level_codes
 from fgp_gpytorch.tables._files import pack_table, unpack_table
 from fgp_gpytorch.tables._networks import column_evidence, model_of
 from fgp_gpytorch.tables._plot import forecast_figure
