@@ -23,6 +23,9 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
 
     The Pyro pair samples the whitened variables "u_0", "u_1", ... of the prior's blocks. "z" is a deterministic site,
     because it has no density where a covariance is singular, as in every global channel.
+
+    Attributes:
+        group_distribution: The distribution that `sample_groups` draws from; None before `fit_groups`.
     """
 
     prior_kind = FactorizedGPPrior
