@@ -26,7 +26,7 @@ from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log
 from fgp_gpytorch.models import FGPVAE
 from fgp_gpytorch.models.linear_start import principal_components
 from fgp_gpytorch.saving import pack_model, read_checkpoint, unpack_model, write_checkpoint
-from fgp_gpytorch.tables._features import as_features, level_codes
+from fgp_gpytorch.tables._features import as_covariates, as_features, level_codes
 from fgp_gpytorch.tables._files import pack_table, unpack_table
 from fgp_gpytorch.tables._networks import column_evidence, model_of
 from fgp_gpytorch.tables._plot import forecast_figure
@@ -250,7 +250,7 @@ class TableModel:
     def _check_spread(self, train: GroupedDataset, seed: int) -> float:
         """The factor that makes 90 % of held-out values of Gaussian columns fall into their 90 % intervals.
 
-        Groups are held out in turn. A linear model of the others predicts half of each from its other half.
+        Groups are held out in turn. A linear model of the others predicts the second half of each from the first.
         """
         places = _gaussian_places(self.columns_)
         folds = min(_FOLDS, len(train))
@@ -880,10 +880,15 @@ def _all_observed(data: GroupedDataset) -> bool:
     return mask is None or bool(mask.any(0).all())
 
 
-def known_members(data: GroupedDataset, seed: int) -> Tensor:  # shape: (N,)
-    """True for members to condition on: the first half of every other group, a random half of the others.
+def known_members(data: GroupedDataset, seed: int, share: int = 2) -> Tensor:  # shape: (N,)
+    """True for members to condition on: the first half of some groups, a random half of the others.
 
     Groups of one member are known, so that they are left out of targets.
+
+    Args:
+        data: Groups.
+        seed: Of the random halves.
+        share: The first half of every so many groups; 1 for all.
     """
     x, group = data.features()
     sizes = data.group_sizes
@@ -892,13 +897,13 @@ def known_members(data: GroupedDataset, seed: int) -> Tensor:  # shape: (N,)
     order = order[group[order].argsort(stable=True)]
     place = torch.empty_like(group)
     place[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group[order]]
-    place = torch.where(group % 2 == 0, place, later)
+    place = torch.where(group % share == 0, place, later)
     return place < (sizes[group] / 2).ceil()
 
 
 def standardized_errors(vae: FGPVAE, data: GroupedDataset, places: Sequence[int], seed: int) -> Tensor:
-    """Errors over standard deviations of Gaussian elements, of half of each group from the other half."""
-    known = known_members(data, seed)
+    """Errors over standard deviations of Gaussian elements, of the second half of each group from the first."""
+    known = known_members(data, seed, share=1)
     if bool(known.all()):
         return torch.empty(0, dtype=torch.float64)
     held_out = HeldOut.of(data.select(known), data.select(~known))
