@@ -75,7 +75,7 @@ def _within(base: Kernel, place: int, hidden: Sequence[int], numbers: Sequence[i
     """A kernel within equal codes. Its columns are counted without the code and the hidden ones."""
     removed = {place, *hidden}
     for module in base.modules():
-        if isinstance(module, MaternKernel):
+        if isinstance(module, MaternKernel | ScaleKernel):  # a ScaleKernel copies the dims of its base
             own = [number - sum(column < number for column in removed) for number in numbers]
             module.register_buffer("active_dims", torch.tensor(own))
     return WithinKernel(base, place, tuple(code for code in hidden if code != place))

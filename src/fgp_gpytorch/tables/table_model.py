@@ -37,6 +37,7 @@ from fgp_gpytorch.training import fit
 _MOST_CHANNELS = 16
 _EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
 _FEWEST_TO_VALIDATE = 5  # groups; fewer say too little, and the model stays at its linear start
+_ANSWERS = ("variable", "category", "mean", "sd", "q05", "q50", "q95")
 _FAR = 50.0  # standard deviations: a table in other units
 _MEMBERS_AT_ONCE = 4096  # decoded members times draws, in thousands
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of the spread
@@ -67,7 +68,6 @@ class TableModel:
         channels: Latent channels. "auto" takes one for each element of y, if they are at most 16, else as many as
             explain 99 % of the variance, at most 16.
         hidden: Widths of the residual networks. An empty list keeps the model linear.
-        transform: Whether plain columns may be modelled on a power scale, see `Gaussian`.
         calibrate: Whether `fit` widens intervals that are too narrow for groups that it holds out in turn.
 
     Attributes:
@@ -102,8 +102,18 @@ class TableModel:
         check.instance(kernel, "kernel", (Kernel, type(None)), "Try gpytorch.kernels.MaternKernel(nu=1.5).")
         if channels != "auto":
             channels = check.count(channels, "channels", hint='Try channels="auto".')
-        self.kernel, self.channels, self.hidden, self.calibrate = kernel, channels, tuple(hidden), calibrate
+        hint = "Try hidden=(64, 64), or hidden=() for a linear model."
+        widths = check.instance(hidden, "hidden", (list, tuple), hint)
+        self.kernel, self.channels = kernel, channels
+        self.hidden = tuple(check.count(width, "hidden", hint=hint) for width in widths)
+        self.calibrate = check.instance(calibrate, "calibrate", bool, "Try calibrate=True.")
         names = [c.name for c in self.y] + self._keys
+        taken = [name for name in names if name in _ANSWERS and name not in [c.name for c in self.y]]
+        if taken:
+            raise ArgumentError(
+                f"expected columns of x and group that are not named as those of a forecast, {list(_ANSWERS)}, got "
+                f"{taken[0]!r}. Try df.rename(columns={{{taken[0]!r}: '{taken[0]}_'}})."
+            )
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ArgumentError(
@@ -302,7 +312,8 @@ class TableModel:
         Returns:
             A row for each forecast and column of y: group and x columns, variable, mean, sd, q05, q50, q95 in the
             table's units. If a column has categories, a column "category" follows the variable, and a row for each
-            category has its probability as mean.
+            category has its probability as mean. The rows of a column are in the order of `at`, group by group for
+            a dictionary.
 
         Raises:
             ArgumentError: If an argument has another type, or `at` lacks a column.
@@ -310,8 +321,7 @@ class TableModel:
             GroupError: If a group of `at` has no row in the context.
         """
         targets = self._targets(df, at)
-        output, places = self._outputs(df, targets, num_draws, seed)
-        return self._tidy(targets.iloc[places].reset_index(drop=True), output)
+        return self._tidy(targets, self._outputs(df, targets, num_draws, seed))
 
     def impute(self, df: pd.DataFrame, spread: bool = False, num_draws: int = 256, seed: int = 0) -> pd.DataFrame:
         """Fill the gaps of y from the other values of the same row and the same group.
@@ -323,22 +333,23 @@ class TableModel:
             num_draws: Draws of the latents.
             seed: Of the draws.
 
+        Returns:
+            A copy of the table with its rows, index and dtypes. Columns of y that it lacks are appended.
+
         Raises:
             ArgumentError: If an argument has another type.
             DataError: If the table is empty, or a value is impossible.
         """
         targets = self._checked(df)
-        output, places = self._outputs(df, targets, num_draws, seed, at_members=True)
-        inverse = np.empty(len(places), dtype=int)
-        inverse[places] = np.arange(len(places))
-        output = output[:, inverse]
+        check.instance(spread, "spread", bool, "Try spread=True.")
+        output = self._outputs(df, targets, num_draws, seed)
         if spread:
-            return self._tidy(targets.reset_index(drop=True), output, gaps_of=df)
-        filled = df.copy()
+            return self._tidy(targets.reset_index(drop=True), output, gaps_of=targets)
+        filled = targets.copy()
         for column, part, own in self._parts(output):
-            gaps = df[column.name].isna().to_numpy()
+            gaps = targets[column.name].isna().to_numpy()
             if gaps.any():
-                filled[column.name] = _filled(df[column.name], gaps, column.best(part, own)[gaps])
+                filled[column.name] = _filled(targets[column.name], gaps, column.best(part, own)[gaps])
         return filled
 
     def embed(self, df: pd.DataFrame, members: bool = False) -> pd.DataFrame:
@@ -367,10 +378,10 @@ class TableModel:
             placed = np.empty_like(rows)
             placed[order] = rows
             return pd.DataFrame(placed, index=df.index, columns=names)
-        group = df[self.group[0]].iloc[order]
-        frame = pd.DataFrame(rows, columns=names)
-        means = frame.groupby(group.to_numpy(), sort=False).mean()
-        means.index = _like_index(means.index, group)
+        group = df[self.group[0]].iloc[order].reset_index(drop=True)
+        codes, _ = pd.factorize(group)
+        means = pd.DataFrame(rows, columns=names).groupby(codes).mean()
+        means.index = pd.Index(group[~group.duplicated()], name=self.group[0], tupleize_cols=False)
         return means
 
     def sample_groups(self, n: int, at: Mapping[Hashable, Any], seed: int = 0) -> pd.DataFrame:
@@ -386,8 +397,13 @@ class TableModel:
 
         Raises:
             ArgumentError: If `at` lacks a column, or `n` is not a positive integer.
+            DataError: If the training table had one group.
         """
         self._fitted()
+        if self.vae_.group_distribution is None:
+            raise DataError(
+                "sample_groups: expected a model of at least two training groups, got one. Try more groups in fit."
+            )
         n = check.count(n, "n")
         grid = self._grid(at, [0])
         for name in self.group[1:]:
@@ -430,8 +446,7 @@ class TableModel:
         """
         num_draws = check.count(num_draws, "num_draws", least=19, hint="An interval of 90 % needs so many. Try 999.")
         targets = self._checked(df_target)
-        output, places = self._outputs(df_context, targets, num_draws, seed)
-        targets = targets.iloc[places]
+        output = self._outputs(df_context, targets, num_draws, seed)
         rows = []
         with generators_restored():
             torch.manual_seed(seed)
@@ -459,11 +474,11 @@ class TableModel:
             ArgumentError, DataError, GroupError: As in `forecast`.
         """
         targets = self._targets(df, at)
-        output, places = self._outputs(df, targets, num_draws, seed, jointly=True)
+        output = self._outputs(df, targets, num_draws, seed, jointly=True)
         with generators_restored():
             torch.manual_seed(seed)
             found = {c.name: c.values(part.sample(own).numpy(force=True)) for c, part, own in self._parts(output)}
-        return targets.iloc[places].reset_index(drop=True), found
+        return targets, found
 
     def to_xarray(
         self, df: pd.DataFrame, at: Mapping[Hashable, Any] | pd.DataFrame, num_draws: int = 256, seed: int = 0
@@ -538,21 +553,23 @@ class TableModel:
                 f"column: expected one of {list(names)}, got {column!r}. Try column={next(iter(names))!r}."
             )
         labels = list(pd.unique(df[self.group[0]]))
+        if isinstance(groups, str) or (groups is not None and not hasattr(groups, "__iter__")):
+            groups = [groups]
         chosen = labels[:6] if groups is None else list(groups)
         unknown = [label for label in chosen if label not in labels]
         if unknown or not chosen:
             raise GroupError(f"groups: expected labels of groups in df, got {unknown or 'none'}. Try {labels[:2]}.")
         some = df[df[self.group[0]].isin(chosen)]
         forecast = self.forecast(some, self._curve(some) if at is None else at, seed=seed)
-        return forecast_figure(some, forecast, chosen, column, self.features_[0].name, self.group[0])
+        return forecast_figure(some, forecast, chosen, column, self.features_[0].name, self.group)
 
     def _curve(self, df: pd.DataFrame) -> pd.DataFrame:
         """60 values of the first x for each (inner) group. Other columns of x are those of its last row."""
         first = self.features_[0]
         own = first.encode(df[first.name])
         low, high = min(first.low, own.min()), max(first.high, own.max())
-        values = first.decode(np.linspace(low, high, 60))
-        last = df.groupby(self.group, sort=False, as_index=False).last()
+        values = pd.Series(first.levels) if first.levels else first.decode(np.linspace(low, high, 60))
+        last = df.drop_duplicates(self.group, keep="last")
         keep = [*self.group, *(feature.name for feature in self.features_[1:])]
         return last[keep].merge(pd.DataFrame({first.name: values}), how="cross")
 
@@ -615,24 +632,28 @@ class TableModel:
         absent = [c.name for c in self.columns_ if c.name not in df.columns]
         if len(absent) == len(self.columns_):
             raise DataError(f"df: expected some of the columns {absent}, got none. Try the table with its values of y.")
-        for name in absent:
-            df = (
-                df.assign(**{str(name): np.nan})
-                if isinstance(name, str)
-                else df.assign().reindex(columns=[*df.columns, name])
-            )
+        df = df.copy(deep=False)
+        for column in self.columns_:
+            if column.name in absent:
+                df[column.name] = pd.Series(np.nan, df.index, object if column.labelled else np.float64)
         return df
 
-    def _require(self, df: pd.DataFrame, names: Sequence[Hashable]) -> None:
+    def _require(self, df: pd.DataFrame, names: Sequence[Hashable], argument: str = "df") -> None:
         if len(df) == 0:
-            raise DataError("df: expected at least one row, got none. Try to check the filter before it.")
+            raise DataError(f"{argument}: expected at least one row, got none. Try to check the filter before it.")
+        if isinstance(df.columns, pd.MultiIndex):
+            raise DataError(
+                f"{argument}: expected columns of one level, got {df.columns.nlevels} levels. Try df.columns = "
+                "['_'.join(map(str, name)) for name in df.columns]."
+            )
         absent = [name for name in names if name not in df.columns]
         if absent:
-            raise DataError(f"df: expected a column {absent[0]!r}, got {list(df.columns)}. Try its name in this table.")
+            repair = f"{argument}.reset_index()" if absent[0] in df.index.names else "its name in this table"
+            raise DataError(f"{argument}: expected a column {absent[0]!r}, got {list(df.columns)}. Try {repair}.")
         twice = [name for name in names if isinstance(df[name], pd.DataFrame)]
         if twice:
             raise DataError(
-                f"df: expected one column {twice[0]!r}, got several. Try df.loc[:, ~df.columns.duplicated()]."
+                f"{argument}: expected one column {twice[0]!r}, got several. Try df.loc[:, ~df.columns.duplicated()]."
             )
 
     def _warn_of_rows(self, df: pd.DataFrame, train: GroupedDataset) -> None:
@@ -672,6 +693,8 @@ class TableModel:
                     f"y: expected {column.name!r} near the training table's {column.low:g} to {column.high:g}, got a "
                     f"value {np.nanmax(np.abs(values)):.0f} standard deviations away. Try the units of that table."
                 )
+            if isinstance(column, Gaussian) and hasattr(self, "vae_"):
+                _warn_of_units(column, values)
         codes = level_codes([df], self.group)[0] if codes is None else codes
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "x: expected different features")
@@ -700,7 +723,7 @@ class TableModel:
         self._checked(df)
         if isinstance(at, pd.DataFrame):
             at = self._with_covariates(at, df)
-            self._require(at, self._keys)
+            self._require(at, self._keys, "at")
             return at[self._keys].reset_index(drop=True)
         groups = df[self.group].drop_duplicates()
         grid = self._grid(at, [0]).drop(columns=self.group[0])
@@ -725,34 +748,33 @@ class TableModel:
         grid = pd.DataFrame({self.group[0]: list(groups)})
         for feature in self.features_:
             values = at[feature.name]
-            listed = [values] if isinstance(values, str) or not hasattr(values, "__iter__") else list(values)
+            listed = _listed(values)
             if not listed:
                 raise DataError(f"at: expected values for {feature.name!r}, got none. Try at least one.")
             grid = grid.merge(pd.DataFrame({feature.name: feature.like_training(listed)}), how="cross")
         for name in more:
-            listed = [at[name]] if isinstance(at[name], str) or not hasattr(at[name], "__iter__") else list(at[name])
-            grid = grid.merge(pd.DataFrame({name: listed}), how="cross")
+            grid = grid.merge(pd.DataFrame({name: _listed(at[name])}), how="cross")
         return grid
 
     def _outputs(
-        self, df: pd.DataFrame, targets: pd.DataFrame, num_draws: int, seed: int, at_members: bool = False,
-        jointly: bool = False,
-    ) -> tuple[Tensor, np.ndarray]:  # fmt: skip
-        """Draws of the decoder's output (S, P, num_outputs), and the row of the targets of each of the P."""
+        self, df: pd.DataFrame, targets: pd.DataFrame, num_draws: int, seed: int, jointly: bool = False
+    ) -> Tensor:
+        """Draws of the decoder's output at the P rows of the targets, (S, P, num_outputs)."""
         df = self._checked(df)
         num_draws, seed = check.count(num_draws, "num_draws"), check.count(seed, "seed", least=0)
         codes, new = level_codes([df, targets], self.group)
         context = self._dataset(df, codes)
-        groups = {label: place for place, label in enumerate(context.labels.tolist())}
-        owner = targets[self.group[0]].map(groups)
-        if owner.isna().any():
-            label = targets[self.group[0]][owner.isna()].iloc[0]
+        _, labels = pd.factorize(df[self.group[0]], sort=True)
+        groups = {label: place for place, label in enumerate(labels)}
+        places = [groups.get(label, -1) for label in targets[self.group[0]]]
+        if -1 in places:
+            label = targets[self.group[0]].iloc[places.index(-1)]
             raise GroupError(
                 f"at: expected groups with a row in the context, got {label!r}. Try rows of this group in df, or "
                 "model.sample_groups(n, at=...) for new groups."
             )
         x_new = self._encoded_x(targets, new)
-        owner = torch.from_numpy(owner.to_numpy(dtype=np.int64))
+        owner = torch.tensor(places)
         order = owner.argsort(stable=True)
         used, sizes = owner[order].unique_consecutive(return_counts=True)
         jointly = jointly or any(block.couples_channels for block in self.vae_.prior.blocks)
@@ -771,7 +793,7 @@ class TableModel:
                 z = prediction.rsample((num_draws,), marginals=not jointly)
                 z = prediction.mean + self.spread_ * (z - prediction.mean)
                 parts.append(self.vae_.decode(z, padded)[:, mask])
-        return torch.cat(parts, 1), order.numpy()
+        return torch.cat(parts, 1)[:, order.argsort()]
 
     def _parts(self, output: Tensor) -> list[tuple[Column, Any, Tensor]]:
         """Each column, its part of the likelihood with the noise of `spread_`, and its outputs."""
@@ -809,6 +831,26 @@ def _optional(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"expected the package {name}, got no such package. Try pip install {name}.") from error
+
+
+def _warn_of_units(column: Gaussian, elements: np.ndarray) -> None:
+    """Warn if more than half of the values lie beyond the training range by half of its width."""
+    seen = elements[~np.isnan(elements)]
+    low, high = column.warp(np.array([column.low, column.high]))
+    reach = (high - low) / 2
+    beyond = (seen < low - reach) | (seen > high + reach)
+    if 2 * beyond.sum() > len(seen):
+        warnings.warn(
+            f"y: expected {column.name!r} near the training table's {column.low:g} to {column.high:g}, got "
+            f"{int(beyond.sum())} of {len(seen)} values far outside. Try the units of that table.",
+            UserWarning, stacklevel=4,
+        )  # fmt: skip
+
+
+def _listed(values: Any) -> list[Any]:
+    """Values of `at` as a list: one value, or several."""
+    values = check.number(values)
+    return [values] if isinstance(values, str) or not hasattr(values, "__iter__") else list(values)
 
 
 def _factor(errors: Sequence[Tensor]) -> float:
@@ -922,9 +964,7 @@ def _filled(values: pd.Series, gaps: np.ndarray, found: np.ndarray) -> pd.Series
     if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
         found = found.astype(np.float64)
         found = np.round(found) if pd.api.types.is_integer_dtype(values.dtype) else found
+        if isinstance(values.dtype, np.dtype):
+            found = found.astype(values.dtype)
     filled[gaps] = found
-    return filled
-
-
-def _like_index(index: pd.Index, group: pd.Series) -> pd.Index:
-    return pd.Index(pd.Series(index).astype(group.dtype), name=group.name)
+    return filled if len(found) < len(filled) else filled.infer_objects()
