@@ -1,6 +1,7 @@
 """A data set of groups, made of flat members in any order."""
 
 import copy
+import difflib
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -309,15 +310,21 @@ class GroupedDataset(Dataset):
 
         Args:
             index: A position (negative ones count from the end), a list, range, array or tensor of positions,
-                a slice, or a boolean mask over groups. A position may occur several times.
+                a slice, or a boolean mask over groups. A position may occur several times. If labels are strings, also
+                a label or a list of labels.
 
         Raises:
-            GroupError: If a position is no integer or beyond the last group, or there is none.
+            GroupError: If a position is no integer or beyond the last group, there is none, or a label is unknown.
         """
         if isinstance(index, slice):
             index = range(*index.indices(self.num_groups))
         if isinstance(index, Iterable) and not isinstance(index, Tensor | np.ndarray | str):
             index = list(index)
+        if isinstance(index, np.ndarray) and index.dtype.kind in "OUT":
+            index = index.tolist()
+        named = index if isinstance(index, list) else [index]
+        if named and all(isinstance(label, str) for label in named):
+            index = self._positions_of(named)
         try:
             positions = torch.as_tensor(index, device=self.group_sizes.device)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -345,6 +352,23 @@ class GroupedDataset(Dataset):
                 f"{int(positions[beyond][0])}. Positions are not labels: try (data.labels == label).nonzero()[0]."
             )
         return positions % self.num_groups
+
+    def _positions_of(self, labels: Sequence[str]) -> list[int]:
+        places = {label: place for place, label in enumerate(self.labels.tolist())}
+        unknown = [label for label in labels if label not in places]
+        if unknown:
+            known = [label for label in places if isinstance(label, str)]
+            if not known:
+                raise GroupError(
+                    f"index: expected positions of groups, got {unknown[0]!r}. Labels are no strings here: try "
+                    "(data.labels == label).nonzero()[0]."
+                )
+            close = difflib.get_close_matches(unknown[0], known) or known[:3]
+            raise GroupError(
+                f"index: expected labels of the {self.num_groups} groups, got {unknown[0]!r}. Try "
+                f"{', '.join(map(repr, close))}."
+            )
+        return [places[label] for label in labels]
 
     def subset(self, groups: Any) -> Self:
         """Return a data set of some whole groups, in the order of `groups`, and copy their members.

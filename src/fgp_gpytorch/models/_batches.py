@@ -139,16 +139,19 @@ def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
 
 
 def checked_targets(x_new: Any, context: GroupedBatch, features: int) -> Tensor:
-    """Features of new members, (G, Q*, D), one group for each group of the context.
+    """Features of new members, (G, Q*, D), one group for each group of the context. (Q*, D) is the same for all groups.
 
     Raises:
         ArgumentError: If `x_new` is not numeric.
         GroupError: If the number of groups differs.
-        ShapeError: If `x_new` does not have three dimensions, or not `features` features.
+        ShapeError: If `x_new` does not have two or three dimensions, or not `features` features.
         DataError: If `x_new` is not floating, not finite, or on another device.
     """
     hint = "Try x_new.unsqueeze(-1) for one feature, x_new.unsqueeze(0) for one group."
     x_new = check.as_reals(x_new, "x_new", like=context.x)
+    if x_new.dim() == 2:
+        check.shape(x_new, "x_new", ("Q*", features), hint)
+        x_new = x_new.expand(context.num_groups, *x_new.shape)
     check.shape(x_new, "x_new", ("G", "Q*", "D"), hint)
     if len(x_new) != context.num_groups:
         raise GroupError(

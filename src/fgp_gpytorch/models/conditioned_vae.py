@@ -83,7 +83,8 @@ class ConditionedVAE(nn.Module):
         inform each other. With seen groups, only the `group_index` of the context is read.
 
         Args:
-            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups. (Q*, D) is the same for all
+                groups. One row for each group is (G, 1, D), because (G, D) means G rows for all groups.
             context: New groups, or groups of the data set.
 
         Returns:
@@ -118,7 +119,8 @@ class ConditionedVAE(nn.Module):
         """Generate observations at new auxiliary features, conditioned as in `predict`.
 
         Args:
-            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups. (Q*, D) is the same for all
+                groups. One row for each group is (G, 1, D), because (G, D) means G rows for all groups.
             context: As in `predict`.
             sample_shape: None decodes the mean of z. A shape decodes joint draws of z.
 
@@ -133,6 +135,7 @@ class ConditionedVAE(nn.Module):
             sample_shape = check.as_sample_shape(sample_shape)
         batch = whole_batch(context, "context", self.model)
         x_new = check.as_reals(x_new, "x_new", like=batch.x)
+        x_new = checked_targets(x_new, batch, self.posterior.x.shape[-1])
         prediction = self.predict(x_new, batch)
         z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
         return self.likelihood.mean(self.decode(z, x_new, batch.y.shape[2:]))

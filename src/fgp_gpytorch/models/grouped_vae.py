@@ -470,7 +470,8 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         """The latents' posterior at new members of the context's groups, which `generate` decodes.
 
         Args:
-            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups. (Q*, D) is the same for all
+                groups. One row for each group is (G, 1, D), because (G, D) means G rows for all groups.
             context: Groups to condition on.
 
         Returns:
@@ -514,7 +515,8 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         """Generate observations at new auxiliary features, for the context's groups or for new groups.
 
         Args:
-            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups.
+            x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups. (Q*, D) is the same for all
+                groups. One row for each group is (G, 1, D), because (G, D) means G rows for all groups.
             context: Groups to condition on. None draws new groups from the prior p(z), if the model can.
                 `FactorizedVAE.sample_groups` draws them from the distribution of known groups instead.
             sample_shape: With a context, None decodes the posterior mean of z. A shape decodes joint draws of z,
@@ -538,6 +540,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         else:
             context = whole_batch(context, "context", self)
             y_shape = context.y.shape[2:]
+            x_new = checked_targets(x_new, context, context.x.shape[-1])
             prediction = self.predict(x_new, context)
             z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
         return self.likelihood.mean(self.decode(z, x_new, y_shape))
