@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from gpytorch.kernels import AdditiveKernel, ConstantKernel, Kernel, ProductKernel, ScaleKernel
 
 from fgp_gpytorch.kernels.within_kernel import WithinKernel
@@ -18,7 +19,7 @@ def seen_features(kernel: Kernel, num_features: int) -> list[int]:
 
 def _seen(kernel: Kernel, columns: Sequence[int]) -> set[int]:
     if kernel.active_dims is not None:
-        columns = [columns[index] for index in kernel.active_dims.tolist()]
+        columns = [columns[index] for index in torch.as_tensor(kernel.active_dims).tolist()]
     if isinstance(kernel, ConstantKernel):
         return set()
     if isinstance(kernel, WithinKernel):

@@ -22,6 +22,7 @@ from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.nets import LinearDecoder, LinearEncoder
+from fgp_gpytorch.nets.linear import zero_last_layer
 from fgp_gpytorch.prior import ChannelBlock, LocalChannels
 
 _IMPUTATIONS = 30  # sweeps of the principal components over missing entries
@@ -52,6 +53,7 @@ def principal_components(y: Tensor, observed: Tensor | None, num_components: int
     number = seen.sum(0).clamp_min(1)
     filled = torch.where(seen, y, torch.where(seen, y, 0.0).sum(0) / number)
     rank = min(num_components, size)
+    offset, eigenvalues, own = filled.mean(0), filled.new_zeros(size), filled.new_zeros(size, rank)
     for _ in range(1 if bool(seen.all()) else _IMPUTATIONS):
         offset = filled.mean(0)
         centred = filled - offset
@@ -140,8 +142,7 @@ def set_start(model: Any, batch: GroupedBatch, rotation: str) -> None:
     assert isinstance(decoder, LinearDecoder)
     for network in (encoder.residual, decoder.residual):
         if network is not None:
-            network[-1].weight.zero_()
-            network[-1].bias.zero_()
+            zero_last_layer(network)
     mask = batch.mask
     y = batch.y[mask]
     observed = None if batch.y_mask is None else batch.y_mask[mask].flatten(1)
@@ -195,7 +196,7 @@ def set_prior(blocks: Any, x: Tensor, scores: Tensor, batch: GroupedBatch) -> No
                 if hasattr(kernel, "period_length"):
                     continue
                 dims = kernel.active_dims
-                own = range(x.shape[-1]) if dims is None else dims.tolist()
+                own = range(x.shape[-1]) if dims is None else torch.as_tensor(dims).tolist()
                 start = torch.stack([torch.maximum(spread[d] / 4, 2 * spacing[d]) for d in own])
                 shape = kernel.lengthscale.shape
                 kernel.lengthscale = (start if shape[-1] == len(start) else start.mean()).expand(shape).clone()

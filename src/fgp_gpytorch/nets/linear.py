@@ -47,6 +47,8 @@ class LinearEncoder(Configurable, nn.Module):
     """
 
     takes_observed = True
+    logged: Tensor
+    residual: MLP | None
 
     def __init__(
         self,
@@ -146,8 +148,13 @@ def zero_residual(num_inputs: int, num_outputs: int, hidden: Sequence[int]) -> M
     if not hidden:
         return None
     network = MLP(num_inputs, num_outputs, hidden)
+    zero_last_layer(network)
+    return network
+
+
+def zero_last_layer(network: MLP) -> None:
+    """Set the last layer to zero."""
     last = network[-1]
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return network

@@ -34,6 +34,7 @@ class SharedEffects(gpytorch.Module):
     """
 
     maps: Sequence[nn.Module]
+    raw_scale: nn.Parameter
     raw_scale_constraint: Interval
 
     def __init__(self, maps: Sequence[nn.Module], num_channels: int) -> None:

@@ -1,5 +1,9 @@
 """The default model of a table: kernels, means, networks and likelihood."""
 
+# pandas' operations return unions of all that they might return for other arguments
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
+
 from collections.abc import Sequence
 
 import gpytorch

@@ -1,5 +1,9 @@
 """Figures of forecasts."""
 
+# pandas' operations return unions of all that they might return for other arguments
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
+
 import math
 from collections.abc import Hashable, Sequence
 from typing import Any

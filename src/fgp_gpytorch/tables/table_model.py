@@ -1,5 +1,9 @@
 """A model of a person's DataFrame."""
 
+# pandas' operations return unions of all that they might return for other arguments
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
+
 import copy
 import importlib
 import json

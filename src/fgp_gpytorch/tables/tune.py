@@ -1,5 +1,9 @@
 """Choose options of a table model by groups that it was not trained on."""
 
+# pandas' operations return unions of all that they might return for other arguments
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
+
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
