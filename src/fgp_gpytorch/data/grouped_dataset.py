@@ -353,7 +353,7 @@ class GroupedDataset(Dataset):
             )
         return positions % self.num_groups
 
-    def _positions_of(self, labels: Sequence[str]) -> list[int]:
+    def _positions_of(self, labels: Sequence[Any]) -> list[int]:
         places = {label: place for place, label in enumerate(self.labels.tolist())}
         unknown = [label for label in labels if label not in places]
         if unknown:
