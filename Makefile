@@ -5,7 +5,7 @@ OLDEST := .venv-oldest
 PARALLEL := --numprocesses auto --dist loadfile
 ARGS ?=
 
-.PHONY: help install rotated-mnist test test-oldest lint types bench device-check paper kill-test ci clean
+.PHONY: help install rotated-mnist test test-oldest lint types tables bench device-check paper kill-test ci clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,6 +35,10 @@ lint: install  ## format check and lint
 
 types: install  ## pyright on src
 	$(BIN)/pyright --pythonpath $(BIN)/python src
+
+tables: install  ## the league of tables: the missing runs, then the pages (needs pip install -e ".[peers]")
+	$(BIN)/python -m benchmarks.runner --only tables $(ARGS)
+	$(BIN)/python -m benchmarks.tables
 
 bench: install  ## step time and posterior time beside their rivals, measured here
 	rm -rf runs/bench

@@ -31,7 +31,7 @@ from fgp_gpytorch import (
     fit,
 )
 from fgp_gpytorch.data import HeldOut
-from fgp_gpytorch.feature_maps import PeriodicFeatures
+from fgp_gpytorch.feature_maps import LinearFeatures, NystromFeatures, PeriodicFeatures
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, MLPFeatures
 
 GROUPS, GLOBAL_BATCH, EPOCHS, ELEMENTS, CHANNELS = 21, 4, 3, 5, 3  # the last minibatch has one group
@@ -83,6 +83,11 @@ def _coregionalized(encoder: Any, decoder: Any, _: Any, **options: Any) -> FGPVA
     return FGPVAE(encoder, decoder, FactorizedGPPrior([block]), **options)
 
 
+def _shared_effects(encoder: Any, decoder: Any, plain: FactorizedGPPrior, **options: Any) -> FGPVAE:
+    effects = [LinearFeatures(), NystromFeatures(gpytorch.kernels.RBFKernel(), torch.linspace(0, 6, 4))]
+    return FGPVAE(encoder, decoder, FactorizedGPPrior(list(plain.blocks), effects=effects), **options)
+
+
 def _latent_angle(encoder: Any, decoder: Any, _: Any, **options: Any) -> LatentAngleFGPVAE:
     circle = FactorizedGPPrior([LocalChannels(CHANNELS - 1, circular()), GlobalChannels(1)])
     return LatentAngleFGPVAE(encoder, decoder, circle, MLPFeatures([ELEMENTS], 2, hidden=[8]), **options)
@@ -107,6 +112,7 @@ CASES = {
     "clipped gradients": Case(fit={"gradient_clip": 0.01}),
     "two batches a step": Case(fit={"accumulate_grad_batches": 2}),
     "coregionalized channels": Case(model=_coregionalized),
+    "shared effects": Case(model=_shared_effects, options={"member_dropout": (0.0, 0.8)}),
     "unknown angles": Case(model=_latent_angle, unknown_x=True),
     "VAE": Case(model=_vae),
 }

@@ -4,23 +4,26 @@ python -m benchmarks.tables [--check]
 """
 
 import argparse
+import functools
 import math
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.evaluation import SIZES
+from benchmarks.league import page as league
+from benchmarks.markdown import SD, spread, table
 from benchmarks.records import HERE, Plan, Record, identity
 from benchmarks.studies import STUDIES, ablations, coverage, epoch_time, reference, rivals, scaling, table1
 from benchmarks.systems import BUILD
 
 ROOT = HERE.parent
-TO_COME, SD = "to come", "+-"
+TO_COME = "to come"
 PRESETS = ("short", "paper", "best", "larger", "any_context")
 LARGER = ("larger", "any_context")  # with networks of our own
 PAPER = {"test_mse": ["0.0284", "0.0004"], "extrapolation_mse": ["0.0316", "0.0005"]}
@@ -69,22 +72,6 @@ NOT_SHOWN = {
     "global group accuracy": OWN_VECTORS,
     "mean gap": OWN_VECTORS,
 }
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown. A head that ends in "+-" has a second column, of standard deviations."""
-    heads = [part for head in heads for part in ([head[:-2].strip(), SD] if head.endswith(SD) else [head])]
-    lines = [heads, ["---"] * len(heads), *rows]
-    assert all(len(line) == len(heads) for line in lines), lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def spread(values: Iterable[float | None], digits: int) -> list[str]:
-    """Return two cells: the mean and the standard deviation of the known values."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ["n/a", ""]
-    return [f"{statistics.mean(known):.{digits}f}", f"{statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""]
 
 
 def label(system: str, block: str) -> str:
@@ -788,6 +775,11 @@ SECTIONS: dict[str, list[Section]] = {
     ],
     "posterior": [
         Section("Times", "Medians and quartiles. Peak memory is that of the process so far.", posterior_times),
+    ],
+    "tables": [
+        Section("Overview", league.ABOUT, league.overview),
+        *(Section(*league.heading(task), functools.partial(league.systems, task)) for task in league.TASKS),
+        Section("Sources", "", league.sources),
     ],
     "processes": [
         Section("Differences", "A difference is |a - b| / max(1, |b|), after three epochs.", process_differences),

@@ -837,7 +837,7 @@ refuse("fit", "model", lambda model: fit(model, data(), **QUIET), {
     "None": None, "a network": nn.Identity(), "a word": "model", "a class": FGPVAE, "a data set": data()})
 refuse("fit", "train", lambda train: fit(make_model(), train, **QUIET), {**NOT_BATCHES, "a batch": context()})
 refuse("fit", "validation", lambda v: fit(make_model(), data(), validation=v, **QUIET), {
-    "a word": "test", "a batch": context(), "a fraction": 0.1, "a boolean": True})
+    "a word": "test", "a batch": context(), "one": 1, "a negative number": -0.1, "NaN": math.nan, "a boolean": True})
 refuse("fit", "objective", lambda o: fit(make_model(), data(), objective=o, **QUIET), {
     "a word": "elbo", "a class": ELBO, "a number": 1.0})
 for argument in ("epochs", "batch_size", "checkpoint_every"):

@@ -8,6 +8,7 @@ several x there is a lengthscale for each.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -23,56 +24,66 @@ STARTS = (0.2, 1.0)  # of the lengthscale, in standard deviations of x
 Groups = tuple[Tensor, Tensor, Tensor]  # x (G, Q, D), y (G, Q), observed (G, Q)
 
 
-def gp_of_each_column(question: Question, with_mean_at_x: bool) -> Belief:
-    """Predict each column by a Gaussian process."""
-    mean, sd = np.empty((2, len(question.target), len(question.table.y)))
-    for number, name in enumerate(question.table.y):
-        mean[:, number], sd[:, number] = gp_of_column(question, name, with_mean_at_x)
-    return Belief(mean, sd)
+def fit_gp(question: Question, seed: int, with_mean_at_x: bool) -> Callable[[], Belief]:
+    """Fit a Gaussian process to each column; return a function that predicts the target."""
+    labels = np.sort(question.train[question.table.group].unique())
+    known = {name: fitted(grouped(question, question.train, labels, name, with_mean_at_x)) for name in question.table.y}
+
+    def predict() -> Belief:
+        columns = [predicted_column(question, name, known[name], with_mean_at_x) for name in question.table.y]
+        mean, sd = np.stack(columns, axis=-1)
+        return Belief(mean, sd)
+
+    return predict
 
 
-def gp_of_column(question: Question, name: str, with_mean_at_x: bool) -> tuple[np.ndarray, np.ndarray]:
+def trend(question: Question, rows: pd.DataFrame, name: str, with_mean_at_x: bool) -> np.ndarray:
+    """Return the part of the mean that is not learned, in the table's units."""
+    return mean_at_x(question, rows, name) if with_mean_at_x else np.full(len(rows), question.mean[name])
+
+
+def grouped(question: Question, rows: pd.DataFrame, labels: np.ndarray, name: str, with_mean_at_x: bool) -> Groups:
+    """Return the residuals of one column, standardised, and the standardised x, in groups in the order of labels."""
+    x = question.train[question.table.x]
+    y = (rows[name].to_numpy(dtype=float) - trend(question, rows, name, with_mean_at_x)) / question.scale[name]
+    inputs = ((rows[question.table.x] - x.mean()) / x.std()).to_numpy(dtype=float)
+    return padded(pd.Series(labels).searchsorted(rows[question.table.group]), len(labels), inputs, y)
+
+
+def predicted_column(
+    question: Question, name: str, parameters: Tensor, with_mean_at_x: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of one column at the rows of the target, in the table's units."""
-    table = question.table
-    center, scale = question.mean[name], question.scale[name]
-    x_center, x_scale = question.train[table.x].mean(), question.train[table.x].std()
-
-    def trend(rows: pd.DataFrame) -> np.ndarray:
-        return mean_at_x(question, rows, name) if with_mean_at_x else np.full(len(rows), center)
-
-    def grouped(rows: pd.DataFrame, labels: np.ndarray) -> Groups:
-        y = (rows[name].to_numpy(dtype=float) - trend(rows)) / scale
-        x = ((rows[table.x] - x_center) / x_scale).to_numpy(dtype=float)
-        return padded(pd.Series(labels).searchsorted(rows[table.group]), len(labels), x, y)
-
-    learned = grouped(question.train, np.sort(question.train[table.group].unique()))
-    labels = np.sort(question.target[table.group].unique())
-    context = grouped(question.context[question.context[table.group].isin(labels)], labels)
-    x_new, y_new, _ = grouped(question.target, labels)
-    parameters = fitted(learned)
+    target, group = question.target, question.table.group
+    labels = np.sort(target[group].unique())
+    known = question.context[question.context[group].isin(labels)]
+    context, (x_new, *_) = (grouped(question, rows, labels, name, with_mean_at_x) for rows in (known, target))
     with torch.no_grad():
         mean, variance = predicted(parameters, context, x_new)
-    there = place_of(question.target[table.group], labels)
-    mean, sd = mean[there].numpy(), variance[there].sqrt().numpy()
-    return trend(question.target) + scale * mean, scale * sd
+    there = place_of(target[group], labels)
+    scale = question.scale[name]
+    return (
+        trend(question, target, name, with_mean_at_x) + scale * mean[there].numpy(),
+        scale * variance[there].sqrt().numpy(),
+    )
 
 
 def place_of(groups: pd.Series, labels: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return for each row the place of its group, and its place in its group."""
     place = groups.groupby(groups).cumcount().to_numpy()
-    return torch.as_tensor(pd.Series(labels).searchsorted(groups)), torch.as_tensor(place)
+    return torch.tensor(pd.Series(labels).searchsorted(groups)), torch.tensor(place)
 
 
 def padded(group: np.ndarray, groups: int, x: np.ndarray, y: np.ndarray) -> Groups:
     """Sort rows into groups of equal size. A value that is missing is not observed."""
-    place = pd.Series(group).groupby(group).cumcount().to_numpy()
+    place = pd.Series(group).groupby(group).cumcount().to_numpy(copy=True)
     most = int(place.max(initial=0)) + 1
     seen = ~np.isnan(y)
     tensors = (torch.zeros(groups, most, x.shape[1]), torch.zeros(groups, most), torch.zeros(groups, most))
     inputs, values, observed = (tensor.double() for tensor in tensors)
     inputs[group, place] = torch.tensor(x)
-    values[group, place] = torch.as_tensor(np.where(seen, y, 0.0))
-    observed[group, place] = torch.as_tensor(seen).double()
+    values[group, place] = torch.tensor(np.where(seen, y, 0.0))
+    observed[group, place] = torch.tensor(seen).double()
     return inputs, values, observed.bool()
 
 

@@ -1,6 +1,6 @@
 """Rules that need no model. Their spread is that of their errors on the training groups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -25,27 +25,34 @@ def own_mean(question: Question, context: pd.DataFrame, target: pd.DataFrame, na
 
 def linear_rule(question: Question, context: pd.DataFrame, target: pd.DataFrame, name: str) -> np.ndarray:
     """The least-squares line of the group; its mean if it has one known value."""
-    table, found = question.table, own_mean(question, context, target, name).copy()
-    known = {label: rows for label, rows in context.dropna(subset=name).groupby(table.group)}
-    for label, positions in target.groupby(table.group).indices.items():
-        rows = known.get(label)
-        if rows is not None and rows[table.x[0]].nunique() > 1:
-            x, center = rows[table.x[0]], rows[table.x[0]].mean()
-            slope = ((x - center) * rows[name]).sum() / ((x - center) ** 2).sum()
-            found[positions] += slope * (target[table.x[0]].to_numpy()[positions] - center)
+    found = own_mean(question, context, target, name).copy()
+    for x, y, positions, x_new in by_group(question, context, target, name):
+        center = x.mean()
+        spread = ((x - center) ** 2).sum()
+        if spread > 0:
+            found[positions] += ((x - center) * y).sum() / spread * (x_new - center)
     return found
 
 
 def interpolation(question: Question, context: pd.DataFrame, target: pd.DataFrame, name: str) -> np.ndarray:
     """The line between the neighbours in x; beyond the known values the nearest of them."""
-    table, found = question.table, np.full(len(target), question.mean[name])
-    known = {label: rows for label, rows in context.dropna(subset=name).groupby(table.group)}
-    for label, positions in target.groupby(table.group).indices.items():
-        rows = known.get(label)
-        if rows is not None:
-            rows = rows.sort_values(table.x[0])
-            found[positions] = np.interp(target[table.x[0]].to_numpy()[positions], rows[table.x[0]], rows[name])
+    found = np.full(len(target), question.mean[name])
+    for x, y, positions, x_new in by_group(question, context, target, name):
+        found[positions] = np.interp(x_new, x, y)
     return found
+
+
+def by_group(
+    question: Question, context: pd.DataFrame, target: pd.DataFrame, name: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield for each group with known values: x in order and y of these, places of its target rows, and their x."""
+    table = question.table
+    known = context.dropna(subset=name).sort_values(table.x[0])
+    x, y, x_new = (part.to_numpy() for part in (known[table.x[0]], known[name], target[table.x[0]]))
+    indices = known.groupby(table.group).indices
+    for label, positions in target.groupby(table.group).indices.items():
+        if label in indices:
+            yield x[indices[label]], y[indices[label]], positions, x_new[positions]
 
 
 def population_mean(question: Question, context: pd.DataFrame, target: pd.DataFrame, name: str) -> np.ndarray:
@@ -56,7 +63,7 @@ def population_mean(question: Question, context: pd.DataFrame, target: pd.DataFr
 def mean_at_x(question: Question, rows: pd.DataFrame, name: str) -> np.ndarray:
     """Return the mean of the training groups at the x of rows, interpolated between values of x.
 
-    Values of x that fewer than five training rows share are first joined into bins of equal numbers of rows, at most 20.
+    If fewer than five training rows share a value of x on average, values are joined into at most 20 bins.
     With several x, the mean of the rows with the same x.
     """
     table = question.table
@@ -64,11 +71,9 @@ def mean_at_x(question: Question, rows: pd.DataFrame, name: str) -> np.ndarray:
     if len(table.x) > 1:
         found = known.groupby(table.x)[name].mean().reindex(pd.MultiIndex.from_frame(rows[table.x]))
         return found.fillna(question.mean[name]).to_numpy()
-    x = known[table.x[0]]
+    bins = x = known[table.x[0]]
     if len(x) < 5 * x.nunique():
         bins = pd.qcut(x, max(1, min(20, len(x) // 5)), labels=False, duplicates="drop")
-    else:
-        bins = x
     middle = known.groupby(bins.to_numpy())[[table.x[0], name]].mean().sort_values(table.x[0])
     return np.interp(rows[table.x[0]], middle[table.x[0]], middle[name])
 

@@ -104,3 +104,32 @@ def discrete_scores(y: np.ndarray, levels: np.ndarray, probabilities: np.ndarray
     steps = np.cumsum(probabilities, -1)[:, :-1] - (place[:, None] <= np.arange(len(levels) - 1))
     crps = (steps**2 * np.diff(levels)).sum(-1)
     return {"nll": -float(np.log(np.maximum(own, 1e-6)).mean()), "crps": float(crps.mean())}
+
+
+def scored_elsewhere(
+    question: Question, mean: np.ndarray, low: np.ndarray, high: np.ndarray, reported: pd.DataFrame
+) -> dict[str, float]:
+    """Score forecasts (rows, columns) with limits of 90 % intervals. NLL and CRPS are reported in the table's units.
+
+    Args:
+        question: The question.
+        mean: Predictive means.
+        low: Lower limits.
+        high: Upper limits.
+        reported: The columns `nll` and `crps`, with a row for each column of y.
+    """
+    found = []
+    for number, name in enumerate(question.table.y):
+        truth, scale = question.target[name].to_numpy(dtype=float), question.scale[name]
+        asked = ~np.isnan(truth)
+        if not asked.any():
+            continue
+        y, m = truth[asked], mean[asked, number]
+        assert np.isfinite(m).all(), name
+        discrete = name in question.table.levels
+        row = {"mse": float(np.mean(((y - m) / scale) ** 2)), "crps": reported.loc[name, "crps"] / scale}
+        row["nll"] = reported.loc[name, "nll"] - (0.0 if discrete else np.log(scale))
+        if not discrete:
+            row["coverage_90"] = float(np.mean((low[asked, number] <= y) & (y <= high[asked, number])))
+        found.append(row)
+    return {name: float(value) for name, value in pd.DataFrame(found).mean().items()}

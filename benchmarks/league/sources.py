@@ -49,6 +49,7 @@ class Table:
         group: The column of the groups.
         levels: The possible values of columns that are not continuous, in ascending order.
         block: A column that keeps whole groups together in one fold; None = the group itself.
+        standardized: Whether errors are in training standard deviations. Otherwise they are in the units of y.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Table:
     group: str
     levels: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     block: str | None = None
+    standardized: bool = True
 
 
 def cache() -> Path:
@@ -107,13 +109,10 @@ def sleepstudy() -> Table:
 
 
 def gapminder() -> Table:
-    """Five figures of 185 countries, 1960 to 2015. Income and population are on a logarithmic scale."""
+    """Four figures of 185 countries, 1960 to 2015. Income per head is on a logarithmic scale."""
     rows = from_r("dslabs", "gapminder").query("year <= 2015")
-    rows = rows.assign(
-        log_income=np.log(rows["gdp"] / rows["population"]), log_population=np.log(rows["population"]),
-        year=rows["year"].astype(float),
-    )  # fmt: skip
-    y = ["life_expectancy", "fertility", "infant_mortality", "log_income", "log_population"]
+    rows = rows.assign(log_income=np.log(rows["gdp"] / rows["population"]), year=rows["year"].astype(float))
+    y = ["life_expectancy", "fertility", "infant_mortality", "log_income"]
     rows = rows[["country", "year", *y]].dropna(how="all", subset=y)
     return Table("gapminder", rows.sort_values(["country", "year"], ignore_index=True), y, ["year"], "country")
 
@@ -135,7 +134,7 @@ def pbcseq() -> Table:
 def japanese_vowels() -> Table:
     """640 utterances of nine speakers: twelve coefficients of linear prediction for 7 to 29 frames each.
 
-    The utterances of the archive's training and test file follow each other. The column `speaker` is 1 to 9.
+    The column `speaker` is 1 to 9. The column `archive_test` marks the utterances of the archive's test file.
 
     Raises:
         SystemExit: If the wheel of aeon can not be downloaded.
@@ -147,12 +146,15 @@ def japanese_vowels() -> Table:
         wheel = next(cache().glob("aeon-*.whl"))
     names, parts = [f"lpc_{n:02}" for n in range(1, 13)], []
     with zipfile.ZipFile(wheel) as file:
-        text = "".join(file.read(VOWELS.format(part)).decode() for part in ("TRAIN", "TEST"))
-    lines = [line for line in text.splitlines() if line and line[0] not in "#@"]
-    for number, line in enumerate(lines):
-        *series, speaker = line.split(":")
-        frames = pd.DataFrame(np.array([part.split(",") for part in series], dtype=float).T, columns=names)
-        parts.append(frames.assign(utterance=number, speaker=int(speaker), frame=np.arange(len(frames), dtype=float)))
+        texts = {part: file.read(VOWELS.format(part)).decode() for part in ("TRAIN", "TEST")}
+    for part, text in texts.items():
+        for line in (line for line in text.splitlines() if line and line[0] not in "#@"):
+            *series, speaker = line.split(":")
+            frames = pd.DataFrame(np.array([values.split(",") for values in series], dtype=float).T, columns=names)
+            parts.append(frames.assign(
+                utterance=len(parts), speaker=int(speaker), archive_test=part == "TEST",
+                frame=np.arange(len(frames), dtype=float),
+            ))  # fmt: skip
     return Table("JapaneseVowels", pd.concat(parts, ignore_index=True), names, ["frame"], "utterance")
 
 
@@ -178,7 +180,7 @@ def glyphs() -> Table:
     rows["glyph"] = np.repeat(characters, len(styles))
     rows["letter"] = [unicodedata.normalize("NFD", character)[0].lower() for character in rows["glyph"]]
     rows[["weight", "width"]] = np.tile(styles, (len(characters), 1)).astype(float)
-    return Table("glyphs", rows, y, ["weight", "width"], "glyph", block="letter")
+    return Table("glyphs", rows, y, ["weight", "width"], "glyph", block="letter", standardized=False)
 
 
 def font_archive() -> Path:
@@ -210,15 +212,14 @@ def render(archive: Path) -> dict[str, np.ndarray]:
             member = file.extractfile(f"package/files/roboto-flex-{subset}-wdth-normal.woff2")
             assert member is not None
             font = TTFont(io.BytesIO(member.read()))
-            font.flavor, plain, characters = None, io.BytesIO(), map(chr, sorted(font.getBestCmap()))
+            characters = [character for character in map(chr, sorted(font.getBestCmap())) if has_latin_base(character)]
+            font.flavor, plain = None, io.BytesIO()
             font.save(plain)
             axes = [axis.axisTag for axis in font["fvar"].axes]
             for weight, width in styles:
-                plain.seek(0)
                 face = ImageFont.truetype(io.BytesIO(plain.getvalue()), FONT_SIZE)
                 face.set_variation_by_axes([{"wght": weight, "wdth": width}[axis] for axis in axes])
-                characters = list(characters)
-                for character in filter(has_latin_base, characters):
+                for character in characters:
                     image = Image.new("L", (SIDE, SIDE), 0)
                     left = (SIDE - face.getlength(character)) / 2
                     ImageDraw.Draw(image).text((left, BASELINE), character, fill=255, font=face, anchor="ls")

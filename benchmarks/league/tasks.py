@@ -28,6 +28,7 @@ class Task:
         about: What is asked, in one phrase.
         cut: Divides groups into context and target.
         columns: The columns of y that take part; None = all.
+        test: A column that marks the rows of test groups, for every fold the same; None = folds of groups.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Task:
     about: str
     cut: Cut
     columns: tuple[str, ...] | None = None
+    test: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +64,9 @@ class Question:
 
     @property
     def scale(self) -> pd.Series:
-        """The standard deviation of each column of y over the training rows: the unit of all errors."""
-        return self.train[self.table.y].std()
+        """The unit of errors: the standard deviation of each column of y over the training rows, or 1."""
+        spread = self.train[self.table.y].std()
+        return spread if self.table.standardized else spread * 0 + 1.0
 
 
 def question(task: Task, fold: int, table: Table | None = None) -> Question:
@@ -78,9 +81,10 @@ def question(task: Task, fold: int, table: Table | None = None) -> Question:
     if task.columns is not None:
         levels = {name: values for name, values in table.levels.items() if name in task.columns}
         table = dataclasses.replace(table, y=list(task.columns), levels=levels)
-    folds = fold_of_rows(table)
+    held_out = fold_of_rows(table) == fold if task.test is None else table.rows[task.test]
     columns = [table.group, *table.x, *table.y]
-    train, test = table.rows.loc[folds != fold, columns], table.rows.loc[folds == fold, columns]
+    rows = table.rows.sort_values([table.group, *table.x])[columns]
+    train, test = rows[~held_out.loc[rows.index]], rows[held_out.loc[rows.index]]
     practice = task.cut(table, train, np.random.default_rng([SPLIT_SEED, FOLDS + fold]))
     context, target = task.cut(table, test, np.random.default_rng([SPLIT_SEED, fold]))
     return Question(table, train.reset_index(drop=True), context, target, practice)
@@ -177,6 +181,12 @@ def known_x(pairs: list[tuple[float, ...]]) -> Cut:
     return cut
 
 
+def whole_groups(table: Table, rows: pd.DataFrame, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Ask for no value: all rows are known."""
+    rows = rows.sort_values([table.group, *table.x])
+    return rows.reset_index(drop=True), rows.iloc[:0].reset_index(drop=True)
+
+
 def places(table: Table, rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Return the place of each row in its group, from 0, and the size of the group."""
     grouped = rows.groupby(table.group)
@@ -206,6 +216,8 @@ TASKS = [
     Task("last 30 %", "JapaneseVowels", "the last 30 % of the frames of new utterances", LAST),
     Task("gap of 30 %", "JapaneseVowels", "30 % of the frames, in the middle of the utterance", middle_gap(0.3)),
     Task("lost columns", "JapaneseVowels", "three columns that are lost for 30 % of the frames", lost_columns(3, 0.3)),
+    Task("which speaker", "JapaneseVowels", "the speaker of the utterances of the archive's test file",
+         whole_groups, test="archive_test"),
     Task("17 styles from 3", "glyphs", "17 styles of letters that were not in training, from three styles",
          known_x(GIVEN_STYLES)),
 ]  # fmt: skip

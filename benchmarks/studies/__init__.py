@@ -15,6 +15,7 @@ from benchmarks.studies import (
     settings,
     step_time,
     table1,
+    tables,
     unknown_angles,
 )
 
@@ -22,6 +23,6 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (
         presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
-        coverage, epoch_time, step_time, posterior, processes,
+        coverage, epoch_time, step_time, posterior, processes, tables,
     )
 }  # fmt: skip

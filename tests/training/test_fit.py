@@ -31,6 +31,9 @@ from fgp_gpytorch.data import LazyDataset
 from fgp_gpytorch.errors import ArgumentError, CheckpointError, MissingFileError, NonFiniteError, ShapeError
 from fgp_gpytorch.training import RunSettings
 
+# some runs of these tests take so large steps that they end at the mean of y
+pytestmark = pytest.mark.filterwarnings("ignore:channels. expected some that carry information")
+
 
 def held_out(seed=5):
     """The first member of every group of several is to be predicted from the others."""
@@ -733,7 +736,7 @@ def test_y_in_raw_units_is_warned_of():
     for likelihood in (GaussianLikelihood(), DiagonalGaussianLikelihood(raw.y_shape)):
         with pytest.warns(UserWarning, match=r"y: expected .* scale near 1, .* of 14\d.*y\.std\(0\)") as found:
             train(make_model(likelihood), data=raw, epochs=1)
-        assert [w.filename for w in found] == [__file__]
+        assert {w.filename for w in found} == {__file__}
     train(make_model(PoissonLike()), data=raw, epochs=1)  # another likelihood may well have another scale
 
 

@@ -8,14 +8,14 @@ import torch
 
 from benchmarks.studies.processes import MUST, RESUMED, run
 from factories import make_data, make_model
-from fgp_gpytorch import GPVAE, fit
+from fgp_gpytorch import GPVAE, GaussianLikelihood, fit
 from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
 QUIET = {"epochs": 1, "folder": None, "progress": False, "accelerator": "cpu"}
 
 
-@pytest.mark.parametrize("case", ["GECO with gaps", "member dropout", "held-out members", *RESUMED])
+@pytest.mark.parametrize("case", ["GECO with gaps", "member dropout", "held-out members", "shared effects", *RESUMED])
 def test_two_processes_take_the_steps_of_one(case):
     """Ragged groups, gaps, a last minibatch of one group, and validation groups that do not divide evenly."""
     _, largest = run({"case": case, "seed": 3}, None)
@@ -122,3 +122,42 @@ def test_a_coupled_prior_is_refused_in_two_processes():
     with pytest.raises(ArgumentError, match="devices: expected one process for GPVAE, got 2"):
         fit(model, make_data(), devices=2, strategy="ddp", **QUIET)
     assert not torch.distributed.is_initialized()
+
+
+PARTS = """
+from fgp_gpytorch import FGPVAE
+from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
+from factories import make_prior
+
+def trained(batch_size, **options):
+    torch.manual_seed(1)
+    encoder, decoder = MLPEncoder((3,), 3, (8,), takes_observed=True), MLPDecoder(3, (3,), (8,))
+    model = FGPVAE(encoder, decoder, make_prior(), GaussianLikelihood(), (0.0, 0.5), (0.2, 0.6)).double()
+    data = make_data((3, 5, 2, 4, 6, 1, 4, 2, 3), element_mask=True, dtype=torch.float64)
+    result = fit(model, data, batch_size=batch_size, validation=0.3, restore_best=True, kl_warmup_steps=3,
+                 max_steps=7, learning_rate=0.05, seed=3, folder=None, progress=False, accelerator="cpu", **options)
+    return result, model
+"""
+
+
+def test_dropped_elements_split_groups_warm_up_and_best_epoch_are_those_of_one_process(tmp_path):
+    path = tmp_path / "two.pt"
+    body = f"""
+result, model = trained(2, devices=2, strategy="ddp")
+if rank == 0:
+    torch.save((model.state_dict(), result.best_epoch, result.history.val_loss.tolist()), {str(path)!r})
+"""
+    _, err, status = script(tmp_path, PARTS + body)
+    assert status == 0, err[-2000:]
+    names = {"torch": torch, "make_data": make_data, "fit": fit, "GaussianLikelihood": GaussianLikelihood}
+    exec(PARTS, names)
+    result, model = names["trained"](4)
+    state, best_epoch, losses = torch.load(path, weights_only=True)
+    assert best_epoch == result.best_epoch
+    torch.testing.assert_close(losses, result.history.val_loss.tolist(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(state, dict(model.state_dict()), rtol=1e-11, atol=1e-12)
+
+
+def test_several_processes_need_a_seed_to_split_the_same_groups_off():
+    with pytest.raises(ArgumentError, match=r"seed: expected a number, by which all processes split .*Try seed=0"):
+        fit(make_model(), make_data(), validation=0.2, devices=2, strategy="ddp", **QUIET)

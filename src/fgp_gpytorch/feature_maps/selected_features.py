@@ -15,9 +15,9 @@ class SelectedFeatures(Configurable, nn.Module):
     Args:
         features: phi', a feature map of these columns.
         columns: The columns of x. Negative numbers count from the end.
-        known: A column of x that is 1 where the others are known, 0 where they are missing. Missing ones have an own
-            feature of 1 and no others. So they have an effect of their own, which is the prior if training had none.
-            Their columns may contain any finite number. None: all are known.
+        known: A column of x that is 1 where the others are known, and 0 where they are missing. A missing one has one
+            feature of its own, which is 1, and any finite number in its columns. So its effect is the prior if training
+            had no missing ones. None: all are known.
 
     Raises:
         ArgumentError: If `features` is no feature map, or a column no integer.

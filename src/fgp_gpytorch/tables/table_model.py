@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation, generators_restored
-from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import ArgumentError, CheckpointError, DataError, GroupError
 from fgp_gpytorch.likelihoods import ColumnLikelihood, GaussianElements
 from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log_mean_exp
@@ -40,7 +40,9 @@ _FEWEST_TO_VALIDATE = 3  # groups; fewer say too little, and the model stays at 
 _FAR = 50.0  # standard deviations: a table in other units
 _MEMBERS_AT_ONCE = 4096  # decoded members times draws, in thousands
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of the spread
+_FEWEST_ERRORS = 20
 _LARGEST_SPREAD = 1.5
+_ELEMENT_DROPOUT = (0.0, 0.5)  # of tables with several columns, of which a context may lack some
 
 
 class TableModel:
@@ -165,7 +167,7 @@ class TableModel:
             self._second_stage(train, held_out, seed, max_steps, progress)
         self.vae_.eval()
         if self.calibrate:
-            self.spread_ = self._check_spread(train, seed)
+            self.spread_ = self._check_spread(train, held_out, seed)
         if len(train) > 1:
             self.vae_.fit_groups(train)
 
@@ -189,42 +191,51 @@ class TableModel:
         return min(int((share < _EXPLAINED).sum()) + 1, size, _MOST_CHANNELS)
 
     def _second_stage(self, train: GroupedDataset, held_out: int, seed: int, max_steps: int, progress: bool) -> None:
+        """Train networks and prior. The epoch with the smallest error at held-out members stays; 0 is the start."""
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         others, chosen = train.subset(order[held_out:].sort().values), train.subset(order[:held_out].sort().values)
-        size = max(4, min(20, len(others) // 4))
+        known = known_members(chosen, seed)
+        if not _all_observed(others) or not bool(known.any()) or bool(known.all()):
+            return
+        judged = HeldOut.of(chosen.select(known), chosen.select(~known).only_observed())
         vae = copy.deepcopy(self.vae_)
+        vae.member_dropout = (0.0, 1.0)
+        vae.element_dropout = _ELEMENT_DROPOUT if len(self._sizes) > 1 else 0.0
         result = fit(
-            vae, others, validation=chosen, restore_best=True, epochs=None, max_steps=max_steps, batch_size=size,
-            learning_rate=1e-3, lr_schedule="cosine", seed=seed, folder=None, progress=progress, accelerator="cpu",
-            devices=1,
+            vae, others, validation=judged, restore_best=True, epochs=None, max_steps=max_steps,
+            batch_size=max(4, min(20, len(others) // 4)), learning_rate=1e-3, lr_schedule="cosine", seed=seed,
+            folder=None, progress=progress, accelerator="cpu", devices=1,
         )  # fmt: skip
         self.best_epoch_ = result.best_epoch or 0
         if self.best_epoch_:
             self.vae_ = vae
 
     @torch.no_grad()
-    def _check_spread(self, train: GroupedDataset, seed: int) -> float:
-        """The factor that makes 90 % of the held-out values of Gaussian columns fall into their 90 % intervals.
+    def _check_spread(self, train: GroupedDataset, held_out: int, seed: int) -> float:
+        """The factor that makes 90 % of held-out values of Gaussian columns fall into their 90 % intervals.
 
-        Groups are held out in turn. The linear model of the others predicts the second half of each from the first.
+        A linear model is fitted to all groups but some, which are held out in turn. A model of stage two predicts
+        the groups that it was not trained on. Both predict half of each group from the other half.
         """
         places = _gaussian_places(self.columns_)
         folds = min(_FOLDS, len(train))
-        if not places or folds < 2 or int(train.group_sizes.max()) < 2:
+        if not places or folds < 2:
             return 1.0
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-        ratios = []
-        for fold in range(folds):
-            mine = order[fold::folds].sort().values
-            rest = train.subset(order[torch.arange(len(order)) % folds != fold].sort().values)
+        errors = []
+        if self.best_epoch_:
+            errors.append(standardized_errors(self.vae_, train.subset(order[:held_out].sort().values), places, seed))
+        for fold in range(0 if self.best_epoch_ else folds):
+            mine = torch.arange(len(order)) % folds == fold
+            rest = train.subset(order[~mine].sort().values)
             if not _all_observed(rest):
                 continue
             vae = copy.deepcopy(self.vae_)
             with torch.enable_grad():
                 vae.refine(rest, _FOLD_STEPS, thin=True)
-            ratios.append(_standardized_errors(vae, train.subset(mine), places))
-        found = torch.cat(ratios) if ratios else torch.empty(0)
-        if len(found) < 20:
+            errors.append(standardized_errors(vae, train.subset(order[mine].sort().values), places, seed))
+        found = torch.cat(errors) if errors else torch.empty(0)
+        if len(found) < _FEWEST_ERRORS:
             return 1.0
         return float((found.abs().quantile(0.9) / 1.6449).clamp(1.0, _LARGEST_SPREAD))
 
@@ -775,33 +786,35 @@ def _all_observed(data: GroupedDataset) -> bool:
     return mask is None or bool(mask.any(0).all())
 
 
-def _standardized_errors(vae: FGPVAE, data: GroupedDataset, places: Sequence[int]) -> Tensor:
-    """Errors over standard deviations of Gaussian elements, of the second half of each group from the first."""
+def known_members(data: GroupedDataset, seed: int) -> Tensor:  # shape: (N,)
+    """True for members to condition on: the first half of every other group, a random half of the others.
+
+    Groups of one member are known, so that they are left out of targets.
+    """
     x, group = data.features()
-    first = data.group_sizes.cumsum(0) - data.group_sizes
-    place = torch.empty_like(group)
+    sizes = data.group_sizes
+    later = data.random_places(torch.Generator().manual_seed(seed))
     order = x[:, 0].argsort(stable=True)
     order = order[group[order].argsort(stable=True)]
-    place[order] = torch.arange(len(order), device=order.device) - first[group[order]]
-    known = place < (data.group_sizes[group] / 2).ceil()
-    known = known | (data.group_sizes[group] < 2)
+    place = torch.empty_like(group)
+    place[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group[order]]
+    place = torch.where(group % 2 == 0, place, later)
+    return place < (sizes[group] / 2).ceil()
+
+
+def standardized_errors(vae: FGPVAE, data: GroupedDataset, places: Sequence[int], seed: int) -> Tensor:
+    """Errors over standard deviations of Gaussian elements, of half of each group from the other half."""
+    known = known_members(data, seed)
     if bool(known.all()):
         return torch.empty(0, dtype=torch.float64)
-    batch = data[:]
-    hidden = torch.zeros_like(batch.mask)
-    hidden[batch.mask] = ~known
-    context = data.select(known)
-    later = data.subset(torch.isin(torch.arange(len(data)), group[~known]))
-    chosen = torch.isin(torch.arange(len(data)), group[~known])
-    context = context.subset(chosen.nonzero()[:, 0])
-    whole = later[:]
-    prediction = vae.predict(whole.x.where(whole.mask.unsqueeze(-1), whole.x[:, :1]), context)
-    torch.manual_seed(0)
-    output = vae.decode(prediction.rsample((64,), marginals=True), whole.x)
+    held_out = HeldOut.of(data.select(known), data.select(~known))
+    batch = held_out[range(len(held_out))]
+    output = vae.decode(vae.predict(batch.x_new, batch.context).rsample((64,), marginals=True), batch.x_new)
+    assert isinstance(vae.likelihood, ColumnLikelihood)
     mean, variance = vae.likelihood.moments(output)
-    error = (whole.y - mean) / variance.sqrt()
-    where = whole.observed & hidden[chosen].unsqueeze(-1)[:, : whole.y.shape[1]]
-    return torch.cat([error[..., k][where[..., k]] for k in places])
+    error = (batch.y_new - mean) / variance.sqrt()
+    seen = torch.ones_like(error, dtype=torch.bool) if batch.observed is None else batch.observed
+    return torch.cat([error[..., k][seen[..., k]] for k in places])
 
 
 def _scores(column: Column, part: Any, output: Tensor, truth: np.ndarray) -> dict[str, float]:

@@ -66,6 +66,8 @@ class EpochCheckpoint(ModelCheckpoint):
         """Save the epoch, if it is whole and its turn, or the last state at the end of the run."""
         if not _is_whole(trainer) or (self.monitor is not None and self.monitor not in trainer.callback_metrics):
             return
+        if self.monitor is not None and getattr(pl_module, "best_epoch", None) == 0:
+            return  # the model before training is still better
         super().on_train_epoch_end(trainer, pl_module)
         finished, steps = trainer.current_epoch + 1, trainer.max_steps
         ends = trainer.should_stop or finished == trainer.max_epochs or 0 <= steps <= trainer.global_step

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
@@ -23,6 +23,7 @@ _OWN_NAMES = {
     "use_distributed_sampler": ("batch_size", "batch_size=10, the groups of each process"),
     "overfit_batches": ("train", "fit(model, train.subset(range(20)))"),
     "barebones": ("folder", "folder=None, progress=False"),
+    "num_sanity_val_steps": ("restore_best", "restore_best=True, which validates the start"),
 }
 _PRECISIONS = {"16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"}
 _SWITCHES = "CUBLAS_WORKSPACE_CONFIG"  # Trainer(deterministic=True) sets it
@@ -65,6 +66,27 @@ def check_trainer(trainer: lightning.Trainer, model: GroupedVAE) -> None:
         raise ArgumentError(
             f"devices: expected one process for {type(model).__name__}, got {trainer.world_size}. Its prior couples "
             "the groups of a minibatch, which processes cannot share. Try devices=1."
+        )
+
+
+def check_restore_best(trainer: lightning.Trainer, callbacks: Sequence[Callback]) -> None:
+    """Require that every epoch and the start are judged in the state that `restore_best` would restore.
+
+    Raises:
+        ArgumentError: If a flag or a callback of Lightning prevents it.
+    """
+    averages = [type(c).__name__ for c in callbacks if isinstance(c, WeightAveraging | StochasticWeightAveraging)]
+    if averages:
+        raise ArgumentError(
+            f"restore_best: expected validation of the parameters themselves, got {averages[0]}, which validates their "
+            "average. Try restore_best=False, or to leave the callback out."
+        )
+    short = getattr(trainer, "fast_dev_run", False)
+    if short or not trainer.limit_val_batches or repr(trainer.val_check_interval) != "1.0":
+        raise ArgumentError(
+            "restore_best: expected validation at the start and at the end of each epoch, got "
+            f"limit_val_batches={trainer.limit_val_batches}, val_check_interval={trainer.val_check_interval}, "
+            f"fast_dev_run={short}. Try to leave these flags out."
         )
 
 

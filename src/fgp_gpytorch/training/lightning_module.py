@@ -4,6 +4,7 @@ import math
 import secrets
 import time
 from collections.abc import Sized
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import generators_restored
 from fgp_gpytorch._shards import Shard, sharing
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, HeldOut, HeldOutBatch
 from fgp_gpytorch.errors import ArgumentError, NonFiniteError
@@ -45,7 +47,12 @@ class TrainingModule(lightning.LightningModule):
     """Training and validation steps of a model under an objective.
 
     All randomness of an epoch follows from (seed, epoch). An epoch that was interrupted therefore runs again bit for
-    bit. Several processes share each minibatch. Their step equals the step of one process with the whole minibatch.
+    bit. Every validation draws the same numbers, so its values differ by the parameters alone. Several processes share
+    each minibatch. Their step equals the step of one process with the whole minibatch.
+
+    Attributes:
+        monitor: The figure that judges an epoch, "val_loss" or "val_mse"; None without validation data.
+        best_epoch: Epochs behind the best state by `monitor`. 0 is the start, which only `restore_best` judges.
     """
 
     def __init__(
@@ -61,8 +68,12 @@ class TrainingModule(lightning.LightningModule):
         self.history: list[dict[str, float]] = []  # one entry per epoch; checkpoints contain it
         self.seconds_per_epoch = math.nan  # of the epochs trained by this call
         self._train, self._validation = train, validation
+        self.monitor = None if validation is None else "val_mse" if isinstance(validation, HeldOut) else "val_loss"
+        self.best_epoch: int | None = None
+        self._best_value, self._best_state = math.inf, None
         self._seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
         self._start, self._first_epoch = math.nan, 0
+        self._random = ExitStack()
         self._groups = torch.empty(0)  # of the current batch
         self._names: tuple[str, ...] = ()  # of the parts that the objective reports
         self._sums = torch.zeros(0, 2)  # the sum and the count of each part, over the epoch's steps
@@ -144,8 +155,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch."""
-        numbers = self._seed, self._epoch(), 0  # another seed for every pair
-        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        self._seed_generators(self._epoch(), 0)
         self._names, self._sums = (), torch.zeros(0, 2)
         self._validation_means.clear()
 
@@ -165,13 +175,29 @@ class TrainingModule(lightning.LightningModule):
         except NonFiniteError as error:  # of a kernel: only here its epoch is known
             raise self._non_finite(error.term or "posterior", f" {error}") from error
         terms = terms if shard is None else whole_terms(terms, shard)
-        loss = self.objective.loss_of(terms) / terms.num_dataset_members
+        loss = self.objective.loss_of(self._warmed_up(terms)) / terms.num_dataset_members
         if not bool(torch.isfinite(loss)):
             raise self._non_finite(_first_non_finite(terms))
         self._add_up(self.objective.report(terms))
         self.objective.update(terms)
         # every process holds the whole loss and its own part of the gradient, and DDP takes the mean of the gradients
         return loss * self.trainer.world_size if shard is not None else loss
+
+    def _warmed_up(self, terms: Terms) -> Terms:
+        """The terms with the KL times the weight of this step, which rises linearly from 0 to 1."""
+        steps = self.settings.kl_warmup_steps
+        if steps is None or self.trainer.global_step >= steps:
+            return terms
+        weight = self.trainer.global_step / steps
+        features = None if terms.kl_features is None else weight * terms.kl_features
+        return terms._replace(
+            kl_local=weight * terms.kl_local, kl_global=weight * terms.kl_global, kl_features=features
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Validate at the end of `max_steps`, also within an epoch."""
+        if self.monitor is not None and self.settings.max_steps is not None:
+            self.trainer.should_stop |= self.trainer.global_step >= self.settings.max_steps
 
     def _add_up(self, report: dict[str, tuple[Tensor, Tensor]]) -> None:
         parts = [part.to(self.device, torch.float64) for pair in report.values() for part in pair]
@@ -200,7 +226,19 @@ class TrainingModule(lightning.LightningModule):
         row["learning_rate"] = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("learning_rate", row["learning_rate"])
         self.history.append({**row, **self._validation_means})
+        self._judge(len(self.history))
         self.seconds_per_epoch = (time.perf_counter() - self._start) / (self.current_epoch + 1 - self._first_epoch)
+
+    def on_validation_start(self) -> None:
+        """Draw the same numbers in every validation, and leave those of training as they are."""
+        device = self.trainer.strategy.root_device
+        self._random = ExitStack()
+        self._random.enter_context(generators_restored([device.index or 0] if device.type == "cuda" else []))
+        self._seed_generators(0, 1)
+
+    def on_validation_end(self) -> None:
+        """Go on with the numbers of training."""
+        self._random.close()
 
     def validation_step(self, batch: GroupedBatch | HeldOutBatch, batch_index: int) -> None:
         """Add up the squared error at held-out members, or the negative ELBO and squared error of held-out groups."""
@@ -225,6 +263,28 @@ class TrainingModule(lightning.LightningModule):
             self._validation_means[name] = total / count if count else math.nan
             self.log(name, self._validation_means[name], sync_dist=True, prog_bar=True)
         self._validation_sums.clear()
+        if self.trainer.sanity_checking and self.settings.restore_best:  # Lightning's word for validation at the start
+            self._judge(0)
+
+    def _judge(self, epoch: int) -> None:
+        """Remember the state after so many epochs if it is the best one. Of equal ones the first stays."""
+        if self.monitor is None:
+            return
+        value = self._validation_means.get(self.monitor, math.nan)
+        value = torch.tensor(value, dtype=torch.float32).item()  # best.ckpt is chosen by this value, too
+        if value < self._best_value or epoch == 0:
+            self.best_epoch, self._best_value = epoch, math.inf if math.isnan(value) else value
+            if self.settings.restore_best:
+                self._best_state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def restore_best(self) -> None:
+        """Load the best state into the model if the settings ask for it."""
+        if self.settings.restore_best and self._best_state is not None:
+            self.model.load_state_dict(dict(self._best_state))
+
+    def _seed_generators(self, epoch: int, purpose: int) -> None:
+        numbers = self._seed, epoch, purpose  # another seed for every triple
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     # optimizer and checkpoints
 
@@ -242,10 +302,16 @@ class TrainingModule(lightning.LightningModule):
             hint = "Try lambda parameters: torch.optim.SGD(parameters, lr=1e-3)."
             optimizer = check.instance(settings.optimizer(parameters), "optimizer(parameters)", Optimizer, hint)
         self._compare("settings of the optimizer", optimizer_settings(optimizer))
+        steps = self._scheduled_steps()
+        if (settings.kl_warmup_steps or 0) > steps:
+            raise ArgumentError(
+                f"kl_warmup_steps: expected at most {steps}, the steps of the run, got {settings.kl_warmup_steps}: the "
+                f"KL would never get its full weight. Try kl_warmup_steps={max(1, steps // 5)}, or more epochs."
+            )
         if settings.lr_schedule is None:
             return optimizer
         schedule = _cosine if settings.lr_schedule == "cosine" else settings.lr_schedule
-        scheduler = schedule(optimizer, self._scheduled_steps())
+        scheduler = schedule(optimizer, steps)
         if isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler):
             raise ArgumentError(
                 "lr_schedule: expected a function that returns a torch scheduler which is stepped after every batch, "
@@ -256,10 +322,11 @@ class TrainingModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _scheduled_steps(self) -> int:
-        """The steps of all epochs, also of a run that ends earlier: it may be resumed."""
-        trainer = self.trainer
+        """The steps of `epochs` or `max_steps`, also of a run that something else ends earlier: it may be resumed."""
+        trainer, epochs, most = self.trainer, self.settings.epochs, self.settings.max_steps
         trainer.fit_loop.setup_data()
-        return self.settings.epochs * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        of_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        return min(limit for limit in (most, None if epochs is None else epochs * of_epoch) if limit is not None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the objective's state, the history, the seed, the settings, and what `GroupedVAE.load` needs."""
@@ -268,12 +335,17 @@ class TrainingModule(lightning.LightningModule):
         checkpoint["history"] = list(self.history)
         checkpoint["seed"] = self._seed
         checkpoint["settings"] = dict(self.record)
+        if self.monitor is not None:
+            checkpoint["best"] = {"epoch": self.best_epoch, "value": self._best_value, "state": self._best_state}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the objective's state, the history and the seed."""
         self.objective.load_state_dict(checkpoint["objective"])
         self.history = list(checkpoint["history"])
         self._seed = checkpoint["seed"]
+        best = checkpoint.get("best")
+        if best is not None:
+            self.best_epoch, self._best_value, self._best_state = best["epoch"], best["value"], best["state"]
         checkpoint["callbacks"].pop("Timer", None)  # max_time is that of this call
 
     def _compare(self, name: str, mine: dict[str, Any]) -> None:

@@ -42,14 +42,16 @@ def run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | N
     if checkpoint is None:
         module.objective.reset()
     else:
-        content = _content(checkpoint)
+        content = content_of(checkpoint)
         _compare(module, content, checkpoint)
         finished = len(content["history"])
-        if (trainer.max_epochs or 0) < finished:
-            raise CheckpointError(
-                f"{checkpoint}: expected at most epochs={trainer.max_epochs} behind it, got {finished}. Try "
-                f"epochs={finished} or more, or FGPVAE.load({str(checkpoint)!r}) for the model."
-            )
+        limits = ("epochs", trainer.max_epochs, finished), ("max_steps", trainer.max_steps, content["global_step"])
+        for name, limit, behind in limits:
+            if limit is not None and 0 <= limit < behind:
+                raise CheckpointError(
+                    f"{checkpoint}: expected at most {name}={limit} behind it, got {behind}. Try "
+                    f"{name}={behind} or more, or FGPVAE.load({str(checkpoint)!r}) for the model."
+                )
         for callback in trainer.early_stopping_callbacks:
             state = content["callbacks"].get(callback.state_key)
             if state is not None and state["wait_count"] >= callback.patience:  # it would stop the run again
@@ -87,8 +89,12 @@ def _group_ended_on_error() -> Iterator[None]:
         raise
 
 
-def _content(checkpoint: Path) -> dict[str, Any]:
-    """The content of a checkpoint of `fit` that ends with an epoch."""
+def content_of(checkpoint: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint of `fit` that ends with an epoch.
+
+    Raises:
+        CheckpointError: If the file is something else.
+    """
     try:
         content = read_checkpoint(checkpoint)
     except CheckpointError as error:
@@ -117,7 +123,8 @@ def _bring_best(checkpoint: Path, content: dict[str, Any], folder: Path) -> None
     """Write best.ckpt if a run goes on in a new folder, or if its file was lost and this checkpoint is the best."""
     rows = content["history"]
     monitor = next((name for name in ("val_loss", "val_mse") if any(name in row for row in rows)), None)
-    if monitor is None or existing(folder, "best.ckpt") is not None:
+    start_is_best = content.get("best", {}).get("epoch") == 0
+    if monitor is None or start_is_best or existing(folder, "best.ckpt") is not None:
         return
     values = [row.get(monitor, math.inf) for row in rows]  # not every epoch was validated
     best = values.index(min(values))
@@ -142,9 +149,11 @@ def _differences(module: TrainingModule, content: dict[str, Any]) -> Iterator[st
         recorded = name.endswith("_labels_digest")  # by the first step
         if not recorded if alone else tensors[name].shape != others[name].shape:
             yield f"{name} differs"
+    if module.settings.seed not in (None, content["seed"]):
+        yield f"seed {module.settings.seed}, there {content['seed']}"
     mine, saved = module.record, content["settings"]
     for name in mine:
         if name in saved and name not in MAY_CHANGE and mine[name] != saved[name]:  # older files have fewer names
             yield f"{name} {mine[name]}, there {saved[name]}"
-    if module.settings.seed not in (None, content["seed"]):
-        yield f"seed {module.settings.seed}, there {content['seed']}"
+    if module.settings.restore_best and content.get("best", {}).get("state") is None:
+        yield "restore_best True, there False"

@@ -15,13 +15,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import ArgumentError, CheckpointError
-from fgp_gpytorch.objectives import Objective
+from fgp_gpytorch.objectives import GECO, Objective
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
-_LEAST = {"epochs": 1, "batch_size": 1, "checkpoint_every": 1, "num_workers": 0, "early_stopping": 1, "seed": 0}
-MAY_CHANGE = {"epochs", "checkpoint_every", "num_workers", "early_stopping"}  # when a run is resumed
+_LEAST = {
+    "epochs": 1, "batch_size": 1, "checkpoint_every": 1, "num_workers": 0, "early_stopping": 1, "seed": 0,
+    "max_steps": 1, "kl_warmup_steps": 1,
+}  # fmt: skip
+_OPTIONAL = {"gradient_clip", "early_stopping", "seed", "max_steps", "kl_warmup_steps"}
+MAY_CHANGE = {"epochs", "max_steps", "checkpoint_every", "num_workers", "early_stopping"}  # when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class RunSettings:
     """
 
     objective: Objective
-    epochs: int
+    epochs: int | None
     batch_size: int
     learning_rate: float
     optimizer: OptimizerFactory | None
@@ -44,6 +48,10 @@ class RunSettings:
     checkpoint_every: int
     num_workers: int
     drop_last: bool = False
+    max_steps: int | None = None
+    kl_warmup_steps: int | None = None
+    restore_best: bool = False
+    validation_fraction: float | None = None
 
     def __post_init__(self) -> None:
         check.instance(self.objective, "objective", Objective, "Try ELBO() or GECO(0.02).")
@@ -56,9 +64,16 @@ class RunSettings:
             hint = 'Try "cosine", or a function of the optimizer and the number of steps.'
             check.choice(self.lr_schedule, "lr_schedule", (None, "cosine"), hint)
         check.choice(self.drop_last, "drop_last", (False, True))
+        check.choice(self.restore_best, "restore_best", (False, True))
+        if self.kl_warmup_steps is not None and isinstance(self.objective, GECO):
+            raise ArgumentError(
+                f"kl_warmup_steps: expected None for GECO, whose multiplier weighs the KL, got {self.kl_warmup_steps}. "
+                "Try ELBO(), or GECO(..., initial_multiplier=10.0)."
+            )
+        optional = _OPTIONAL if self.max_steps is None else {*_OPTIONAL, "epochs"}
         for name in ("learning_rate", "gradient_clip", *_LEAST):
             value = getattr(self, name)
-            if value is not None or name not in ("gradient_clip", "early_stopping", "seed"):
+            if value is not None or name not in optional:
                 whole, hint = name in _LEAST, "Try 1e-3."
                 value = check.count(value, name, _LEAST[name]) if whole else check.positive(value, name, hint=hint)
                 object.__setattr__(self, name, value)  # Python's numbers: a checkpoint cannot hold NumPy's
@@ -74,6 +89,8 @@ class RunSettings:
             "lr_schedule": schedule if schedule is None or isinstance(schedule, str) else "your own",
             "gradient_clip": self.gradient_clip,
             "drop_last": self.drop_last,
+            "restore_best": self.restore_best,
+            "validation_fraction": self.validation_fraction,
             **{name: getattr(self, name) for name in _LEAST if name != "seed"},
         }
 
