@@ -196,12 +196,10 @@ def each_seed(plan: Plan) -> str:
 def preset_evaluation(plan: Plan) -> str:
     found = {preset: [r["evaluation"] for r in plan.read("presets", preset=preset)] for preset in PRESETS}
     rows = [["seeds", *(cell for runs in found.values() for cell in (str(len(runs)), ""))]]
-    firsts = [runs[0] for runs in found.values() if runs]
-    for name in firsts[0] if firsts else ():
-        if all(name in first for first in firsts):  # older records lack some figures
-            digits = 4 if "MSE" in name or "swap" in name else 3
-            cells = (cell for runs in found.values() for cell in spread([run[name] for run in runs], digits))
-            rows.append([name.replace("_", " "), *cells])
+    for name in dict.fromkeys(name for runs in found.values() for run in runs[:1] for name in run):
+        digits = 4 if "MSE" in name or "swap" in name else 3
+        cells = (cell for runs in found.values() for cell in spread([run.get(name) for run in runs], digits))
+        rows.append([name.replace("_", " "), *cells])
     return table(["", *(f"{preset} {SD}" for preset in PRESETS)], rows)
 
 

@@ -116,7 +116,8 @@ def scored_elsewhere(
         mean: Predictive means.
         low: Lower limits.
         high: Upper limits.
-        reported: The columns `nll` and `crps`, with a row for each column of y.
+        reported: The columns `nll` and `crps`, with a row for each column of y. The CRPS of a column with levels, which
+            are at equal distances, is in steps of a level.
     """
     found = []
     for number, name in enumerate(question.table.y):
@@ -127,7 +128,8 @@ def scored_elsewhere(
         y, m = truth[asked], mean[asked, number]
         assert np.isfinite(m).all(), name
         discrete = name in question.table.levels
-        row = {"mse": float(np.mean(((y - m) / scale) ** 2)), "crps": reported.loc[name, "crps"] / scale}
+        step = float(np.mean(np.diff(question.table.levels[name]))) if discrete else 1.0
+        row = {"mse": float(np.mean(((y - m) / scale) ** 2)), "crps": reported.loc[name, "crps"] * step / scale}
         row["nll"] = reported.loc[name, "nll"] - (0.0 if discrete else np.log(scale))
         if not discrete:
             row["coverage_90"] = float(np.mean((low[asked, number] <= y) & (y <= high[asked, number])))

@@ -211,7 +211,7 @@ STUDY = Study(
     "prior_samples",
     "Draws of new digits",
     "A small classifier names 200 draws of each model at all angles: from the prior, from one Gaussian that "
-    "`fit_groups` fitted to the training threes, and from a mixture of bandwidth 0.5. The view of a draw at one angle is "
-    "also turned to the other angles and compared with the draw's own views there.",
+    "`fit_groups` fitted to the training threes, and from a mixture of bandwidth 0.5. The view of a draw at one angle "
+    "is also turned to the other angles and compared with the draw's own views there.",
     keys, run, say,
 )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.studies import prior_samples as judge
+from benchmarks.systems import PRESETS, build
 from fgp_gpytorch.datasets import rotated_mnist
 
 
@@ -62,3 +63,14 @@ def test_classifier_learns_noughts_and_ones_and_leaves_the_random_numbers_alone(
     unseen, unseen_digit = judge.digit_views(data, training=False)
     assert judge.recognised(classifier, unseen, unseen_digit).min() > 0.9
     assert math.isclose(float(judge.recognised(classifier, unseen, unseen_digit).max()), 1, abs_tol=0.1)
+
+
+def test_draws_of_prior_and_fitted_distributions_are_at_all_angles_and_follow_the_seed() -> None:
+    torch.manual_seed(0)
+    model, threes = build(PRESETS["coregionalized"]).eval(), rotated_mnist(3)
+    found, again = judge.draws(model, threes, 3, 5), judge.draws(model, threes, 3, 5)
+    assert list(found) == ["prior", "gaussian", "mixture"]
+    assert all(views.shape == (3, 16, 1, 28, 28) for views in found.values())
+    assert all(torch.equal(views, again[name]) for name, views in found.items())
+    assert not any(torch.equal(found["prior"], found[name]) for name in ("gaussian", "mixture"))
+    assert len(model.group_distribution.centers) == 360

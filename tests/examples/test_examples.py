@@ -77,12 +77,21 @@ def test_saved_model_of_the_example_generates(rotated_mnist_run: Path) -> None:
     image = model.generate(torch.zeros(1, 2, 1, dtype=torch.float64))
     assert image.shape == (1, 2, 1, 28, 28)
     assert bool(torch.isfinite(image).all())
+    assert model.prior.blocks[0].num_factors == 16
 
 
-@pytest.mark.filterwarnings("ignore:CoregionalizedChannels. expected at least")
-def test_rotated_mnist_with_coregionalized_channels(tmp_path: Path) -> None:
-    arguments = ["--preset", "coregionalized", "--epochs", "2", "--out", str(tmp_path), "--no-progress"]
+def test_rotated_mnist_with_local_and_global_channels(tmp_path: Path) -> None:
+    arguments = ["--preset", "best", "--epochs", "2", "--out", str(tmp_path), "--no-progress"]
     assert load("rotated_mnist").main(arguments) == 0
-    assert json.loads((tmp_path / "results.json").read_text())["metrics"]["extrapolation_mse"]["mean"] < 0.075
-    assert FGPVAE.load(tmp_path / "seed_0" / "model.pt").prior.blocks[0].num_factors == 16
-    assert (tmp_path / "latents.png").stat().st_size > 10_000  # no global channels to draw
+    assert json.loads((tmp_path / "results.json").read_text())["metrics"]["extrapolation_mse"]["mean"] < 0.08
+    assert [block.num_channels for block in FGPVAE.load(tmp_path / "seed_0" / "model.pt").prior.blocks] == [12, 4]
+    assert (tmp_path / "latents.png").stat().st_size > 10_000
+
+
+def test_rotated_mnist_with_larger_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--preset", "any_context", "--epochs", "1", "--out", str(tmp_path), "--no-progress", "--no-figures"]
+    assert load("rotated_mnist").main(arguments) == 0
+    assert "preset any_context, larger networks, 1 seed" in capsys.readouterr().out
+    model = FGPVAE.load(tmp_path / "seed_0" / "model.pt")
+    assert (model.prior.num_channels, model.encoder.widths, model.encoder.hidden) == (48, (16, 32, 32), (256,))
+    assert model.member_dropout == (0.0, 1.0)

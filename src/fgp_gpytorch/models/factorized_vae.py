@@ -30,6 +30,7 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
     Attributes:
         effects_seen: The digest of the labels of the training data, recorded by the training steps and saved, if the
             prior has shared effects. Groups of other data sets update q(w) when they are conditioned on.
+        group_distribution: The distribution that `sample_groups` draws from; None before `fit_groups`.
     """
 
     prior_kind = FactorizedGPPrior

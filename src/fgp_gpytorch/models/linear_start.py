@@ -318,7 +318,7 @@ def elbo(model: Any, batch: GroupedBatch, draws: Tensor) -> Tensor:
     sqrt(variance) draw.
     """
     pseudo = model.encode(batch)
-    posterior = model.condition(batch, pseudo)
+    posterior = condition(model, batch, pseudo)
     mean, variance = posterior.marginals
     observed = None if pseudo.mask is None else batch.observed
     noise = model.likelihood.constant_variance()
@@ -331,6 +331,14 @@ def elbo(model: Any, batch: GroupedBatch, draws: Tensor) -> Tensor:
         log_likelihood = log_likelihood - 0.5 * (spread * batch.observed.flatten(2)).sum()
     bound = log_likelihood - posterior.kl.sum() + model.prior.log_hyperprior()
     return bound / batch.observed.sum()
+
+
+def condition(model: Any, batch: GroupedBatch, pseudo: Any) -> Any:
+    """The posterior. Shared effects are 0 in the linear start: `fit` learns them."""
+    effects = model.prior.effects
+    if effects is None:
+        return model.condition(batch, pseudo)
+    return model.prior.condition(*pseudo, weights=torch.zeros_like(effects.mean))
 
 
 def design(num_channels: int) -> Tensor:

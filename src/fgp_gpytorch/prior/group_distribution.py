@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import ArgumentError, DataError
 from fgp_gpytorch.gaussian import dense_factor
-from fgp_gpytorch.prior.block_posterior import BlockPosterior
+from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
 from fgp_gpytorch.prior.channel_block import ChannelBlock
 from fgp_gpytorch.prior.factorized_gp_prior import FactorizedGPPrior
 from fgp_gpytorch.prior.independent_channels import IndependentChannels
@@ -17,7 +17,8 @@ from fgp_gpytorch.prior.latent_posterior import LatentPosterior
 from fgp_gpytorch.prior.posterior import Posterior
 from fgp_gpytorch.saving import Configurable
 
-_NOISE = 1e-8  # of the mean prior variance at the points; it is part of the definition of w
+# a, of the mean prior variance at the points; it is part of the definition of w
+_NOISE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _EXPLAINED = 1e-6  # of the prior variance: no more points where less is left
 _CANDIDATES = 1000  # distinct x among which the points are chosen
 
@@ -33,8 +34,9 @@ class GroupDistribution(Configurable, nn.Module):
     | `LocalChannels`, kernel k | L^-1 (z(X) - m(X) + n), n ~ N(0, a I), at points X | k(x, X) L^-T | the rest of k |
     | `IndependentChannels` | nothing: they keep their prior |  | z |
 
-    Here L L' = k(X, X) + a I with a = 1e-8 k. So a draw continues from the points to any x by the prior's conditional
-    distribution p(z(x) | w), coherent over members. `fit` takes the posteriors N(m_g, S_g) of w of G groups, with
+    Here L L' = k(X, X) + a I with a = 1e-8 k (1e-4 k in float32). So a draw continues from the points to any x by the
+    prior's conditional distribution p(z(x) | w), coherent over members. `fit` takes the posteriors N(m_g, S_g) of w of
+    G groups, and makes
 
         center c_g = mean(m) + sqrt(1 - h^2) (m_g - mean(m)),   covariance C = h^2 cov(m) + mean(S)
         w ~ 1/G sum_g N(c_g, C)
@@ -117,7 +119,8 @@ class GroupDistribution(Configurable, nn.Module):
         covariance += torch.block_diag(*matrices) if matrices else 0
         centers = middle + math.sqrt(1 - bandwidth**2) * apart if bandwidth < 1 else middle.unsqueeze(0)
         sizes = [None if at is None else len(at) for at in points]
-        fitted = cls(*centers.shape, sizes, x.shape[-1], prior.dtype).to(x.device)
+        num_centers, num_factors = centers.shape
+        fitted = cls(num_centers, num_factors, sizes, x.shape[-1], prior.dtype).to(x.device)
         fitted.centers.copy_(centers)
         fitted.root.copy_(_root(covariance))
         for index, at in enumerate(points):
@@ -202,17 +205,15 @@ def _moments(posterior: BlockPosterior, points: Tensor | None) -> tuple[Tensor, 
     return factor.predict_mean(features), identity - explained.mT @ explained
 
 
-def _features(block: ChannelBlock, x: Tensor, points: Tensor | None, rest: bool = True) -> tuple[Tensor, Tensor | None]:
+def _features(block: BlockPrior, x: Tensor, points: Tensor | None, rest: bool = True) -> tuple[Tensor, Tensor | None]:
     """A at x (G, Q, D), (G, J or 1, Q, M), and the covariance of e, (G, J or 1, Q, Q), None for 0."""
     if points is None:
         return block.covariance_root(x), None
     at = points.to(x.dtype).expand(len(x), -1, -1)
     among = block.covariance(at, at)
-    noise = _NOISE if x.dtype == torch.float64 else 1e-4
-    among = among + noise * among.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(
-        len(points), dtype=x.dtype, device=x.device
-    )
-    cholesky = torch.linalg.cholesky(among)
+    noise = _NOISE[x.dtype] * among.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    identity = torch.eye(len(points), dtype=x.dtype, device=x.device)
+    cholesky = torch.linalg.cholesky(among + noise * identity)
     # the points come first: GPyTorch centres on its first argument
     features = torch.linalg.solve_triangular(cholesky, block.covariance(at, x), upper=False).mT
     return features, block.covariance(x, x) - features @ features.mT if rest else None

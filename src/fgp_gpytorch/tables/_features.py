@@ -1,5 +1,6 @@
 """Columns of x, and of groups, as numbers."""
 
+import datetime
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.errors import ArgumentError, DataError
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
+from fgp_gpytorch.feature_maps import CategoricalFeatures, LinearFeatures, SelectedFeatures
 from fgp_gpytorch.tables.columns import Categorical, Column, Periodic
 
 _FAR = 10.0  # ranges of the training x: beyond them the units have probably changed
@@ -87,9 +89,17 @@ class Feature:
 
     def like_training(self, values: Any) -> pd.Series:
         """Values of `at` as a column of the training table's dtype."""
-        series = pd.Series(values)
+        series = pd.Series([check.number(value) for value in values])
         if self.kind == "date" and not _is_date(series):
-            series = pd.to_datetime(series)
+            try:
+                if pd.api.types.is_numeric_dtype(series.dtype):
+                    raise ValueError("a number is no date")
+                series = pd.to_datetime(series)
+            except (ValueError, TypeError) as error:
+                raise DataError(
+                    f"at: expected dates for {self.name!r}, got {series.iloc[0]!r} ({error}). Try '2020-01-31', or "
+                    "pd.date_range(start, end)."
+                ) from error
         if self.kind == "date" and series.dt.tz is None and getattr(self.dtype, "tz", None) is not None:
             series = series.dt.tz_localize(self.dtype.tz)
         return series
@@ -116,10 +126,26 @@ class Feature:
                     f"x: expected dates in column {self.name!r}, as in the training table, got {values.dtype}. Try "
                     f"pd.to_datetime(df[{self.name!r}])."
                 )
+            zone = getattr(self.dtype, "tz", None)
+            if (zone is None) != (values.dt.tz is None):
+                got = "none" if values.dt.tz is None else values.dt.tz
+                repair = f"tz_localize({str(zone)!r})" if zone is not None else "tz_localize(None)"
+                raise DataError(
+                    f"x: expected the time zone of the training table, {zone or 'none'}, in column {self.name!r}, got "
+                    f"{got}. Try df[{self.name!r}].dt.{repair}."
+                )
             utc = values.dt.tz_convert("UTC").dt.tz_localize(None) if values.dt.tz is not None else values
             return (utc - pd.Timestamp(0)).dt.total_seconds().to_numpy(dtype=np.float64)
         if _is_date(values) or not pd.api.types.is_numeric_dtype(values.dtype):
             hint = f"pd.to_numeric(df[{self.name!r}]), or Categorical({self.name!r}) for names"
+            if _is_date(values):
+                hint = f"x=[{self.name!r}], or a column of df[{self.name!r}].dt.hour"
+            elif pd.api.types.is_timedelta64_dtype(values.dtype):
+                hint = f"df[{self.name!r}].dt.total_seconds()"
+            elif isinstance(values.dtype, pd.PeriodDtype):
+                hint = f"df[{self.name!r}].dt.to_timestamp()"
+            elif len(values) and isinstance(values.iloc[0], datetime.date):
+                hint = f"pd.to_datetime(df[{self.name!r}])"
             raise DataError(f"x: expected numbers in column {self.name!r}, got {values.dtype}. Try {hint}.")
         raw = values.to_numpy(dtype=np.float64, na_value=np.nan)
         if not np.isfinite(raw).all():
@@ -139,12 +165,74 @@ def as_features(x: Any) -> list[Feature]:
     Raises:
         ArgumentError: If there is none, or a name occurs twice.
     """
-    listed = list(x) if isinstance(x, Sequence) and not isinstance(x, str | tuple) else [x]
+    listed = list(x) if isinstance(x, Sequence | pd.Index) and not isinstance(x, str | tuple) else [x]
     features = [Feature(entry) for entry in listed]
     names = [feature.name for feature in features]
     if not names or len(set(names)) < len(names):
         raise ArgumentError(f"x: expected different columns, got {names}. Try x=['year'].")
     return features
+
+
+class Covariate:
+    """A column whose effect all groups share: a number or a category. It is two columns of x.
+
+    They are the number and whether it is known, or the code and a 1. A missing or unseen category has a code beyond.
+
+    Args:
+        name: Of the column.
+    """
+
+    def __init__(self, name: Hashable) -> None:
+        self.name: Any = check.instance(name, "covariates", Hashable, "Try covariates=['region'].")
+        self.levels: list[Any] | None = None
+        self.center, self.scale = 0.0, 1.0
+
+    def learn(self, values: pd.Series) -> None:
+        """Learn the categories, or mean and scale.
+
+        Raises:
+            DataError: If the column has only one value, or dates.
+        """
+        seen = values.dropna()
+        if _is_date(values):
+            raise DataError(f"covariates: expected numbers or categories in {self.name!r}, got dates. Try x=.")
+        if seen.nunique() < 2:
+            raise DataError(
+                f"covariates: expected different values in column {self.name!r}, got {seen.unique().tolist()}. Try "
+                "without this column: it has no effect that could be learned."
+            )
+        if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
+            numbers = seen.to_numpy(dtype=np.float64)
+            self.center, self.scale = float(numbers.mean()), float(numbers.std())
+        else:
+            self.levels = sorted((check.number(level) for level in seen.unique()), key=str)
+
+    def encode(self, values: pd.Series) -> np.ndarray:
+        """Two columns (N, 2)."""
+        if self.levels is None:
+            if not pd.api.types.is_numeric_dtype(values.dtype) and not values.isna().all():
+                raise DataError(
+                    f"covariates: expected numbers in column {self.name!r}, as in the training table, got "
+                    f"{values.dtype}. Try pd.to_numeric(df[{self.name!r}])."
+                )
+            numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+            known = np.isfinite(numbers)
+            return np.stack([np.where(known, (numbers - self.center) / self.scale, 0.0), known.astype(float)], -1)
+        places = {level: float(place) for place, level in enumerate(self.levels)}
+        codes = [places.get(value, float(len(places))) for value in values]
+        return np.stack([np.array(codes, dtype=np.float64), np.ones(len(values))], -1)
+
+    def feature_map(self, column: int) -> SelectedFeatures:
+        """The features of the effect. `column` is the first of its two columns of x."""
+        if self.levels is None:
+            return SelectedFeatures(LinearFeatures(1), [column], known=column + 1)
+        return SelectedFeatures(CategoricalFeatures(len(self.levels)), [column])
+
+
+def as_covariates(names: Any) -> list[Covariate]:
+    """Columns of covariates: none, a name, or a list of names."""
+    listed = list(names) if isinstance(names, list | tuple) else [] if names is None else [names]
+    return [Covariate(name) for name in listed]
 
 
 def level_codes(frames: Sequence[pd.DataFrame], names: Sequence[Hashable]) -> list[np.ndarray]:
@@ -157,7 +245,14 @@ def level_codes(frames: Sequence[pd.DataFrame], names: Sequence[Hashable]) -> li
     if len(names) == 1:
         return [np.zeros((len(frame), 0)) for frame in frames]
     whole = pd.concat([frame[list(names)] for frame in frames], ignore_index=True)
-    columns = [whole.groupby(list(names[: depth + 1]), dropna=False).ngroup() for depth in range(1, len(names))]
+    for name in names[1:]:
+        if whole[name].isna().any():
+            raise GroupError(
+                f"group: expected a label in every row of {name!r}, got {int(whole[name].isna().sum())} missing. Try "
+                f"df.dropna(subset=[{name!r}])."
+            )
+    whole = whole.astype(object)  # categories that do not occur are no groups
+    columns = [whole.groupby(list(names[: depth + 1]), sort=False).ngroup() for depth in range(1, len(names))]
     codes = np.stack([column.to_numpy(dtype=np.float64) for column in columns], -1)
     ends = np.cumsum([len(frame) for frame in frames])[:-1]
     return np.split(codes, ends)

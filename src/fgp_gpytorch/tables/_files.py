@@ -7,7 +7,7 @@ import pandas as pd
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import CheckpointError
 from fgp_gpytorch.tables import columns as kinds
-from fgp_gpytorch.tables._features import Feature
+from fgp_gpytorch.tables._features import Covariate, Feature
 from fgp_gpytorch.tables._warp import Warp
 
 _FORMAT = 1
@@ -22,6 +22,7 @@ def pack_table(model: Any) -> dict[str, Any]:
         "format": _FORMAT,
         "columns": [_pack_column(column) for column in model.columns_],
         "features": [_pack_feature(feature) for feature in model.features_],
+        "covariates": [_pack_covariate(covariate) for covariate in model.covariates_],
         "group": [_pack(name) for name in model.group],
         "options": {"channels": model.channels, "hidden": list(model.hidden), "calibrate": model.calibrate},
         "learned": {"elbo": model.elbo_, "best_epoch": model.best_epoch_, "spread": model.spread_},
@@ -39,8 +40,10 @@ def unpack_table(kind: Any, content: dict[str, Any]) -> Any:
     columns = [_unpack_column(entry) for entry in content["columns"]]
     features = [_unpack_feature(entry) for entry in content["features"]]
     x = [_spec_of(feature) for feature in features]
-    model = kind(columns, x, [_unpack(name) for name in content["group"]], **content["options"])
-    model.columns_, model.features_ = columns, features
+    covariates = [_unpack_covariate(entry) for entry in content["covariates"]]
+    names = [covariate.name for covariate in covariates]
+    model = kind(columns, x, [_unpack(name) for name in content["group"]], names, **content["options"])
+    model.columns_, model.features_, model.covariates_ = columns, features, covariates
     learned = content["learned"]
     model.elbo_, model.best_epoch_, model.spread_ = learned["elbo"], learned["best_epoch"], learned["spread"]
     return model
@@ -88,6 +91,18 @@ def _unpack_feature(entry: dict[str, Any]) -> Feature:
     dtype = entry["dtype"]
     feature.dtype = pd.api.types.pandas_dtype(dtype) if feature.kind == "date" else dtype
     return feature
+
+
+def _pack_covariate(covariate: Covariate) -> dict[str, Any]:
+    levels = None if covariate.levels is None else [_pack(level) for level in covariate.levels]
+    return {"name": _pack(covariate.name), "levels": levels, "numbers": [covariate.center, covariate.scale]}
+
+
+def _unpack_covariate(entry: dict[str, Any]) -> Covariate:
+    covariate = Covariate(_unpack(entry["name"]))
+    covariate.levels = None if entry["levels"] is None else [_unpack(level) for level in entry["levels"]]
+    covariate.center, covariate.scale = entry["numbers"]
+    return covariate
 
 
 def _spec_of(feature: Feature) -> Any:

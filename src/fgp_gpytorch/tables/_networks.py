@@ -16,14 +16,14 @@ from fgp_gpytorch.models import FGPVAE
 from fgp_gpytorch.models.linear_start import thinned
 from fgp_gpytorch.nets import LinearDecoder, LinearEncoder
 from fgp_gpytorch.prior import FactorizedGPPrior, LocalChannels
-from fgp_gpytorch.tables._features import Feature
+from fgp_gpytorch.tables._features import Covariate, Feature
 from fgp_gpytorch.tables.columns import Column
 
 _HARMONICS = 4
 _ROWS_PER_KNOT = 8
 
 
-def kernel_of(features: Sequence[Feature], num_levels: int, num_channels: int) -> Kernel:
+def kernel_of(features: Sequence[Feature], num_levels: int, num_channels: int, first_level: int) -> Kernel:
     """The default kernel of each channel: a level of the group, a Matern 3/2 process of x, and terms for other columns.
 
     Every term has a variance of its own. With inner groups, each of them has a level and a process too.
@@ -32,11 +32,12 @@ def kernel_of(features: Sequence[Feature], num_levels: int, num_channels: int) -
         features: The columns of x, in order.
         num_levels: Inner levels of groups, whose codes are the last columns of x.
         num_channels: J, the batch shape.
+        first_level: The column of x of the first code.
     """
     shape = torch.Size([num_channels])
     numbers = [place for place, feature in enumerate(features) if feature.kind in ("number", "date")]
     categories = [place for place, feature in enumerate(features) if feature.kind == "category"]
-    codes = range(len(features), len(features) + num_levels)
+    codes = range(first_level, first_level + num_levels)
 
     def level() -> Kernel:
         kernel = ConstantKernel(batch_shape=shape)
@@ -74,7 +75,7 @@ def _within(base: Kernel, place: int, hidden: Sequence[int], numbers: Sequence[i
     """A kernel within equal codes. Its columns are counted without the code and the hidden ones."""
     removed = {place, *hidden}
     for module in base.modules():
-        if isinstance(module, MaternKernel):
+        if isinstance(module, MaternKernel | ScaleKernel):  # a ScaleKernel copies the dims of its base
             own = [number - sum(column < number for column in removed) for number in numbers]
             module.register_buffer("active_dims", torch.tensor(own))
     return WithinKernel(base, place, tuple(code for code in hidden if code != place))
@@ -113,6 +114,7 @@ def model_of(
     kernel: Kernel | None = None,
     element_dropout: float | tuple[float, float] = 0.0,
     member_dropout: float | tuple[float, float] = 0.0,
+    covariates: Sequence[Covariate] = (),
 ) -> FGPVAE:
     """The default model, in float64, before its linear start."""
     parts = [column.elements() for column in columns]
@@ -121,17 +123,19 @@ def model_of(
     starts = [sum(sizes[:place]) for place in range(len(sizes))]
     logged = [start for start, column in zip(starts, columns, strict=True) if column.logged]
     x = data.features().x
-    num_levels = x.shape[-1] - len(features)
-    own = kernel_of(features, num_levels, num_channels) if kernel is None else kernel
+    front = len(features) + 2 * len(covariates)
+    num_levels = x.shape[-1] - front
+    own = kernel_of(features, num_levels, num_channels, front) if kernel is None else kernel
     block = LocalChannels(num_channels, own, mean_of(features, x, num_channels))
     encoder = LinearEncoder(data.y_shape, num_channels, hidden, logged)
     decoder = LinearDecoder(num_channels, likelihood.output_shape(), hidden)
-    prior = FactorizedGPPrior([block])
+    effects = [covariate.feature_map(len(features) + 2 * place) for place, covariate in enumerate(covariates)]
+    prior = FactorizedGPPrior([block], effects=effects) if effects else FactorizedGPPrior([block])
     model = FGPVAE(encoder, decoder, prior, likelihood, member_dropout, element_dropout)
     return model.double()
 
 
-def column_evidence(data: GroupedDataset, features: Sequence[Feature]) -> Tensor:
+def column_evidence(data: GroupedDataset, features: Sequence[Feature], first_level: int) -> Tensor:
     """Log evidence of one Gaussian process for each column, (K,), its hyperparameters fitted by L-BFGS.
 
     The columns are the channels of one prior, and their noise is that of its pseudo-observations.
@@ -139,11 +143,13 @@ def column_evidence(data: GroupedDataset, features: Sequence[Feature]) -> Tensor
     Args:
         data: Real columns; gaps are masked.
         features: The columns of x.
+        first_level: The column of x of the first code of inner groups.
     """
     size = data.y_shape[0]
     x = data.features().x
     shape = torch.Size([size])
-    block = LocalChannels(size, kernel_of(features, x.shape[-1] - len(features), size), mean_of(features, x, size))
+    kernel = kernel_of(features, x.shape[-1] - first_level, size, first_level)
+    block = LocalChannels(size, kernel, mean_of(features, x, size))
     prior = FactorizedGPPrior([block])
     noise = torch.nn.Parameter(torch.full(shape, -2.3, dtype=torch.float64, device=x.device))
     batch = thinned(data, size, 15_000)

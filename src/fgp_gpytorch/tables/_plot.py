@@ -11,9 +11,10 @@ _COLUMNS = 3
 
 
 def forecast_figure(
-    rows: pd.DataFrame, forecast: pd.DataFrame, groups: Sequence[Any], y: Hashable, x: Hashable, group: Hashable
-) -> Figure:
-    """A panel for each group: its rows, the median, and the 5 to 95 % interval.
+    rows: pd.DataFrame, forecast: pd.DataFrame, groups: Sequence[Any], y: Hashable, x: Hashable,
+    levels: Sequence[Hashable],
+) -> Figure:  # fmt: skip
+    """A panel for each group: its rows, the median, and the 5 to 95 % interval, a curve for each inner group.
 
     Args:
         rows: The table.
@@ -21,8 +22,9 @@ def forecast_figure(
         groups: Labels.
         y: The column to plot.
         x: The column of the horizontal axis.
-        group: The column of groups.
+        levels: The columns of groups, outermost first.
     """
+    group, inner = levels[0], list(levels[1:])
     across = min(_COLUMNS, len(groups))
     down = math.ceil(len(groups) / across)
     figure = Figure(figsize=(3.4 * across, 2.7 * down), layout="constrained")
@@ -31,13 +33,14 @@ def forecast_figure(
     named = "category" in chosen.columns and chosen["category"].notna().any()
     for axis, label in zip(axes, groups, strict=False):
         own = chosen[chosen[group] == label].sort_values(x)
-        for category, part in own.groupby("category") if named else [(None, own)]:
-            line = axis.plot(part[x], part["mean" if named else "q50"], label=category)[0]
+        keys = [*inner, "category"] if named else inner
+        for label_of, part in own.groupby(keys, sort=False, observed=True) if keys else [((), own)]:
+            line = axis.plot(part[x], part["mean" if named else "q50"], label=label_of[-1] if named else None)[0]
             if not named:
                 axis.fill_between(part[x], part["q05"], part["q95"], alpha=0.2, color=line.get_color(), linewidth=0)
         if not named and pd.api.types.is_numeric_dtype(rows[y]):
             mine = rows[rows[group] == label]
-            axis.plot(mine[x], mine[y], "k.", markersize=4)
+            axis.plot(mine[x], mine[y].to_numpy(dtype=float, na_value=math.nan), "k.", markersize=4)
         axis.set_title(str(label), fontsize=10)
         axis.set_xlabel(str(x))
     for axis in list(axes)[len(groups) :]:

@@ -39,6 +39,7 @@ class Column(ABC):
     """
 
     kind: ClassVar[str]
+    labelled: ClassVar[bool] = False  # whether values are categories
     logged: ClassVar[bool] = False  # whether networks take log(1 + y)
 
     def __init__(self, name: Hashable) -> None:
@@ -94,6 +95,8 @@ class Column(ABC):
 
     def _numbers(self, values: pd.Series) -> np.ndarray:
         kind = values.dtype
+        if pd.api.types.is_object_dtype(kind) and values.isna().all():  # a column of None
+            return np.full(len(values), np.nan)
         if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_complex_dtype(kind):
             raise DataError(
                 f"y: expected numbers in column {self.name!r}, got {kind}. Try Categorical({self.name!r}), or "
@@ -207,6 +210,8 @@ class Log(Gaussian):
 class _Labelled(Column):
     """A column of categories."""
 
+    labelled = True
+
     def __init__(self, name: Hashable) -> None:
         super().__init__(name)
         self.levels: list[Any] = []
@@ -232,6 +237,8 @@ class _Labelled(Column):
                 f"{self.name!r} itself for numbers, or fewer categories."
             )
         self.levels = [check.number(level) for level in levels]
+        if any(isinstance(level, float) and not np.isfinite(level) for level in self.levels):
+            raise DataError(f"{self.name}: expected finite categories, got inf. Try NaN, which is a missing value.")
 
     def codes(self, values: pd.Series) -> np.ndarray:
         """The position of each value among the levels, NaN where it is missing.
@@ -246,7 +253,8 @@ class _Labelled(Column):
         if (codes < 0).any():
             raise DataError(
                 f"{self.name}: expected one of the categories {self.levels} of the training table, got "
-                f"{values.iloc[int((codes < 0).argmax())]!r}. Try NaN, which is a missing value."
+                f"{values.iloc[int((codes < 0).argmax())]!r}. Try fit on a table that has it, or NaN in a "
+                "column of y."
             )
         return codes
 
@@ -463,7 +471,7 @@ def as_columns(y: Any) -> list[Column]:
     Raises:
         ArgumentError: If there is no column, an entry is not one, or a name occurs twice.
     """
-    listed = list(y) if isinstance(y, Sequence) and not isinstance(y, str | tuple) else [y]
+    listed = list(y) if isinstance(y, Sequence | pd.Index) and not isinstance(y, str | tuple) else [y]
     columns = [entry if isinstance(entry, Column) else Gaussian(entry) for entry in listed]
     for column in columns:
         if isinstance(column.name, Periodic):

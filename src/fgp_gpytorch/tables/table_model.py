@@ -26,7 +26,7 @@ from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log
 from fgp_gpytorch.models import FGPVAE
 from fgp_gpytorch.models.linear_start import principal_components
 from fgp_gpytorch.saving import pack_model, read_checkpoint, unpack_model, write_checkpoint
-from fgp_gpytorch.tables._features import as_features, level_codes
+from fgp_gpytorch.tables._features import as_covariates, as_features, level_codes
 from fgp_gpytorch.tables._files import pack_table, unpack_table
 from fgp_gpytorch.tables._networks import column_evidence, model_of
 from fgp_gpytorch.tables._plot import forecast_figure
@@ -36,12 +36,14 @@ from fgp_gpytorch.training import fit
 
 _MOST_CHANNELS = 16
 _EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
-_FEWEST_TO_VALIDATE = 3  # groups; fewer say too little, and the model stays at its linear start
+_FEWEST_TO_VALIDATE = 5  # groups; fewer say too little, and the model stays at its linear start
+_ANSWERS = ("variable", "category", "mean", "sd", "q05", "q50", "q95")
 _FAR = 50.0  # standard deviations: a table in other units
 _MEMBERS_AT_ONCE = 4096  # decoded members times draws, in thousands
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of the spread
 _FEWEST_ERRORS = 20
-_LARGEST_SPREAD = 1.5
+_LARGEST_SPREAD = 3.0
+_EFFECT_STEPS = 600  # of training of the effects of covariates
 _ELEMENT_DROPOUT = (0.0, 0.5)  # of tables with several columns, of which a context may lack some
 
 
@@ -59,11 +61,13 @@ class TableModel:
         y: Columns to model: names, which are `Gaussian` columns, or `Log`, `Binary`, `Categorical`, `Ordinal`, `Count`.
         x: Columns of auxiliary features: names of numbers or dates, `Periodic` or `Categorical`.
         group: The column of groups, or a list of them, outermost first, such as ["speaker", "utterance"].
+        covariates: Columns whose effects all groups share: names of numbers or of categories. Each has a linear
+            effect, or one for each category, on every channel, with a posterior over its weights. A category that was
+            not in the training table, and a missing value, have the prior of the effect.
         kernel: A GPyTorch kernel of x, standardized, in place of the default; its batch shape is [] or [channels].
         channels: Latent channels. "auto" takes one for each element of y, if they are at most 16, else as many as
             explain 99 % of the variance, at most 16.
         hidden: Widths of the residual networks. An empty list keeps the model linear.
-        transform: Whether plain columns may be modelled on a power scale, see `Gaussian`.
         calibrate: Whether `fit` widens intervals that are too narrow for groups that it holds out in turn.
 
     Attributes:
@@ -87,17 +91,29 @@ class TableModel:
         y: Any,
         x: Any,
         group: Hashable | Sequence[Hashable],
+        covariates: Any = (),
         kernel: Kernel | None = None,
         channels: int | Literal["auto"] = "auto",
         hidden: Sequence[int] = (64, 64),
         calibrate: bool = True,
     ) -> None:
         self.y, self.x, self.group = as_columns(y), as_features(x), _group_names(group)
+        self.covariates = as_covariates(covariates)
         check.instance(kernel, "kernel", (Kernel, type(None)), "Try gpytorch.kernels.MaternKernel(nu=1.5).")
         if channels != "auto":
             channels = check.count(channels, "channels", hint='Try channels="auto".')
-        self.kernel, self.channels, self.hidden, self.calibrate = kernel, channels, tuple(hidden), calibrate
-        names = [c.name for c in self.y] + [f.name for f in self.x] + self.group
+        hint = "Try hidden=(64, 64), or hidden=() for a linear model."
+        widths = check.instance(hidden, "hidden", (list, tuple), hint)
+        self.kernel, self.channels = kernel, channels
+        self.hidden = tuple(check.count(width, "hidden", hint=hint) for width in widths)
+        self.calibrate = check.instance(calibrate, "calibrate", bool, "Try calibrate=True.")
+        names = [c.name for c in self.y] + self._keys
+        taken = [name for name in names if name in _ANSWERS and name not in [c.name for c in self.y]]
+        if taken:
+            raise ArgumentError(
+                f"expected columns of x and group that are not named as those of a forecast, {list(_ANSWERS)}, got "
+                f"{taken[0]!r}. Try df.rename(columns={{{taken[0]!r}: '{taken[0]}_'}})."
+            )
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ArgumentError(
@@ -115,7 +131,7 @@ class TableModel:
         df: pd.DataFrame,
         validation: float = 0.1,
         seed: int = 0,
-        max_steps: int = 1500,
+        max_steps: int = 1000,
         progress: bool = False,
     ) -> Self:
         """Fit the model to a table.
@@ -123,7 +139,7 @@ class TableModel:
         Args:
             df: Training groups, a row for each member. Values of y may be missing.
             validation: Fraction of the groups that decides how far training moves away from the linear start. With
-                fewer than 3 such groups it stays there.
+                fewer than 5 such groups it stays there: they would decide by chance.
             seed: Of validation groups, training and networks.
             max_steps: Most steps of the second stage.
             progress: Whether to show a progress bar.
@@ -143,8 +159,11 @@ class TableModel:
         seed = check.count(seed, "seed", least=0)
         validation = check.positive(validation, "validation", zero=True, below=1, hint="Try 0.1, or 0 for none.")
         max_steps = check.count(max_steps, "max_steps", least=0)
-        self._require(df, [c.name for c in self.y] + [f.name for f in self.x] + self.group)
+        self._require(df, [c.name for c in self.y] + self._keys)
         self.columns_, self.features_ = copy.deepcopy(self.y), copy.deepcopy(self.x)
+        self.covariates_ = copy.deepcopy(self.covariates)
+        for covariate in self.covariates_:
+            covariate.learn(df[covariate.name])
         for feature in self.features_:
             feature.learn(df[feature.name])
         for column in self.columns_:
@@ -163,11 +182,17 @@ class TableModel:
         self.vae_, self.elbo_ = self._start(train)
         self.best_epoch_, self.spread_ = 0, 1.0
         held_out = round(validation * len(train))
+        if self.covariates_:
+            fit(
+                self.vae_, train, epochs=None, max_steps=_EFFECT_STEPS, batch_size=max(4, min(20, len(train) // 4)),
+                learning_rate=5e-3, lr_schedule="cosine", seed=seed, folder=None, progress=progress, accelerator="cpu",
+                devices=1,
+            )  # fmt: skip
+        elif self.calibrate:
+            self.spread_ = self._check_spread(train, seed)
         if held_out >= _FEWEST_TO_VALIDATE and max_steps and self.hidden:
             self._second_stage(train, held_out, seed, max_steps, progress)
         self.vae_.eval()
-        if self.calibrate:
-            self.spread_ = self._check_spread(train, held_out, seed)
         if len(train) > 1:
             self.vae_.fit_groups(train)
 
@@ -176,7 +201,15 @@ class TableModel:
         size = train.y_shape[0]
         own = self.channels == "auto" and size <= _MOST_CHANNELS
         channels = size if own else self._num_channels(train)
-        vae = model_of(self.columns_, self.features_, train, channels, self.hidden, copy.deepcopy(self.kernel))
+        vae = model_of(
+            self.columns_,
+            self.features_,
+            train,
+            channels,
+            self.hidden,
+            copy.deepcopy(self.kernel),
+            covariates=self.covariates_,
+        )
         return vae, vae.initialize(train, rotation="columns" if own else "components")
 
     def _num_channels(self, train: GroupedDataset) -> int:
@@ -209,13 +242,15 @@ class TableModel:
         self.best_epoch_ = result.best_epoch or 0
         if self.best_epoch_:
             self.vae_ = vae
+            if self.calibrate and (places := _gaussian_places(self.columns_)):
+                with torch.no_grad():
+                    self.spread_ = max(self.spread_, _factor([standardized_errors(vae, chosen, places, seed)]))
 
     @torch.no_grad()
-    def _check_spread(self, train: GroupedDataset, held_out: int, seed: int) -> float:
+    def _check_spread(self, train: GroupedDataset, seed: int) -> float:
         """The factor that makes 90 % of held-out values of Gaussian columns fall into their 90 % intervals.
 
-        A linear model is fitted to all groups but some, which are held out in turn. A model of stage two predicts
-        the groups that it was not trained on. Both predict half of each group from the other half.
+        Groups are held out in turn. A linear model of the others predicts the second half of each from the first.
         """
         places = _gaussian_places(self.columns_)
         folds = min(_FOLDS, len(train))
@@ -223,9 +258,7 @@ class TableModel:
             return 1.0
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         errors = []
-        if self.best_epoch_:
-            errors.append(standardized_errors(self.vae_, train.subset(order[:held_out].sort().values), places, seed))
-        for fold in range(0 if self.best_epoch_ else folds):
+        for fold in range(folds):
             mine = torch.arange(len(order)) % folds == fold
             rest = train.subset(order[~mine].sort().values)
             if not _all_observed(rest):
@@ -234,10 +267,7 @@ class TableModel:
             with torch.enable_grad():
                 vae.refine(rest, _FOLD_STEPS, thin=True)
             errors.append(standardized_errors(vae, train.subset(order[mine].sort().values), places, seed))
-        found = torch.cat(errors) if errors else torch.empty(0)
-        if len(found) < _FEWEST_ERRORS:
-            return 1.0
-        return float((found.abs().quantile(0.9) / 1.6449).clamp(1.0, _LARGEST_SPREAD))
+        return _factor(errors)
 
     def _choose_transforms(self, df: pd.DataFrame) -> None:
         """Take the power scale of a Gaussian column if its Gaussian process has the larger evidence for it."""
@@ -254,7 +284,9 @@ class TableModel:
         both = [(column, warp) for column, other in warps for warp in (column.warp, other)]
         numbers = [warp(df[column.name].to_numpy(dtype=np.float64, na_value=np.nan)) for column, warp in both]
         data = self._grouped(df, np.stack(numbers, -1), level_codes([df], self.group)[0])
-        evidence = column_evidence(data.only_observed(), self.features_)
+        evidence = column_evidence(
+            data.only_observed(), self.features_, len(self.features_) + 2 * len(self.covariates_)
+        )
         for place, (column, warp) in enumerate(both):
             values = df[column.name].to_numpy(dtype=np.float64, na_value=np.nan)
             slope = warp.log_slope(values[~np.isnan(values)]).sum()
@@ -280,7 +312,8 @@ class TableModel:
         Returns:
             A row for each forecast and column of y: group and x columns, variable, mean, sd, q05, q50, q95 in the
             table's units. If a column has categories, a column "category" follows the variable, and a row for each
-            category has its probability as mean.
+            category has its probability as mean. The rows of a column are in the order of `at`, group by group for
+            a dictionary.
 
         Raises:
             ArgumentError: If an argument has another type, or `at` lacks a column.
@@ -288,8 +321,7 @@ class TableModel:
             GroupError: If a group of `at` has no row in the context.
         """
         targets = self._targets(df, at)
-        output, places = self._outputs(df, targets, num_draws, seed)
-        return self._tidy(targets.iloc[places].reset_index(drop=True), output)
+        return self._tidy(targets, self._outputs(df, targets, num_draws, seed))
 
     def impute(self, df: pd.DataFrame, spread: bool = False, num_draws: int = 256, seed: int = 0) -> pd.DataFrame:
         """Fill the gaps of y from the other values of the same row and the same group.
@@ -301,22 +333,23 @@ class TableModel:
             num_draws: Draws of the latents.
             seed: Of the draws.
 
+        Returns:
+            A copy of the table with its rows, index and dtypes. Columns of y that it lacks are appended.
+
         Raises:
             ArgumentError: If an argument has another type.
             DataError: If the table is empty, or a value is impossible.
         """
         targets = self._checked(df)
-        output, places = self._outputs(df, targets, num_draws, seed, at_members=True)
-        inverse = np.empty(len(places), dtype=int)
-        inverse[places] = np.arange(len(places))
-        output = output[:, inverse]
+        check.instance(spread, "spread", bool, "Try spread=True.")
+        output = self._outputs(df, targets, num_draws, seed)
         if spread:
-            return self._tidy(targets.reset_index(drop=True), output, gaps_of=df)
-        filled = df.copy()
+            return self._tidy(targets.reset_index(drop=True), output, gaps_of=targets)
+        filled = targets.copy()
         for column, part, own in self._parts(output):
-            gaps = df[column.name].isna().to_numpy()
+            gaps = targets[column.name].isna().to_numpy()
             if gaps.any():
-                filled[column.name] = _filled(df[column.name], gaps, column.best(part, own)[gaps])
+                filled[column.name] = _filled(targets[column.name], gaps, column.best(part, own)[gaps])
         return filled
 
     def embed(self, df: pd.DataFrame, members: bool = False) -> pd.DataFrame:
@@ -345,10 +378,10 @@ class TableModel:
             placed = np.empty_like(rows)
             placed[order] = rows
             return pd.DataFrame(placed, index=df.index, columns=names)
-        group = df[self.group[0]].iloc[order]
-        frame = pd.DataFrame(rows, columns=names)
-        means = frame.groupby(group.to_numpy(), sort=False).mean()
-        means.index = _like_index(means.index, group)
+        group = df[self.group[0]].iloc[order].reset_index(drop=True)
+        codes, _ = pd.factorize(group)
+        means = pd.DataFrame(rows, columns=names).groupby(codes).mean()
+        means.index = pd.Index(group[~group.duplicated()], name=self.group[0], tupleize_cols=False)
         return means
 
     def sample_groups(self, n: int, at: Mapping[Hashable, Any], seed: int = 0) -> pd.DataFrame:
@@ -364,12 +397,20 @@ class TableModel:
 
         Raises:
             ArgumentError: If `at` lacks a column, or `n` is not a positive integer.
+            DataError: If the training table had one group.
         """
         self._fitted()
+        if self.vae_.group_distribution is None:
+            raise DataError(
+                "sample_groups: expected a model of at least two training groups, got one. Try more groups in fit."
+            )
         n = check.count(n, "n")
         grid = self._grid(at, [0])
         for name in self.group[1:]:
             grid[name] = 0
+        for covariate in self.covariates_:
+            if covariate.name not in grid.columns:
+                grid[covariate.name] = np.nan
         x = self._encoded_x(grid, level_codes([grid], self.group)[0]).unsqueeze(0)
         with torch.no_grad(), evaluation(self.vae_, check.count(seed, "seed", least=0)):
             z = self.vae_.group_distribution.sample(self.vae_.prior, x, (n,))
@@ -405,8 +446,7 @@ class TableModel:
         """
         num_draws = check.count(num_draws, "num_draws", least=19, hint="An interval of 90 % needs so many. Try 999.")
         targets = self._checked(df_target)
-        output, places = self._outputs(df_context, targets, num_draws, seed)
-        targets = targets.iloc[places]
+        output = self._outputs(df_context, targets, num_draws, seed)
         rows = []
         with generators_restored():
             torch.manual_seed(seed)
@@ -434,11 +474,11 @@ class TableModel:
             ArgumentError, DataError, GroupError: As in `forecast`.
         """
         targets = self._targets(df, at)
-        output, places = self._outputs(df, targets, num_draws, seed, jointly=True)
+        output = self._outputs(df, targets, num_draws, seed, jointly=True)
         with generators_restored():
             torch.manual_seed(seed)
             found = {c.name: c.values(part.sample(own).numpy(force=True)) for c, part, own in self._parts(output)}
-        return targets.iloc[places].reset_index(drop=True), found
+        return targets, found
 
     def to_xarray(
         self, df: pd.DataFrame, at: Mapping[Hashable, Any] | pd.DataFrame, num_draws: int = 256, seed: int = 0
@@ -513,21 +553,23 @@ class TableModel:
                 f"column: expected one of {list(names)}, got {column!r}. Try column={next(iter(names))!r}."
             )
         labels = list(pd.unique(df[self.group[0]]))
+        if isinstance(groups, str) or (groups is not None and not hasattr(groups, "__iter__")):
+            groups = [groups]
         chosen = labels[:6] if groups is None else list(groups)
         unknown = [label for label in chosen if label not in labels]
         if unknown or not chosen:
             raise GroupError(f"groups: expected labels of groups in df, got {unknown or 'none'}. Try {labels[:2]}.")
         some = df[df[self.group[0]].isin(chosen)]
         forecast = self.forecast(some, self._curve(some) if at is None else at, seed=seed)
-        return forecast_figure(some, forecast, chosen, column, self.features_[0].name, self.group[0])
+        return forecast_figure(some, forecast, chosen, column, self.features_[0].name, self.group)
 
     def _curve(self, df: pd.DataFrame) -> pd.DataFrame:
         """60 values of the first x for each (inner) group. Other columns of x are those of its last row."""
         first = self.features_[0]
         own = first.encode(df[first.name])
         low, high = min(first.low, own.min()), max(first.high, own.max())
-        values = first.decode(np.linspace(low, high, 60))
-        last = df.groupby(self.group, sort=False, as_index=False).last()
+        values = pd.Series(first.levels) if first.levels else first.decode(np.linspace(low, high, 60))
+        last = df.drop_duplicates(self.group, keep="last")
         keep = [*self.group, *(feature.name for feature in self.features_[1:])]
         return last[keep].merge(pd.DataFrame({first.name: values}), how="cross")
 
@@ -586,28 +628,32 @@ class TableModel:
         """A table with the columns of the training table. Columns of y that it lacks are missing everywhere."""
         self._fitted()
         check.instance(df, "df", pd.DataFrame, "Try pd.DataFrame(df).")
-        self._require(df, [f.name for f in self.features_] + self.group)
+        self._require(df, self._keys)
         absent = [c.name for c in self.columns_ if c.name not in df.columns]
         if len(absent) == len(self.columns_):
             raise DataError(f"df: expected some of the columns {absent}, got none. Try the table with its values of y.")
-        for name in absent:
-            df = (
-                df.assign(**{str(name): np.nan})
-                if isinstance(name, str)
-                else df.assign().reindex(columns=[*df.columns, name])
-            )
+        df = df.copy(deep=False)
+        for column in self.columns_:
+            if column.name in absent:
+                df[column.name] = pd.Series(np.nan, df.index, object if column.labelled else np.float64)
         return df
 
-    def _require(self, df: pd.DataFrame, names: Sequence[Hashable]) -> None:
+    def _require(self, df: pd.DataFrame, names: Sequence[Hashable], argument: str = "df") -> None:
         if len(df) == 0:
-            raise DataError("df: expected at least one row, got none. Try to check the filter before it.")
+            raise DataError(f"{argument}: expected at least one row, got none. Try to check the filter before it.")
+        if isinstance(df.columns, pd.MultiIndex):
+            raise DataError(
+                f"{argument}: expected columns of one level, got {df.columns.nlevels} levels. Try df.columns = "
+                "['_'.join(map(str, name)) for name in df.columns]."
+            )
         absent = [name for name in names if name not in df.columns]
         if absent:
-            raise DataError(f"df: expected a column {absent[0]!r}, got {list(df.columns)}. Try its name in this table.")
+            repair = f"{argument}.reset_index()" if absent[0] in df.index.names else "its name in this table"
+            raise DataError(f"{argument}: expected a column {absent[0]!r}, got {list(df.columns)}. Try {repair}.")
         twice = [name for name in names if isinstance(df[name], pd.DataFrame)]
         if twice:
             raise DataError(
-                f"df: expected one column {twice[0]!r}, got several. Try df.loc[:, ~df.columns.duplicated()]."
+                f"{argument}: expected one column {twice[0]!r}, got several. Try df.loc[:, ~df.columns.duplicated()]."
             )
 
     def _warn_of_rows(self, df: pd.DataFrame, train: GroupedDataset) -> None:
@@ -647,6 +693,8 @@ class TableModel:
                     f"y: expected {column.name!r} near the training table's {column.low:g} to {column.high:g}, got a "
                     f"value {np.nanmax(np.abs(values)):.0f} standard deviations away. Try the units of that table."
                 )
+            if isinstance(column, Gaussian) and hasattr(self, "vae_"):
+                _warn_of_units(column, values)
         codes = level_codes([df], self.group)[0] if codes is None else codes
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "x: expected different features")
@@ -656,8 +704,14 @@ class TableModel:
     def _sizes(self) -> list[int]:
         return [column.num_elements for column in self.columns_]
 
+    @property
+    def _keys(self) -> list[Hashable]:
+        """The columns of a forecast: groups, x and covariates."""
+        return [*self.group, *(feature.name for feature in self.x), *(c.name for c in self.covariates)]
+
     def _encoded_x(self, df: pd.DataFrame, codes: np.ndarray) -> Tensor:
         features = [feature.encode(df[feature.name])[:, None] for feature in self.features_]
+        features += [covariate.encode(df[covariate.name]) for covariate in self.covariates_]
         return torch.from_numpy(np.concatenate([*features, codes], -1))
 
     def _row_order(self, df: pd.DataFrame) -> np.ndarray:
@@ -668,47 +722,59 @@ class TableModel:
     def _targets(self, df: pd.DataFrame, at: Mapping[Hashable, Any] | pd.DataFrame) -> pd.DataFrame:
         self._checked(df)
         if isinstance(at, pd.DataFrame):
-            self._require(at, [*self.group, *(f.name for f in self.features_)])
-            return at[[*self.group, *(f.name for f in self.features_)]].reset_index(drop=True)
+            at = self._with_covariates(at, df)
+            self._require(at, self._keys, "at")
+            return at[self._keys].reset_index(drop=True)
         groups = df[self.group].drop_duplicates()
         grid = self._grid(at, [0]).drop(columns=self.group[0])
-        return groups.merge(grid, how="cross")[[*self.group, *(f.name for f in self.features_)]]
+        return self._with_covariates(groups.merge(grid, how="cross"), df)[self._keys]
+
+    def _with_covariates(self, at: pd.DataFrame, df: pd.DataFrame) -> pd.DataFrame:
+        """Targets with the covariates that they lack: those of the last row of their group in the context."""
+        absent = [c.name for c in self.covariates if c.name not in at.columns]
+        if not absent:
+            return at
+        last = df.drop_duplicates(self.group[0], keep="last").set_index(self.group[0])[absent]
+        return at.join(last, on=self.group[0])
 
     def _grid(self, at: Any, groups: Sequence[Any]) -> pd.DataFrame:
         self._fitted()
         if not isinstance(at, Mapping):
             check.instance(at, "at", (Mapping, pd.DataFrame), "Try {'year': range(2000, 2010)}.")
         names = [feature.name for feature in self.features_]
-        if set(at) != set(names):
+        more = [covariate.name for covariate in self.covariates if covariate.name in at]
+        if set(at) != {*names, *more}:
             raise ArgumentError(f"at: expected values for {names}, got {list(at)}. Try {{{names[0]!r}: [...]}}.")
         grid = pd.DataFrame({self.group[0]: list(groups)})
         for feature in self.features_:
             values = at[feature.name]
-            listed = [values] if isinstance(values, str) or not hasattr(values, "__iter__") else list(values)
+            listed = _listed(values)
             if not listed:
                 raise DataError(f"at: expected values for {feature.name!r}, got none. Try at least one.")
             grid = grid.merge(pd.DataFrame({feature.name: feature.like_training(listed)}), how="cross")
+        for name in more:
+            grid = grid.merge(pd.DataFrame({name: _listed(at[name])}), how="cross")
         return grid
 
     def _outputs(
-        self, df: pd.DataFrame, targets: pd.DataFrame, num_draws: int, seed: int, at_members: bool = False,
-        jointly: bool = False,
-    ) -> tuple[Tensor, np.ndarray]:  # fmt: skip
-        """Draws of the decoder's output (S, P, num_outputs), and the row of the targets of each of the P."""
+        self, df: pd.DataFrame, targets: pd.DataFrame, num_draws: int, seed: int, jointly: bool = False
+    ) -> Tensor:
+        """Draws of the decoder's output at the P rows of the targets, (S, P, num_outputs)."""
         df = self._checked(df)
         num_draws, seed = check.count(num_draws, "num_draws"), check.count(seed, "seed", least=0)
         codes, new = level_codes([df, targets], self.group)
         context = self._dataset(df, codes)
-        groups = {label: place for place, label in enumerate(context.labels.tolist())}
-        owner = targets[self.group[0]].map(groups)
-        if owner.isna().any():
-            label = targets[self.group[0]][owner.isna()].iloc[0]
+        _, labels = pd.factorize(df[self.group[0]], sort=True)
+        groups = {label: place for place, label in enumerate(labels)}
+        places = [groups.get(label, -1) for label in targets[self.group[0]]]
+        if -1 in places:
+            label = targets[self.group[0]].iloc[places.index(-1)]
             raise GroupError(
                 f"at: expected groups with a row in the context, got {label!r}. Try rows of this group in df, or "
                 "model.sample_groups(n, at=...) for new groups."
             )
         x_new = self._encoded_x(targets, new)
-        owner = torch.from_numpy(owner.to_numpy(dtype=np.int64))
+        owner = torch.tensor(places)
         order = owner.argsort(stable=True)
         used, sizes = owner[order].unique_consecutive(return_counts=True)
         jointly = jointly or any(block.couples_channels for block in self.vae_.prior.blocks)
@@ -727,7 +793,7 @@ class TableModel:
                 z = prediction.rsample((num_draws,), marginals=not jointly)
                 z = prediction.mean + self.spread_ * (z - prediction.mean)
                 parts.append(self.vae_.decode(z, padded)[:, mask])
-        return torch.cat(parts, 1), order.numpy()
+        return torch.cat(parts, 1)[:, order.argsort()]
 
     def _parts(self, output: Tensor) -> list[tuple[Column, Any, Tensor]]:
         """Each column, its part of the likelihood with the noise of `spread_`, and its outputs."""
@@ -767,6 +833,34 @@ def _optional(name: str) -> Any:
         raise ImportError(f"expected the package {name}, got no such package. Try pip install {name}.") from error
 
 
+def _warn_of_units(column: Gaussian, elements: np.ndarray) -> None:
+    """Warn if more than half of the values lie beyond the training range by half of its width."""
+    seen = elements[~np.isnan(elements)]
+    low, high = column.warp(np.array([column.low, column.high]))
+    reach = (high - low) / 2
+    beyond = (seen < low - reach) | (seen > high + reach)
+    if 2 * beyond.sum() > len(seen):
+        warnings.warn(
+            f"y: expected {column.name!r} near the training table's {column.low:g} to {column.high:g}, got "
+            f"{int(beyond.sum())} of {len(seen)} values far outside. Try the units of that table.",
+            UserWarning, stacklevel=4,
+        )  # fmt: skip
+
+
+def _listed(values: Any) -> list[Any]:
+    """Values of `at` as a list: one value, or several."""
+    values = check.number(values)
+    return [values] if isinstance(values, str) or not hasattr(values, "__iter__") else list(values)
+
+
+def _factor(errors: Sequence[Tensor]) -> float:
+    """The factor of standard deviations by which 90 % of standardized errors fall into 90 % intervals."""
+    found = torch.cat(list(errors)) if errors else torch.empty(0)
+    if len(found) < _FEWEST_ERRORS:
+        return 1.0
+    return float((found.abs().quantile(0.9) / 1.6449).clamp(1.0, _LARGEST_SPREAD))
+
+
 def _group_names(group: Any) -> list[Hashable]:
     names = list(group) if isinstance(group, list) else [group]
     for name in names:
@@ -786,10 +880,15 @@ def _all_observed(data: GroupedDataset) -> bool:
     return mask is None or bool(mask.any(0).all())
 
 
-def known_members(data: GroupedDataset, seed: int) -> Tensor:  # shape: (N,)
-    """True for members to condition on: the first half of every other group, a random half of the others.
+def known_members(data: GroupedDataset, seed: int, share: int = 2) -> Tensor:  # shape: (N,)
+    """True for members to condition on: the first half of some groups, a random half of the others.
 
     Groups of one member are known, so that they are left out of targets.
+
+    Args:
+        data: Groups.
+        seed: Of the random halves.
+        share: The first half of every so many groups; 1 for all.
     """
     x, group = data.features()
     sizes = data.group_sizes
@@ -798,13 +897,13 @@ def known_members(data: GroupedDataset, seed: int) -> Tensor:  # shape: (N,)
     order = order[group[order].argsort(stable=True)]
     place = torch.empty_like(group)
     place[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group[order]]
-    place = torch.where(group % 2 == 0, place, later)
+    place = torch.where(group % share == 0, place, later)
     return place < (sizes[group] / 2).ceil()
 
 
 def standardized_errors(vae: FGPVAE, data: GroupedDataset, places: Sequence[int], seed: int) -> Tensor:
-    """Errors over standard deviations of Gaussian elements, of half of each group from the other half."""
-    known = known_members(data, seed)
+    """Errors over standard deviations of Gaussian elements, of the second half of each group from the first."""
+    known = known_members(data, seed, share=1)
     if bool(known.all()):
         return torch.empty(0, dtype=torch.float64)
     held_out = HeldOut.of(data.select(known), data.select(~known))
@@ -865,9 +964,7 @@ def _filled(values: pd.Series, gaps: np.ndarray, found: np.ndarray) -> pd.Series
     if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
         found = found.astype(np.float64)
         found = np.round(found) if pd.api.types.is_integer_dtype(values.dtype) else found
+        if isinstance(values.dtype, np.dtype):
+            found = found.astype(values.dtype)
     filled[gaps] = found
-    return filled
-
-
-def _like_index(index: pd.Index, group: pd.Series) -> pd.Index:
-    return pd.Index(pd.Series(index).astype(group.dtype), name=group.name)
+    return filled if len(found) < len(filled) else filled.infer_objects()
