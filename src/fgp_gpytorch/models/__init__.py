@@ -1,6 +1,7 @@
 """Models: each offers a Pyro pair, the terms of its objective, inference and generation."""
 
 from fgp_gpytorch.models._batches import PseudoObservations
+from fgp_gpytorch.models._member_dropout import check_dropout
 from fgp_gpytorch.models.angle_posterior import AnglePosterior
 from fgp_gpytorch.models.conditioned_vae import ConditionedVAE
 from fgp_gpytorch.models.correlated_fgp_vae import CorrelatedFGPVAE
@@ -30,4 +31,5 @@ __all__ = [
     "LatentAngleFGPVAE",
     "PseudoObservations",
     "Terms",
+    "check_dropout",
 ]

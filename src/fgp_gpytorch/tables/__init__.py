@@ -2,5 +2,18 @@
 
 from fgp_gpytorch.tables.columns import Binary, Categorical, Column, Count, Gaussian, Log, Ordinal, Periodic
 from fgp_gpytorch.tables.table_model import TableModel
+from fgp_gpytorch.tables.tune import Tuning, tune
 
-__all__ = ["Binary", "Categorical", "Column", "Count", "Gaussian", "Log", "Ordinal", "Periodic", "TableModel"]
+__all__ = [
+    "Binary",
+    "Categorical",
+    "Column",
+    "Count",
+    "Gaussian",
+    "Log",
+    "Ordinal",
+    "Periodic",
+    "TableModel",
+    "Tuning",
+    "tune",
+]

@@ -33,6 +33,7 @@ class Feature:
     def __init__(self, column: Hashable | Periodic | Categorical) -> None:
         if isinstance(column, Column) and not isinstance(column, Categorical):
             raise ArgumentError(f"x: expected names, Periodic or Categorical columns, got {column!r}. Try y=.")
+        self.column = column
         special = isinstance(column, Periodic | Categorical)
         self.name: Any = column.name if special else check.instance(column, "x", Hashable, "Try x=['year'].")
         self.period = column.period if isinstance(column, Periodic) else None

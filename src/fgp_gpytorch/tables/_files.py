@@ -24,7 +24,7 @@ def pack_table(model: Any) -> dict[str, Any]:
         "features": [_pack_feature(feature) for feature in model.features_],
         "covariates": [_pack_covariate(covariate) for covariate in model.covariates_],
         "group": [_pack(name) for name in model.group],
-        "options": {"channels": model.channels, "hidden": list(model.hidden), "calibrate": model.calibrate},
+        "options": {name: value for name, value in model.options().items() if name != "kernel"},
         "learned": {"elbo": model.elbo_, "best_epoch": model.best_epoch_, "spread": model.spread_},
     }
 
@@ -42,11 +42,16 @@ def unpack_table(kind: Any, content: dict[str, Any]) -> Any:
     x = [_spec_of(feature) for feature in features]
     covariates = [_unpack_covariate(entry) for entry in content["covariates"]]
     names = [covariate.name for covariate in covariates]
-    model = kind(columns, x, [_unpack(name) for name in content["group"]], names, **content["options"])
+    model = kind(columns, x, [_unpack(name) for name in content["group"]], names, **_options(content["options"]))
     model.columns_, model.features_, model.covariates_ = columns, features, covariates
     learned = content["learned"]
     model.elbo_, model.best_epoch_, model.spread_ = learned["elbo"], learned["best_epoch"], learned["spread"]
     return model
+
+
+def _options(content: dict[str, Any]) -> dict[str, Any]:
+    """Options as they were: JSON makes lists of pairs."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
 
 
 def _pack_column(column: kinds.Column) -> dict[str, Any]:

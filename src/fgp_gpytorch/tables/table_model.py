@@ -23,8 +23,9 @@ from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import ArgumentError, CheckpointError, DataError, GroupError
 from fgp_gpytorch.likelihoods import ColumnLikelihood, GaussianElements
 from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log_mean_exp
-from fgp_gpytorch.models import FGPVAE
+from fgp_gpytorch.models import FGPVAE, check_dropout
 from fgp_gpytorch.models.linear_start import principal_components
+from fgp_gpytorch.objectives import ELBO
 from fgp_gpytorch.saving import pack_model, read_checkpoint, unpack_model, write_checkpoint
 from fgp_gpytorch.tables._features import as_covariates, as_features, level_codes
 from fgp_gpytorch.tables._files import pack_table, unpack_table
@@ -68,6 +69,9 @@ class TableModel:
         channels: Latent channels. "auto" takes one for each element of y, if they are at most 16, else as many as
             explain 99 % of the variance, at most 16.
         hidden: Widths of the residual networks. An empty list keeps the model linear.
+        member_dropout: Of the second stage, see `GroupedVAE`.
+        element_dropout: Of the second stage. "auto" is (0, 0.5) for several columns, of which a context may lack some.
+        beta: Weight of the KL in the second stage.
         calibrate: Whether `fit` widens intervals that are too narrow for groups that it holds out in turn.
 
     Attributes:
@@ -96,6 +100,9 @@ class TableModel:
         channels: int | Literal["auto"] = "auto",
         hidden: Sequence[int] = (64, 64),
         calibrate: bool = True,
+        member_dropout: float | tuple[float, float] = (0.0, 1.0),
+        element_dropout: float | tuple[float, float] | Literal["auto"] = "auto",
+        beta: float = 1.0,
     ) -> None:
         self.y, self.x, self.group = as_columns(y), as_features(x), _group_names(group)
         self.covariates = as_covariates(covariates)
@@ -107,6 +114,10 @@ class TableModel:
         self.kernel, self.channels = kernel, channels
         self.hidden = tuple(check.count(width, "hidden", hint=hint) for width in widths)
         self.calibrate = check.instance(calibrate, "calibrate", bool, "Try calibrate=True.")
+        self.member_dropout = check_dropout(member_dropout)
+        automatic = isinstance(element_dropout, str) and element_dropout == "auto"
+        self.element_dropout = element_dropout if automatic else check_dropout(element_dropout, "element_dropout")
+        self.beta = check.positive(beta, "beta", hint="Try 1.0, the ELBO.")
         names = [c.name for c in self.y] + self._keys
         taken = [name for name in names if name in _ANSWERS and name not in [c.name for c in self.y]]
         if taken:
@@ -123,6 +134,29 @@ class TableModel:
     def __repr__(self) -> str:
         y, x = [column.name for column in self.y], [feature.name for feature in self.x]
         return f"TableModel(y={y}, x={x}, group={self.group if len(self.group) > 1 else self.group[0]!r})"
+
+    def options(self) -> dict[str, Any]:
+        """The options of the constructor apart from the columns, by name."""
+        names = ("kernel", "channels", "hidden", "calibrate", "member_dropout", "element_dropout", "beta")
+        return {name: getattr(self, name) for name in names}
+
+    def with_options(self, **options: Any) -> "TableModel":
+        """A model of the same columns that is not fitted, with other options.
+
+        Args:
+            **options: Options of the constructor.
+
+        Raises:
+            ArgumentError: If an option is unknown, or has another type.
+        """
+        unknown = set(options) - set(self.options())
+        if unknown:
+            raise ArgumentError(
+                f"options: expected some of {list(self.options())}, got {sorted(unknown)}. Try channels=2."
+            )
+        x = [feature.column for feature in self.x]
+        names = [covariate.name for covariate in self.covariates]
+        return TableModel(copy.deepcopy(self.y), x, self.group, names, **{**self.options(), **options})
 
     # training
 
@@ -232,12 +266,13 @@ class TableModel:
             return
         judged = HeldOut.of(chosen.select(known), chosen.select(~known).only_observed())
         vae = copy.deepcopy(self.vae_)
-        vae.member_dropout = (0.0, 1.0)
-        vae.element_dropout = _ELEMENT_DROPOUT if len(self._sizes) > 1 else 0.0
+        several = _ELEMENT_DROPOUT if len(self._sizes) > 1 else 0.0
+        vae.member_dropout = self.member_dropout
+        vae.element_dropout = several if self.element_dropout == "auto" else self.element_dropout
         result = fit(
-            vae, others, validation=judged, restore_best=True, epochs=None, max_steps=max_steps,
-            batch_size=max(4, min(20, len(others) // 4)), learning_rate=1e-3, lr_schedule="cosine", seed=seed,
-            folder=None, progress=progress, accelerator="cpu", devices=1,
+            vae, others, objective=ELBO(self.beta), validation=judged, restore_best=True, epochs=None,
+            max_steps=max_steps, batch_size=max(4, min(20, len(others) // 4)), learning_rate=1e-3,
+            lr_schedule="cosine", seed=seed, folder=None, progress=progress, accelerator="cpu", devices=1,
         )  # fmt: skip
         self.best_epoch_ = result.best_epoch or 0
         if self.best_epoch_:

@@ -69,8 +69,8 @@ class EpochCheckpoint(ModelCheckpoint):
         if self.monitor is not None and getattr(pl_module, "best_epoch", None) == 0:
             return  # the model before training is still better
         super().on_train_epoch_end(trainer, pl_module)
-        finished, steps = trainer.current_epoch + 1, trainer.max_steps
-        ends = trainer.should_stop or finished == trainer.max_epochs or 0 <= steps <= trainer.global_step
+        finished = trainer.current_epoch + 1
+        ends = trainer.should_stop or finished == trainer.max_epochs
         # here, not in on_train_end: a callback that averages weights replaces the model's there
         if self.monitor is None and ends and finished % (self.every_n_epochs or 1) != 0:
             trainer.save_checkpoint(self.format_checkpoint_name({}))

@@ -238,9 +238,8 @@ def fit(
     with _quiet(), global_state_restored(), mode_restored_on_error(model):
         trainer = lightning.Trainer(
             **{
-                # an epoch has a step. Lightning's -1 starts a resumed run with an empty epoch
+                # the module ends a run by steps: Lightning's max_steps starts a resumed run with an empty epoch
                 "max_epochs": settings.max_steps if settings.epochs is None else settings.epochs,
-                "max_steps": -1 if settings.max_steps is None else settings.max_steps,
                 "callbacks": chosen,
                 "logger": _loggers(path),
                 "gradient_clip_val": settings.gradient_clip,

@@ -195,8 +195,8 @@ class TrainingModule(lightning.LightningModule):
         )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Validate at the end of `max_steps`, also within an epoch."""
-        if self.monitor is not None and self.settings.max_steps is not None:
+        """End the run after `max_steps`, also within an epoch. Lightning then validates."""
+        if self.settings.max_steps is not None:
             self.trainer.should_stop |= self.trainer.global_step >= self.settings.max_steps
 
     def _add_up(self, report: dict[str, tuple[Tensor, Tensor]]) -> None:

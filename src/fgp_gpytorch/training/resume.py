@@ -45,13 +45,16 @@ def run(trainer: lightning.Trainer, module: TrainingModule, checkpoint: Path | N
         content = content_of(checkpoint)
         _compare(module, content, checkpoint)
         finished = len(content["history"])
-        limits = ("epochs", trainer.max_epochs, finished), ("max_steps", trainer.max_steps, content["global_step"])
+        steps, most = content["global_step"], module.settings.max_steps
+        limits = ("epochs", module.settings.epochs, finished), ("max_steps", most, steps)
         for name, limit, behind in limits:
-            if limit is not None and 0 <= limit < behind:
+            if limit is not None and limit < behind:
                 raise CheckpointError(
                     f"{checkpoint}: expected at most {name}={limit} behind it, got {behind}. Try "
                     f"{name}={behind} or more, or FGPVAE.load({str(checkpoint)!r}) for the model."
                 )
+        if steps == most:
+            trainer.fit_loop.max_epochs = finished
         for callback in trainer.early_stopping_callbacks:
             state = content["callbacks"].get(callback.state_key)
             if state is not None and state["wait_count"] >= callback.patience:  # it would stop the run again
