@@ -11,9 +11,26 @@ from benchmarks import tables
 ROOT = Path(__file__).parent.parent
 
 
-def test_readme_program_runs_on_a_table_of_visits(tmp_path, monkeypatch) -> None:
-    program = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
-    assert program.count("epochs=150") == 1
+def programs(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def test_readme_program_forecasts_countries(tmp_path, monkeypatch) -> None:
+    program, call = programs("README.md")[0], "model.fit(table[~new])"
+    assert program.count(call) == 1
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(program.replace(call, "model.fit(table[~new & (table['year'] % 10 == 0)], max_steps=0)"), names)
+    assert len(names["forecast"]) == 6 * 16 * 3  # countries, years, columns
+    assert set(names["forecast"]["country"]) == {"Chile", "China", "Kenya", "Poland", "Rwanda", "Zimbabwe"}
+    assert names["model"].score(names["past"], names["future"])["n"].tolist() == [6 * 16] * 3
+    assert (tmp_path / "countries.png").stat().st_size > 10_000
+
+
+def test_first_program_for_tables_runs_on_a_table_of_visits(tmp_path, monkeypatch) -> None:
+    program, call = programs("docs/tables.md")[0], ".fit(table)"
+    assert program.count(call) == 1
+    assert len(program.strip().splitlines()) <= 8
     generator = np.random.default_rng(0)
     patients, visits = 12, 5
     table = pd.DataFrame(
@@ -22,18 +39,15 @@ def test_readme_program_runs_on_a_table_of_visits(tmp_path, monkeypatch) -> None
             "month": generator.uniform(0, 12, patients * visits),
         }
     )
-    for lab in ("sodium", "potassium", "creatinine", "glucose", "albumin"):
+    for lab in ("sodium", "potassium", "glucose"):
         table[lab] = np.sin(table.month) + generator.normal(size=len(table))
     table.loc[::7, "glucose"] = np.nan
     table.to_csv(tmp_path / "visits.csv", index=False)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(program.replace("epochs=150", "epochs=2, progress=False"), names)
-    assert names["forecast"].shape == (2, 25, 5)
-    assert names["paths"].shape == (20, 2, 25, 5)
-    assert names["invented"].shape == (2, 25, 5)
-    assert names["latents"].mean.shape == (2, 25, 6)
-    assert len(names["result"].history) == 2
+    names: dict = {}
+    exec(program.replace(call, ".fit(table, max_steps=0)"), names)
+    assert len(names["forecast"]) == 12 * 13 * 3  # patients, months, columns
+    assert (tmp_path / "forecasts.png").stat().st_size > 10_000
 
 
 def test_tables_are_those_of_the_records() -> None:

