@@ -11,8 +11,8 @@ from benchmarks.records import Plan, Record
 __all__ = ["ABOUT", "TASKS", "heading", "overview", "sources", "systems"]
 
 ABOUT = (
-    "MSE in training variances, means over folds; the share of speakers that are wrong. The ratio is the default of "
-    "`TableModel` over the best other system: below 1, the default is better."
+    "MSE in training variances, means over the folds that the default has; the share of speakers that are wrong. The "
+    "ratio is the default of `TableModel` over the best other system: below 1, the default is better."
 )
 COLUMNS = {"MSE": ("mse", 4), "NLL": ("nll", 3), "CRPS": ("crps", 3), "wrong": ("wrong", 4)}  # lower is better
 ADVICE = {
@@ -75,10 +75,15 @@ def main_figure(task: Task) -> str:
 
 
 def best_other(task: Task, plan: Plan) -> tuple[str, float] | None:
-    """Return the best system beside ours, of those with the most folds, and its figure."""
-    runs = {system: found for system, found in runs_of(task, plan).items() if system != OURS}
-    most = max((len(found) for found in runs.values()), default=0)
-    means = {s: statistics.mean(values(found, main_figure(task))) for s, found in runs.items() if len(found) == most}
+    """Return the best system beside ours that has all folds of ours (or all folds), and its figure on them."""
+    runs = runs_of(task, plan)
+    ours = {run.key["fold"] for run in runs.pop(OURS, [])}
+    most = ours or {run.key["fold"] for found in runs.values() for run in found}
+    means = {}
+    for system, found in runs.items():
+        common = [run for run in found if run.key["fold"] in most]
+        if len(common) == len(most):
+            means[system] = statistics.mean(values(common, main_figure(task)))
     return min(means.items(), key=lambda pair: pair[1]) if means else None
 
 
@@ -92,11 +97,12 @@ def overview(plan: Plan) -> str:
         ours = values(own, main_figure(task))
         mean, covered = statistics.mean(ours) if ours else None, values(own, "coverage_90")
         rows.append([
-            task.table, task.name, "to come" if mean is None else f"{mean:.4f}", other[0], f"{other[1]:.4f}",
+            task.table, task.name, str(len(own)), "to come" if mean is None else f"{mean:.4f}",
+            other[0], f"{other[1]:.4f}",
             "to come" if mean is None else ratio(mean, other[1]),
             f"{statistics.mean(covered):.3f}" if covered else "-",
         ])  # fmt: skip
-    return table(["table", "task", "default", "best other", "its figure", "ratio", "coverage of 90 %"], rows)
+    return table(["table", "task", "folds", "default", "best other", "its figure", "ratio", "coverage of 90 %"], rows)
 
 
 def ratio(ours: float, other: float) -> str:

@@ -505,7 +505,9 @@ def test_page_names_the_best_and_the_ratio(tmp_path) -> None:
     assert "| linear rule | 2 | **0.2000** | 0.1414 |" in text
     assert "The default over the best other row (linear rule): 1.50. Ahead of the default: linear rule. Use" in text
     assert "No run yet: own mean," in text
-    assert "| Oxboys | last 30 % | 0.3000 | linear rule | 0.2000 | 1.50 | 0.900 |" in page.overview(plan)
+    assert "| Oxboys | last 30 % | 2 | 0.3000 | linear rule | 0.2000 | 1.50 | 0.900 |" in page.overview(plan)
+    plan.add("tables", record("last value", 2, 0.0))  # a fold without the default does not count
+    assert "| Oxboys | last 30 % | 2 | 0.3000 | linear rule | 0.2000 | 1.50 | 0.900 |" in page.overview(plan)
 
 
 def test_every_system_has_advice() -> None:
