@@ -349,8 +349,8 @@ def test_a_mistake_in_the_rows_is_named(y, x, group, y_mask, error, words):
         (0.5, "expected integers"),
         (torch.tensor([True, False]), r"boolean mask \(3,\), got torch.bool of shape \(2,\)"),
         ([[0, 1]], r"of shape \(1, 2\)"),
-        ("a", "expected positions of groups, got str"),
-        (["a"], "expected positions of groups, got list"),
+        ("a", "index: expected .* got 'a'. "),
+        (["a"], "index: expected .* got 'a'. "),
     ],
 )
 def test_a_mistake_in_the_index_is_named(data, index, words):
@@ -471,3 +471,16 @@ def test_only_observed_leaves_out_members_and_groups_without_observations():
     observed = data.only_observed()
     assert (observed.labels.tolist(), observed.features().x.flatten().tolist()) == ([0, 1], [0.0, 2.0])
     assert observed.only_observed() is observed
+
+
+def test_labels_that_are_strings_select_groups():
+    data = GroupedDataset(torch.rand(4, 1), torch.rand(4), ["Peru", "Albania", "Peru", "Chad"])
+    assert torch.equal(data["Albania"].y, data[[0]].y)
+    assert torch.equal(data[["Peru", "Albania"]].y, data[[2, 0]].y)
+    assert torch.equal(data[np.array(["Chad"])].y, data[[1]].y)
+    assert data.subset(["Peru"]).labels.tolist() == ["Peru"]
+    with pytest.raises(GroupError, match=r"index: expected labels of the 3 groups, got 'Albanai'. Try 'Albania'"):
+        data["Albanai"]
+    numbers = GroupedDataset(torch.rand(2, 1), torch.rand(2), [5, 6])
+    with pytest.raises(GroupError, match="index: expected positions of groups, got 'Peru'"):
+        numbers["Peru"]

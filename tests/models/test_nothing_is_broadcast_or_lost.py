@@ -283,3 +283,14 @@ def test_tied_parameters_stay_tied(tmp_path):
 def test_a_folder_is_no_file_to_save_to(tmp_path):
     with pytest.raises(MissingFileError, match="expected a file, got the folder"):
         make_model().save(tmp_path)
+
+
+def test_one_x_for_all_groups_is_that_x_for_each_group():
+    model, context = make_model().eval(), make_data()[[0, 1, 3]]
+    x = torch.rand(2, 1)
+    every = x.expand(3, 2, 1)
+    assert torch.equal(model.generate(x, context), model.generate(every, context))
+    assert torch.equal(model.predict(x, context).mean, model.predict(every, context).mean)
+    assert model.generate(torch.rand(3, 1), context).shape == (3, 3, 3)  # (G, D) are G members of each group
+    with pytest.raises(ShapeError, match=r"x_new: expected shape \(Q\*, 1\), got \(2, 3\)"):
+        model.generate(torch.rand(2, 3), context)
