@@ -7,11 +7,11 @@ import torch
 
 from benchmarks import device_cases as cases
 from benchmarks.device_check import Check
+from factories import make_data, make_model
 from fgp_gpytorch import HeldOut
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.metrics import held_out_calibration, held_out_mse
-from tests.factories import make_data, make_model
-from tests.pretend_device import pretended_device
+from pretend_device import pretended_device
 
 LATENT = ["prior, all blocks", "kernels on tables", "exact_gp", "data", "metrics", "plots"]
 MODELS = ["FGPVAE, gaps", "LatentAngleFGPVAE", "GPVAE", "SVGPVAE, representation", "CorrelatedFGPVAE, representation"]

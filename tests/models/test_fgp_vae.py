@@ -299,7 +299,7 @@ def test_new_members_with_other_features_are_refused():
     model, data = make_model(), make_data()
     with pytest.raises(ShapeError, match=r"x_new: expected .*\(7, Q\*, 1\).*got \(7, 2, 2\)"):
         model.generate(torch.ones(7, 2, 2), context=data)
-    with pytest.raises(ShapeError, match=r"x_new: expected shape \(G, Q\*, D\), got \(7, 2\)\. .*unsqueeze\(-1\)"):
+    with pytest.raises(ShapeError, match=r"x_new: expected shape \(Q\*, 1\), got \(7, 2\)\. .*unsqueeze\(-1\)"):
         model.generate(torch.ones(7, 2), context=data)
     with pytest.raises(DataError, match=r"x_new: expected a floating-point dtype, got torch\.int64"):
         model.generate(torch.ones(7, 2, 1, dtype=torch.long), context=data)

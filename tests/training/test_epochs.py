@@ -137,6 +137,7 @@ def test_a_precision_plugin_that_rounds_x_is_refused():
         fit(make_model(), make_data(), plugins=[plugin], **QUIET)
 
 
+@pytest.mark.filterwarnings("ignore:prior. expected a lengthscale")
 def test_mixed_precision_leaves_x_and_the_prior_in_double():
     seen = []
 

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import generators_restored
 from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import ArgumentError, DataError
 from fgp_gpytorch.models import GroupedVAE
@@ -273,7 +274,8 @@ def fit(
     if last is not None and folder == DEFAULT_FOLDER and trainer.global_rank > 0:
         path = Path(str(last.dirpath))  # the folder of rank 0
     history = pd.DataFrame(module.history)
-    kl_channels = advice.kl_of_channels(model, train)
+    with generators_restored():  # a lazy data set may draw numbers
+        kl_channels = advice.kl_of_channels(model, train)
     if speaks and not trainer.interrupted and module.history:
         advice.warn_of_unused_channels(model, history, kl_channels, module.best_epoch if restore_best else None)
         advice.warn_of_few_steps(settings, history, trainer.global_step, module.best_epoch)
