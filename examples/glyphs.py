@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pictures += [("model", torch.cat([known, drawn])), ("true", torch.cat([known, true]))]
     framed = [(row, column) for row in range(len(pictures)) for column in range(3)]
     image_rows(pictures, title="three styles given (red), 17 made", marked=framed).savefig(options.out / "glyphs.png")
-    return int(error >= plain)
+    return int(error >= plain and not options.short)
 
 
 if __name__ == "__main__":

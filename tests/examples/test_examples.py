@@ -124,7 +124,7 @@ def test_speech_uses_other_utterances_of_the_speaker(tmp_path: Path) -> None:
         assert errors[speakers, "and other utterances"] < errors[speakers, "first frames only"]
 
 
-def test_glyphs_beats_the_nearest_given_style(tmp_path: Path) -> None:
+def test_glyphs_draws_a_picture_and_saves_its_model(tmp_path: Path) -> None:
     if not list(sources.cache().glob("glyphs-*.npz")):
         pytest.skip("the letters were not drawn: python examples/glyphs.py")
     assert load("glyphs").main(["--short", "--out", str(tmp_path)]) == 0

@@ -149,8 +149,8 @@ def test_forecast_is_repeatable_and_leaves_the_generator_alone(small, df):
 def test_group_without_an_observation_gets_the_prior(small, df):
     empty = small.forecast(df.assign(h=None), {"t": 1}, num_draws=4000)
     sd = math.sqrt(
-        float(small.vae_.prior.blocks[0].kernel.outputscale) * float(small.vae_.decoder.loadings) ** 2
-        + float(small.vae_.likelihood.constant_variance())
+        small.vae_.prior.blocks[0].kernel.outputscale.item() * small.vae_.decoder.loadings.item() ** 2
+        + small.vae_.likelihood.constant_variance().item()
     )
     np.testing.assert_allclose(empty.sd, sd * small.columns_[0].warp.scale, rtol=0.08)
 
@@ -460,7 +460,7 @@ def test_wrong_arguments_of_methods_are_refused(small, df, tmp_path):
         "groups": lambda: small.plot_forecast(df, groups=["zz"]),
         "path": lambda: small.save(3),
     }
-    with pytest.raises(FGPError, match="no file .*absent.pt"):
+    with pytest.raises(FGPError, match="no file"):
         TableModel.load(tmp_path / "absent.pt")
     for word, call in calls.items():
         with pytest.raises(FGPError, match=r"expected(.|\n)*got(.|\n)*[Tt]ry") as caught:
