@@ -65,7 +65,7 @@ def test_density_of_a_log_column_is_scipys_lognormal():
     part, output = column.elements().double(), torch.tensor([[0.4]], dtype=F64)
     elements = column.encode(pd.Series(POSITIVE))
     found = part.log_prob(output, torch.from_numpy(elements))[:, 0].detach().numpy() + column.density_factor(elements)
-    sd = column.warp.scale * float(part.log_variance.exp().sqrt())
+    sd = column.warp.scale * float(part.log_variance.detach().exp().sqrt())
     median = column.warp.unit * np.exp(column.warp.mean + 0.4 * column.warp.scale)
     np.testing.assert_allclose(found, scipy.stats.lognorm(sd, scale=median).logpdf(POSITIVE), rtol=1e-8)
 
@@ -133,7 +133,7 @@ def test_answers_of_an_ordinal_column_are_those_of_its_log_probabilities():
 @pytest.mark.parametrize(
     ("column", "values", "words"),
     [
-        (Gaussian("v"), ["a", "b"], r"expected numbers in column 'v', got .* Try Categorical\('v'\)"),
+        (Gaussian("v"), ["a", "b"], r"expected numbers in column 'v', got"),
         (Gaussian("v"), [1.0, np.inf], "expected finite numbers in column 'v', got inf"),
         (Gaussian("v"), [1.0, 1.0], "expected different values in column 'v', got 1 only"),
         (Gaussian("v"), [np.nan, np.nan], "expected values in column 'v', got none"),
@@ -187,7 +187,7 @@ def test_features_of_another_kind_are_refused(values, words):
 
 
 def test_periodic_column_of_dates_is_refused():
-    with pytest.raises(DataError, match=r"x: expected numbers .* dt.hour"):
+    with pytest.raises(DataError, match=r"x: expected numbers .*dt.hour"):
         Feature(Periodic("t", 24)).learn(pd.Series(pd.to_datetime(["2020-01-01", "2020-01-02"])))
 
 
