@@ -349,8 +349,8 @@ def test_a_mistake_in_the_rows_is_named(y, x, group, y_mask, error, words):
         (0.5, "expected integers"),
         (torch.tensor([True, False]), r"boolean mask \(3,\), got torch.bool of shape \(2,\)"),
         ([[0, 1]], r"of shape \(1, 2\)"),
-        ("a", "index: expected .* got 'a'. "),
-        (["a"], "index: expected .* got 'a'. "),
+        ("z", "index: expected labels .* got 'z'"),
+        (["a", "z"], "index: expected labels .* got 'z'"),
     ],
 )
 def test_a_mistake_in_the_index_is_named(data, index, words):

@@ -768,7 +768,7 @@ class TableModel:
         groups = {label: place for place, label in enumerate(labels)}
         places = [groups.get(label, -1) for label in targets[self.group[0]]]
         if -1 in places:
-            label = targets[self.group[0]].iloc[places.index(-1)]
+            label = check.number(targets[self.group[0]].iloc[places.index(-1)])
             raise GroupError(
                 f"at: expected groups with a row in the context, got {label!r}. Try rows of this group in df, or "
                 "model.sample_groups(n, at=...) for new groups."
