@@ -73,11 +73,13 @@ def cvae_belief(question: Question, model: CVAE, seed: int) -> Belief:
     table = question.table
     context = grouped(question, question.context)
     labels = list(context.labels)
-    position = question.target[table.group].map({label: n for n, label in enumerate(labels)}).to_numpy(dtype=int)
-    place = question.target.groupby(table.group).cumcount().to_numpy()
+    position = (
+        question.target[table.group].map({label: n for n, label in enumerate(labels)}).to_numpy(dtype=int, copy=True)
+    )
+    place = question.target.groupby(table.group).cumcount().to_numpy(copy=True)
     x = (question.target[table.x] - question.train[table.x].mean()) / question.train[table.x].std()
     x_new = torch.zeros(len(labels), int(place.max()) + 1, len(table.x))
-    x_new[position, place] = torch.tensor(x.to_numpy(), dtype=torch.float32)
+    x_new[position, place] = torch.tensor(x.to_numpy(copy=True), dtype=torch.float32)
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -322,7 +322,7 @@ class GroupedDataset(Dataset):
             index = list(index)
         if isinstance(index, np.ndarray) and index.dtype.kind in "OUT":
             index = index.tolist()
-        named = index if isinstance(index, list) else [index]
+        named: list[Any] = index if isinstance(index, list) else [index]
         if named and all(isinstance(label, str) for label in named):
             index = self._positions_of(named)
         try:

@@ -198,6 +198,7 @@ class TableModel:
         validation = check.positive(validation, "validation", zero=True, below=1, hint="Try 0.1, or 0 for none.")
         max_steps = check.count(max_steps, "max_steps", least=0)
         self._require(df, [c.name for c in self.y] + self._keys)
+        vars(self).pop("vae_", None)  # a fit that fails leaves no model with other columns
         self.columns_, self.features_ = copy.deepcopy(self.y), copy.deepcopy(self.x)
         self.covariates_ = copy.deepcopy(self.covariates)
         for covariate in self.covariates_:
@@ -807,7 +808,7 @@ class TableModel:
         groups = {label: place for place, label in enumerate(labels)}
         places = [groups.get(label, -1) for label in targets[self.group[0]]]
         if -1 in places:
-            label = targets[self.group[0]].iloc[places.index(-1)]
+            label = check.number(targets[self.group[0]].iloc[places.index(-1)])
             raise GroupError(
                 f"at: expected groups with a row in the context, got {label!r}. Try rows of this group in df, or "
                 "model.sample_groups(n, at=...) for new groups."
