@@ -27,11 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train = train[train["country"].isin(train["country"].unique()[::4]) & (train["year"] % 5 == 0)]
 
     model = TableModel(y=FIGURES, x=["year"], group="country").fit(train, max_steps=50 if options.short else 1500)
+    last = past.groupby("country")[FIGURES].last().loc[future["country"]].set_axis(future.index)
+    future = future.assign(**future[FIGURES].where(last.notna()))  # Ireland has no income before 2000
     scores = model.score(past, future)
-    last = past.groupby("country")[FIGURES].last().loc[future["country"]].to_numpy()
     scores["mse_last_value"] = ((future[FIGURES] - last) ** 2).mean()
-    print(scores.round(3))
-    print(model.forecast(past, at={"year": [2015]}).head(4))
+    print(scores.round(3).to_string())
+    print(model.forecast(past, at={"year": [2015]}).head(4).to_string())
 
     figure = model.plot_forecast(past, SHOWN, at={"year": range(1960, 2016)})
     for axis, country in zip(figure.axes, SHOWN, strict=True):  # what happened
