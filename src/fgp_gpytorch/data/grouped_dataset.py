@@ -478,6 +478,15 @@ class GroupedDataset(Dataset):
         """Return all members, sorted by group. They are not copied, so do not write to them."""
         return FlatRows(self.members.y, *self.features())
 
+    def ordered_places(self) -> Tensor:  # shape: (N,)
+        """Return the place of each member in its group by the first feature, from 0. Ties keep their order."""
+        x, group = self.features()
+        order = x[:, 0].argsort(stable=True)
+        order = order[group[order].argsort(stable=True)]
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        return place - self._offsets[group]
+
     def random_places(self, generator: torch.Generator) -> Tensor:  # shape: (N,)
         """Return the place of each member in a random order of its group, 0 to its size - 1, sorted by group."""
         places = [torch.randperm(size, generator=generator) for size in self.group_sizes.tolist()]

@@ -149,12 +149,7 @@ class HeldOut(Dataset):
             DataError: If the first feature of a member is unknown.
         """
         targets = _amount(check.count(k, "k"), "k", _checked(data))
-        x, group = data.features()
-        order = x[:, 0].argsort(stable=True)
-        order = order[group[order].argsort(stable=True)]
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        target = place >= (data.group_sizes.cumsum(0) - targets)[group]
+        target = data.ordered_places() >= (data.group_sizes - targets)[data.features().group]
         return cls.of(data.select(~target), data.select(target))
 
     @classmethod

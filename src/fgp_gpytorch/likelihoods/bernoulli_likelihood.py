@@ -28,7 +28,7 @@ class BernoulliLikelihood(Likelihood):
 
     def starting_output(self, y: Tensor, observed: Tensor | None = None) -> Tensor:
         """Logits of the mean of y, limited to 0.01 to 0.99."""
-        return torch.logit(self.mean_of_rows(y, observed).clamp(0.01, 0.99))
+        return torch.logit(super().starting_output(y, observed).clamp(0.01, 0.99))
 
     def check_range(self, y: Tensor, observed: Tensor | None = None) -> None:
         """Require observed elements in [0, 1].

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch.likelihoods.elements import column_means
 from fgp_gpytorch.saving import Configurable
 
 _ROWS_AT_ONCE = 4096  # of `check_data`
@@ -110,10 +111,11 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
         This one is the mean of y, the start of an identity link.
 
         Args:
-            y: Observations, (*batch, *y_shape), N in all.
+            y: Observations, (N, *y_shape).
             observed: Which of them count, the shape of y; None for all.
         """
-        return self.mean_of_rows(y, observed)
+        mean, _ = column_means(y.reshape(len(y), -1), None if observed is None else observed.reshape(len(y), -1))
+        return mean.reshape(y.shape[1:])
 
     def initialize(self, y: Tensor, observed: Tensor | None = None, residual_variance: Tensor | None = None) -> None:
         """Set learned parameters from data. This one has none.
@@ -131,13 +133,6 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
     def element_outputs(self, y_shape: Sequence[int]) -> Tensor:
         """The position of each element's own output among the flattened outputs, int64 (K,)."""
         return torch.arange(math.prod(y_shape))
-
-    @staticmethod
-    def mean_of_rows(y: Tensor, observed: Tensor | None) -> Tensor:
-        """Mean of (N, *y_shape) over the observed rows of each element, 0 where there is none."""
-        if observed is None:
-            return y.mean(0)
-        return torch.where(observed, y, 0.0).sum(0) / observed.sum(0).clamp_min(1)
 
     @torch.no_grad()
     def gap_value(self, y: Tensor) -> float:

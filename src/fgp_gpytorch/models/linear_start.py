@@ -69,7 +69,7 @@ def principal_components(y: Tensor, observed: Tensor | None, num_components: int
     return loadings * torch.where(sign == 0, 1.0, sign), offset, eigenvalues
 
 
-def linear_start(model: Any, data: GroupedDataset, iterations: int = 100, rotation: str = "components") -> float:
+def linear_start(model: Any, data: GroupedDataset, iterations: int, rotation: str) -> float:
     """Start a model as a linear Gaussian-process model of the data. `FGPVAE.initialize` documents it.
 
     Returns:
@@ -89,7 +89,7 @@ def linear_start(model: Any, data: GroupedDataset, iterations: int = 100, rotati
         return maximize(model, batch, iterations, in_two=True)
 
 
-def refine(model: Any, data: GroupedDataset, iterations: int, thin: bool = False) -> float:
+def refine(model: Any, data: GroupedDataset, iterations: int, thin: bool) -> float:
     """Further steps of L-BFGS from where the model stands. Returns the ELBO, nats an observed element."""
     with in_float64(model):
         batch = thinned(data, model.prior.num_channels, _FEW if thin else _MANY).to(

@@ -34,6 +34,24 @@ class BlockPrior(Protocol):
         ...
 
 
+def with_new_members(
+    x: Tensor, precision: Tensor, residual: Tensor, x_new: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x, precisions and residuals of the members, followed by new ones that are not observed: R^2 = 0.
+
+    Args:
+        x: Auxiliary features, (*b, G, Q, D).
+        precision: R^2, (*b, G, J, Q).
+        residual: mu less the prior mean, (*b, G, J, Q).
+        x_new: Those of new members, (*b, G, Q*, D); None for none.
+    """
+    if x_new is None:
+        return x, precision, residual
+    padding = (0, x_new.shape[-2])
+    pad = torch.nn.functional.pad
+    return torch.cat([x, x_new], dim=-2), pad(precision, padding), pad(residual, padding)
+
+
 class BlockPosterior(ABC):
     """Posterior of a block of channels given pseudo-observations. A snapshot: a changed parameter needs a new one.
 
@@ -70,12 +88,7 @@ class BlockPosterior(ABC):
 
     def whitened(self, x_new: Tensor | None = None) -> LowRankFactor:
         """q(u) with z = m + Phi u, and Phi at the members (and then x_new): batch (*b, G, J), rows Q + Q*."""
-        x, (precision, residual) = self.x, self.observations
-        if x_new is not None:
-            x = torch.cat([x, x_new], dim=-2)
-            padding = (0, x_new.shape[-2])  # new members are not observed: R^2 = 0
-            precision = torch.nn.functional.pad(precision, padding)
-            residual = torch.nn.functional.pad(residual, padding)
+        x, precision, residual = with_new_members(self.x, *self.observations, x_new)
         return low_rank_factor(self.block.covariance_root(x), precision, residual)
 
     def rsample(self, sample_shape: torch.Size, x_new: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch.gaussian import LowRankFactor, low_rank_factor
-from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
+from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior, with_new_members
 from fgp_gpytorch.prior.caching import cached_by_grad_mode
 
 
@@ -69,12 +69,7 @@ class EffectsBlockPosterior(BlockPosterior):
 
     def whitened(self, x_new: Tensor | None = None) -> LowRankFactor:
         """q(u, v), and Psi at the members (and then x_new): (*b, G, sets of channels), rows by channel, then member."""
-        x, precision, residual = self.x, self.precision, self.residual
-        if x_new is not None:
-            x = torch.cat([x, x_new], dim=-2)
-            padding = (0, x_new.shape[-2])  # new members are not observed: R^2 = 0
-            precision = torch.nn.functional.pad(precision, padding)
-            residual = torch.nn.functional.pad(residual, padding)
+        x, precision, residual = with_new_members(self.x, self.precision, self.residual, x_new)
         plain, effect = self.block.covariance_root(x), self.effect_root(x)
         if self.block.couples_channels:
             plain = plain.flatten(-3, -2).unsqueeze(-3)

@@ -102,9 +102,8 @@ class Feature:
                 series = pd.to_datetime(series)
             except (ValueError, TypeError) as error:
                 raise DataError(
-                    f"at: expected dates for {self.name!r}, got {check.number(series.iloc[0])!r} ({error}). "
-                    "Try '2020-01-31', or "
-                    "pd.date_range(start, end)."
+                    f"at: expected dates for {self.name!r}, got {check.number(series.iloc[0])!r} ({error}). Try "
+                    "'2020-01-31', or pd.date_range(start, end)."
                 ) from error
         if self.kind == "date" and series.dt.tz is None and getattr(self.dtype, "tz", None) is not None:
             series = series.dt.tz_localize(self.dtype.tz)

@@ -1,9 +1,5 @@
 """What a table model learned of its columns, as plain values."""
 
-# pandas' operations return unions of all that they might return for other arguments
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
-
 from typing import Any
 
 import pandas as pd

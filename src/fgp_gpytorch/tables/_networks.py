@@ -1,12 +1,7 @@
 """The default model of a table: kernels, means, networks and likelihood."""
 
-# pandas' operations return unions of all that they might return for other arguments
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
-
 from collections.abc import Sequence
 
-import gpytorch
 import torch
 from gpytorch.kernels import ConstantKernel, Kernel, MaternKernel, PeriodicKernel, ScaleKernel
 from gpytorch.means import ConstantMean, Mean
@@ -16,8 +11,7 @@ from fgp_gpytorch.data import GroupedDataset
 from fgp_gpytorch.kernels import WithinKernel
 from fgp_gpytorch.likelihoods import ColumnLikelihood
 from fgp_gpytorch.means import AdditiveMean, FourierMean, PiecewiseLinearMean
-from fgp_gpytorch.models import FGPVAE
-from fgp_gpytorch.models.linear_start import thinned
+from fgp_gpytorch.models import FGPVAE, padded_features, thinned
 from fgp_gpytorch.nets import LinearDecoder, LinearEncoder
 from fgp_gpytorch.prior import FactorizedGPPrior, LocalChannels
 from fgp_gpytorch.tables._features import Covariate, Feature
@@ -116,8 +110,6 @@ def model_of(
     num_channels: int,
     hidden: Sequence[int],
     kernel: Kernel | None = None,
-    element_dropout: float | tuple[float, float] = 0.0,
-    member_dropout: float | tuple[float, float] = 0.0,
     covariates: Sequence[Covariate] = (),
 ) -> FGPVAE:
     """The default model, in float64, before its linear start."""
@@ -135,8 +127,7 @@ def model_of(
     decoder = LinearDecoder(num_channels, likelihood.output_shape(), hidden)
     effects = [covariate.feature_map(len(features) + 2 * place) for place, covariate in enumerate(covariates)]
     prior = FactorizedGPPrior([block], effects=effects) if effects else FactorizedGPPrior([block])
-    model = FGPVAE(encoder, decoder, prior, likelihood, member_dropout, element_dropout)
-    return model.double()
+    return FGPVAE(encoder, decoder, prior, likelihood).double()
 
 
 def column_evidence(data: GroupedDataset, features: Sequence[Feature], first_level: int) -> Tensor:
@@ -150,24 +141,21 @@ def column_evidence(data: GroupedDataset, features: Sequence[Feature], first_lev
         first_level: The column of x of the first code of inner groups.
     """
     size = data.y_shape[0]
-    x = data.features().x
+    members = data.features().x
     shape = torch.Size([size])
-    kernel = kernel_of(features, x.shape[-1] - first_level, size, first_level)
-    block = LocalChannels(size, kernel, mean_of(features, x, size))
+    kernel = kernel_of(features, members.shape[-1] - first_level, size, first_level)
+    block = LocalChannels(size, kernel, mean_of(features, members, size))
     prior = FactorizedGPPrior([block])
-    noise = torch.nn.Parameter(torch.full(shape, -2.3, dtype=torch.float64, device=x.device))
+    noise = torch.nn.Parameter(torch.full(shape, -2.3, dtype=torch.float64, device=members.device))
     batch = thinned(data, size, 15_000)
-    y, seen = batch.y.double(), batch.observed
-    first = batch.x[:, :1]
-    x_all = torch.where(batch.mask.unsqueeze(-1), batch.x, first)
+    x, y, seen = padded_features(batch), batch.y.double(), batch.observed
     parameters = [*(p for p in prior.parameters() if p.requires_grad), noise]
     optimizer = torch.optim.LBFGS(parameters, max_iter=40, line_search_fn="strong_wolfe", history_size=20)
 
     def evidence() -> Tensor:
         variance = torch.where(seen, noise.exp(), 1e12)  # a gap: the same constant for every transform
-        with gpytorch.settings.debug(False):
-            posterior = prior.condition(x_all, y, variance)
-        return torch.stack([block.log_evidence() for block in posterior.blocks]).sum((0, 1))
+        (posterior,) = prior.condition(x, y, variance).blocks
+        return posterior.log_evidence().sum(0)
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -1,9 +1,5 @@
 """Kinds of columns: what a table's column contains, and how it becomes elements of an observation."""
 
-# pandas' operations return unions of all that they might return for other arguments
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
-
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar

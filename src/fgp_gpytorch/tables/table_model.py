@@ -5,6 +5,7 @@
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
 
 import copy
+import functools
 import importlib
 import json
 import math
@@ -27,8 +28,7 @@ from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import ArgumentError, CheckpointError, DataError, GroupError
 from fgp_gpytorch.likelihoods import ColumnLikelihood, GaussianElements
 from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log_mean_exp
-from fgp_gpytorch.models import FGPVAE, check_dropout
-from fgp_gpytorch.models.linear_start import principal_components
+from fgp_gpytorch.models import FGPVAE, check_dropout, principal_components
 from fgp_gpytorch.objectives import ELBO
 from fgp_gpytorch.saving import pack_model, read_checkpoint, unpack_model, write_checkpoint
 from fgp_gpytorch.tables._features import as_covariates, as_features, level_codes
@@ -37,14 +37,14 @@ from fgp_gpytorch.tables._networks import column_evidence, model_of
 from fgp_gpytorch.tables._plot import forecast_figure
 from fgp_gpytorch.tables._warp import Warp, likely_power
 from fgp_gpytorch.tables.columns import Column, Gaussian, as_columns
-from fgp_gpytorch.training import fit
+from fgp_gpytorch.training import FitResult, fit
 
 _MOST_CHANNELS = 16
 _EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
 _FEWEST_TO_VALIDATE = 5  # groups; fewer say too little, and the model stays at its linear start
 _ANSWERS = ("variable", "category", "mean", "sd", "q05", "q50", "q95")
 _FAR = 50.0  # standard deviations: a table in other units
-_MEMBERS_AT_ONCE = 4096  # decoded members times draws, in thousands
+_MEMBERS_AT_ONCE = 4_096_000  # decoded members times draws
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of the spread
 _FEWEST_ERRORS = 20
 _LARGEST_SPREAD = 3.0
@@ -207,7 +207,6 @@ class TableModel:
             feature.learn(df[feature.name])
         for column in self.columns_:
             column.learn(df[column.name])
-        self.dtypes_ = {name: df[name].dtype for name in df.columns}
         with generators_restored(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "x: expected different features")  # said below, in words of the table
             torch.manual_seed(seed)
@@ -222,11 +221,7 @@ class TableModel:
         self.best_epoch_, self.spread_ = 0, 1.0
         held_out = round(validation * len(train))
         if self.covariates_:
-            fit(
-                self.vae_, train, epochs=None, max_steps=_EFFECT_STEPS, batch_size=max(4, min(20, len(train) // 4)),
-                learning_rate=5e-3, lr_schedule="cosine", seed=seed, folder=None, progress=progress, accelerator="cpu",
-                devices=1,
-            )  # fmt: skip
+            _train(self.vae_, train, _EFFECT_STEPS, seed, progress, learning_rate=5e-3)
         elif self.calibrate:
             self.spread_ = self._check_spread(train, seed)
         if held_out >= _FEWEST_TO_VALIDATE and max_steps and self.hidden:
@@ -240,25 +235,16 @@ class TableModel:
         size = train.y_shape[0]
         own = self.channels == "auto" and size <= _MOST_CHANNELS
         channels = size if own else self._num_channels(train)
-        vae = model_of(
-            self.columns_,
-            self.features_,
-            train,
-            channels,
-            self.hidden,
-            copy.deepcopy(self.kernel),
-            covariates=self.covariates_,
-        )
+        kernel = copy.deepcopy(self.kernel)
+        vae = model_of(self.columns_, self.features_, train, channels, self.hidden, kernel, self.covariates_)
         return vae, vae.initialize(train, rotation="columns" if own else "components")
 
     def _num_channels(self, train: GroupedDataset) -> int:
         if self.channels != "auto":
             return int(self.channels)
         members = train.members
-        observed = None if members.y_mask is None else members.y_mask
-        rows = members.y.double()
-        size = rows.shape[-1]
-        spectrum = principal_components(rows, observed, min(size, _MOST_CHANNELS))[2]
+        size = members.y.shape[-1]
+        spectrum = principal_components(members.y.double(), members.y_mask, min(size, _MOST_CHANNELS))[2]
         share = spectrum.cumsum(0) / spectrum.sum()
         return min(int((share < _EXPLAINED).sum()) + 1, size, _MOST_CHANNELS)
 
@@ -274,10 +260,9 @@ class TableModel:
         several = _ELEMENT_DROPOUT if len(self._sizes) > 1 else 0.0
         vae.member_dropout = self.member_dropout
         vae.element_dropout = several if self.element_dropout == "auto" else self.element_dropout
-        result = fit(
-            vae, others, objective=ELBO(self.beta), validation=judged, restore_best=True, epochs=None,
-            max_steps=max_steps, batch_size=max(4, min(20, len(others) // 4)), learning_rate=1e-3,
-            lr_schedule="cosine", seed=seed, folder=None, progress=progress, accelerator="cpu", devices=1,
+        result = _train(
+            vae, others, max_steps, seed, progress, learning_rate=1e-3, objective=ELBO(self.beta), validation=judged,
+            restore_best=True,
         )  # fmt: skip
         self.best_epoch_ = result.best_epoch or 0
         if self.best_epoch_:
@@ -311,28 +296,26 @@ class TableModel:
 
     def _choose_transforms(self, df: pd.DataFrame) -> None:
         """Take the power scale of a Gaussian column if its Gaussian process has the larger evidence for it."""
-        warps: list[tuple[Gaussian, Warp]] = []
+        candidates: list[tuple[Gaussian, np.ndarray, Warp]] = []
         for column in self.columns_:
             if isinstance(column, Gaussian) and column.transform == "auto":
                 values = df[column.name].to_numpy(dtype=np.float64, na_value=np.nan)
                 seen = values[~np.isnan(values)]
                 power = likely_power(seen)
                 if power != 1.0:
-                    warps.append((column, Warp.of(seen, power)))
-        if not warps:
+                    candidates.append((column, values, Warp.of(seen, power)))
+        if not candidates:
             return
-        both = [(column, warp) for column, other in warps for warp in (column.warp, other)]
-        numbers = [warp(df[column.name].to_numpy(dtype=np.float64, na_value=np.nan)) for column, warp in both]
-        data = self._grouped(df, np.stack(numbers, -1), level_codes([df], self.group)[0])
+        both = [(values, warp) for column, values, other in candidates for warp in (column.warp, other)]
+        numbers = np.stack([warp(values) for values, warp in both], -1)
+        data = self._grouped(df, numbers, level_codes([df], self.group)[0])
         evidence = column_evidence(
             data.only_observed(), self.features_, len(self.features_) + 2 * len(self.covariates_)
         )
-        for place, (column, warp) in enumerate(both):
-            values = df[column.name].to_numpy(dtype=np.float64, na_value=np.nan)
-            slope = warp.log_slope(values[~np.isnan(values)]).sum()
-            evidence[place] += float(slope)
-        for place, (column, warp) in enumerate(warps):
-            if evidence[2 * place + 1] > evidence[2 * place]:
+        for place, (values, warp) in enumerate(both):
+            evidence[place] += float(warp.log_slope(values[~np.isnan(values)]).sum())
+        for (column, _, warp), (plain, powered) in zip(candidates, evidence.reshape(-1, 2).tolist(), strict=True):
+            if powered > plain:
                 column.warp = warp
 
     # answers
@@ -360,6 +343,7 @@ class TableModel:
             DataError: If the context is empty, or a value is impossible.
             GroupError: If a group of `at` has no row in the context.
         """
+        df = self._checked(df)
         targets = self._targets(df, at)
         return self._tidy(targets, self._outputs(df, targets, num_draws, seed))
 
@@ -382,7 +366,7 @@ class TableModel:
         """
         targets = self._checked(df)
         check.instance(spread, "spread", bool, "Try spread=True.")
-        output = self._outputs(df, targets, num_draws, seed)
+        output = self._outputs(targets, targets, num_draws, seed)
         if spread:
             return self._tidy(targets.reset_index(drop=True), output, gaps_of=targets)
         filled = targets.copy()
@@ -445,8 +429,8 @@ class TableModel:
                 "sample_groups: expected a model of at least two training groups, got one. Try more groups in fit."
             )
         n = check.count(n, "n")
-        grid = self._grid(at, [0])
-        for name in self.group[1:]:
+        grid = self._grid(at)
+        for name in self.group:
             grid[name] = 0
         for covariate in self.covariates_:
             if covariate.name not in grid.columns:
@@ -486,7 +470,7 @@ class TableModel:
         """
         num_draws = check.count(num_draws, "num_draws", least=19, hint="An interval of 90 % needs so many. Try 999.")
         targets = self._checked(df_target)
-        output = self._outputs(df_context, targets, num_draws, seed)
+        output = self._outputs(self._checked(df_context), targets, num_draws, seed)
         rows = []
         with generators_restored():
             torch.manual_seed(seed)
@@ -513,6 +497,7 @@ class TableModel:
         Raises:
             ArgumentError, DataError, GroupError: As in `forecast`.
         """
+        df = self._checked(df)
         targets = self._targets(df, at)
         output = self._outputs(df, targets, num_draws, seed, jointly=True)
         with generators_restored():
@@ -760,14 +745,12 @@ class TableModel:
         return np.argsort(codes, kind="stable")
 
     def _targets(self, df: pd.DataFrame, at: Mapping[Hashable, Any] | pd.DataFrame) -> pd.DataFrame:
-        self._checked(df)
         if isinstance(at, pd.DataFrame):
             at = self._with_covariates(at, df)
             self._require(at, self._keys, "at")
             return at[self._keys].reset_index(drop=True)
         groups = df[self.group].drop_duplicates()
-        grid = self._grid(at, [0]).drop(columns=self.group[0])
-        return self._with_covariates(groups.merge(grid, how="cross"), df)[self._keys]
+        return self._with_covariates(groups.merge(self._grid(at), how="cross"), df)[self._keys]
 
     def _with_covariates(self, at: pd.DataFrame, df: pd.DataFrame) -> pd.DataFrame:
         """Targets with the covariates that they lack: those of the last row of their group in the context."""
@@ -777,30 +760,27 @@ class TableModel:
         last = df.drop_duplicates(self.group[0], keep="last").set_index(self.group[0])[absent]
         return at.join(last, on=self.group[0])
 
-    def _grid(self, at: Any, groups: Sequence[Any]) -> pd.DataFrame:
-        self._fitted()
+    def _grid(self, at: Any) -> pd.DataFrame:
+        """All combinations of the values of x columns and covariates."""
         if not isinstance(at, Mapping):
             check.instance(at, "at", (Mapping, pd.DataFrame), "Try {'year': range(2000, 2010)}.")
         names = [feature.name for feature in self.features_]
         more = [covariate.name for covariate in self.covariates if covariate.name in at]
         if set(at) != {*names, *more}:
             raise ArgumentError(f"at: expected values for {names}, got {list(at)}. Try {{{names[0]!r}: [...]}}.")
-        grid = pd.DataFrame({self.group[0]: list(groups)})
+        columns = []
         for feature in self.features_:
-            values = at[feature.name]
-            listed = _listed(values)
+            listed = _listed(at[feature.name])
             if not listed:
                 raise DataError(f"at: expected values for {feature.name!r}, got none. Try at least one.")
-            grid = grid.merge(pd.DataFrame({feature.name: feature.like_training(listed)}), how="cross")
-        for name in more:
-            grid = grid.merge(pd.DataFrame({name: _listed(at[name])}), how="cross")
-        return grid
+            columns.append(pd.DataFrame({feature.name: feature.like_training(listed)}))
+        columns += [pd.DataFrame({name: _listed(at[name])}) for name in more]
+        return functools.reduce(lambda one, other: one.merge(other, how="cross"), columns)
 
     def _outputs(
         self, df: pd.DataFrame, targets: pd.DataFrame, num_draws: int, seed: int, jointly: bool = False
     ) -> Tensor:
-        """Draws of the decoder's output at the P rows of the targets, (S, P, num_outputs)."""
-        df = self._checked(df)
+        """Draws of the decoder's output at the P rows of the targets, given a checked context, (S, P, num_outputs)."""
         num_draws, seed = check.count(num_draws, "num_draws"), check.count(seed, "seed", least=0)
         codes, new = level_codes([df, targets], self.group)
         context = self._dataset(df, codes)
@@ -821,7 +801,7 @@ class TableModel:
         with torch.no_grad(), evaluation(self.vae_, seed):
             parts = []
             rows = x_new[order].split(sizes.tolist())
-            step = max(1, _MEMBERS_AT_ONCE * 1000 // max(1, num_draws * int(sizes.max())))
+            step = max(1, _MEMBERS_AT_ONCE // max(1, num_draws * int(sizes.max())))
             for start in range(0, len(used), step):
                 some = rows[start : start + step]
                 padded = torch.nn.utils.rnn.pad_sequence(list(some), batch_first=True)
@@ -859,6 +839,14 @@ class TableModel:
                     frame["category"] = category
                 frames.append(frame.assign(**answer))
         return pd.concat(frames, ignore_index=True)
+
+
+def _train(vae: FGPVAE, data: GroupedDataset, max_steps: int, seed: int, progress: bool, **options: Any) -> FitResult:
+    """Train by Adam under a cosine, on the CPU, without files."""
+    return fit(
+        vae, data, epochs=None, max_steps=max_steps, batch_size=max(4, min(20, len(data) // 4)), lr_schedule="cosine",
+        seed=seed, folder=None, progress=progress, accelerator="cpu", devices=1, **options,
+    )  # fmt: skip
 
 
 def _optional(name: str) -> Any:
@@ -930,15 +918,9 @@ def known_members(data: GroupedDataset, seed: int, share: int = 2) -> Tensor:  #
         seed: Of the random halves.
         share: The first half of every so many groups; 1 for all.
     """
-    x, group = data.features()
-    sizes = data.group_sizes
-    later = data.random_places(torch.Generator().manual_seed(seed))
-    order = x[:, 0].argsort(stable=True)
-    order = order[group[order].argsort(stable=True)]
-    place = torch.empty_like(group)
-    place[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group[order]]
-    place = torch.where(group % share == 0, place, later)
-    return place < (sizes[group] / 2).ceil()
+    group, later = data.features().group, data.random_places(torch.Generator().manual_seed(seed))
+    place = torch.where(group % share == 0, data.ordered_places(), later)
+    return place < (data.group_sizes[group] / 2).ceil()
 
 
 def standardized_errors(vae: FGPVAE, data: GroupedDataset, places: Sequence[int], seed: int) -> Tensor:

@@ -52,7 +52,7 @@ def check_trainer(trainer: lightning.Trainer, model: GroupedVAE) -> None:
     """Require a strategy under which several processes take the steps of one.
 
     Raises:
-        ArgumentError: If the strategy is another one, or if the model cannot share a minibatch.
+        ArgumentError: If another strategy is in use. If the model cannot share a minibatch.
     """
     _check_precision(str(trainer.precision))
     strategy = trainer.strategy

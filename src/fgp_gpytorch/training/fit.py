@@ -165,9 +165,9 @@ def fit(
             - If `CoregionalizedChannels` learn more than the groups determine, so that intervals are too narrow.
             - At the end, if no channel carries 0.1 nats a group: y is predicted by its mean. If only global channels
               do: x has no effect. Some unused channels are no reason to warn; see `FitResult.kl_channels`.
-            - At the end, if fewer than 500 steps were taken, none of them counted by `max_steps`, and the loss was
-              still falling: by more than three standard errors from the tenth of the epochs before the last to the
-              last tenth, of at least 20 epochs, and with validation data, if the last epochs were the best.
+            - At the end, if a run without `max_steps` took fewer than 500 steps and the loss was still falling. The
+              loss falls if the mean of the last tenth of at least 20 epochs is below that of the tenth before it. The
+              difference must exceed three standard errors. With validation data the last epochs must be the best.
 
     Returns:
         The history and the checkpoints. The model holds the parameters of the last epoch, or with `restore_best` those
