@@ -23,7 +23,8 @@ def trained(question: Question, seed: int) -> Any:
 
     table = question.table
     kinds = {name: tables.Binary if len(levels) == 2 else tables.Ordinal for name, levels in table.levels.items()}
-    y = [kinds[name](name) if name in kinds else name for name in table.y]
+    several = question.train[table.y].nunique() > 1  # the corners of images are always black
+    y = [kinds[name](name) if name in kinds else name for name in table.y if several[name]]
     return TableModel(y=y, x=table.x, group=table.group).fit(question.train, seed=seed)
 
 
@@ -38,18 +39,23 @@ def fit_table_model(question: Question, seed: int) -> Callable[[], dict[str, flo
 
 
 def scores_of(question: Question, model: Any) -> dict[str, float]:
-    """Score the forecasts of a model in training standard deviations."""
+    """Score the forecasts of a model in training standard deviations. A column with one value is forecast by it."""
     table = question.table
     keys = [table.group, *table.x]
     tidy = model.forecast(question.context, at=question.target[keys])
     columns = {}
-    for name in table.y:
-        own = tidy[tidy["variable"] == name]
+    for name, own in tidy.groupby("variable"):
         columns[name] = question.target[keys].merge(own, on=keys, how="left", validate="one_to_one")
+    constant = np.ones(len(question.target))
     mean, low, high = (
-        np.stack([columns[name][part].to_numpy(float) for name in table.y], axis=-1) for part in ("mean", "q05", "q95")
-    )
-    return scored_elsewhere(question, mean, low, high, model.score(question.context, question.target))
+        np.stack(
+            [columns[name][part].to_numpy(float) if name in columns else constant * question.mean[name]
+             for name in table.y], axis=-1,
+        )
+        for part in ("mean", "q05", "q95")
+    )  # fmt: skip
+    reported = model.score(question.context, question.target).reindex(table.y)
+    return scored_elsewhere(question, mean, low, high, reported)
 
 
 def codes(question: Question, model: Any, rows: pd.DataFrame) -> pd.DataFrame:

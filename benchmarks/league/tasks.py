@@ -6,6 +6,7 @@ the other folds. `context` and `target` belong to the groups of one fold: a valu
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -57,12 +58,12 @@ class Question:
     target: pd.DataFrame
     practice: tuple[pd.DataFrame, pd.DataFrame]
 
-    @property
+    @functools.cached_property
     def mean(self) -> pd.Series:
         """The mean of each column of y over the training rows."""
         return self.train[self.table.y].mean()
 
-    @property
+    @functools.cached_property
     def scale(self) -> pd.Series:
         """The unit of errors: the standard deviation of each column of y over the training rows, or 1."""
         spread = self.train[self.table.y].std()

@@ -116,6 +116,16 @@ class ColumnLikelihood(Likelihood):
         known = [variance for variance in found if variance is not None]
         return torch.cat(known).reshape(self.y_shape) if len(known) == len(found) else None
 
+    def element_variances(self) -> Tensor | None:
+        """The variance of each Gaussian element without outputs of its own, NaN for the others, (*y_shape)."""
+        found = [(part, part.constant_variance()) for part in self._parts()]
+        known = [variance for _, variance in found if variance is not None]
+        if not known:
+            return None
+        unknown = known[0].detach() * torch.nan
+        rows = [unknown[:1].expand(part.num_elements) if own is None else own for part, own in found]
+        return torch.cat(rows).reshape(self.y_shape)
+
     def output_shape(self, y_shape: Sequence[int] | None = None) -> tuple[int, ...]:
         """Shape of the decoder's output for one observation: (num_outputs,) for vectors, else that of y.
 

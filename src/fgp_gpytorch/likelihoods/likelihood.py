@@ -130,6 +130,10 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
         """The variance of each element, (*y_shape) or a scalar, of a Gaussian whose mean is the output; else None."""
         return None
 
+    def element_variances(self) -> Tensor | None:
+        """`constant_variance` of the elements that have one, and NaN for the others; None if no element has one."""
+        return self.constant_variance()
+
     def element_outputs(self, y_shape: Sequence[int]) -> Tensor:
         """The position of each element's own output among the flattened outputs, int64 (K,)."""
         return torch.arange(math.prod(y_shape))

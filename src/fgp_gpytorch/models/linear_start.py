@@ -27,6 +27,7 @@ from fgp_gpytorch.prior import ChannelBlock, LocalChannels
 
 _IMPUTATIONS = 30  # sweeps of the principal components over missing entries
 _SMALLEST_NOISE = 0.05  # of a column's variance, at the start of L-BFGS
+_ROUNDING = 1e-6  # of a column's variance: the variance of an error in every value
 _FEW, _MANY = 15_000, 45_000  # members times channels that L-BFGS sees
 _LARGEST_COST = 2e8  # of one evaluation of the ELBO: sum over groups of L Q^3
 _LARGEST_GROUP = 200  # members of a group that L-BFGS sees
@@ -330,8 +331,24 @@ def elbo(model: Any, batch: GroupedBatch, draws: Tensor) -> Tensor:
     if noise is not None:  # E (y - W z)^2 = (y - W mean)^2 + W^2 variance
         spread = variance.to(noise.dtype) @ model.decoder.loadings.square().mT / noise.reshape(-1)
         log_likelihood = log_likelihood - 0.5 * (spread * batch.observed.flatten(2)).sum()
-    bound = log_likelihood - posterior.kl.sum() + model.prior.log_hyperprior()
+    bound = log_likelihood - posterior.kl.sum() + model.prior.log_hyperprior() - rounding(model.likelihood, batch)
     return bound / batch.observed.sum()
+
+
+def rounding(likelihood: Any, batch: GroupedBatch) -> Tensor:
+    """Nats that the log likelihood loses if every value has a small error, so that no noise vanishes.
+
+    Equal rows, or fewer groups than channels, would otherwise make the noise 0 and the ELBO infinite.
+    """
+    variances = likelihood.element_variances()
+    if variances is None:
+        return batch.y.new_zeros(())
+    seen, y = batch.observed.flatten(2), torch.where(batch.observed, batch.y, 0.0).flatten(2)
+    number = seen.sum((0, 1))
+    mean = y.sum((0, 1)) / number.clamp_min(1)
+    squares = torch.where(seen, (y - mean).square(), 0.0).sum((0, 1))
+    loss = 0.5 * _ROUNDING * squares / variances.reshape(-1).to(y.dtype)
+    return torch.where(loss.isnan(), 0.0, loss).sum()
 
 
 def condition(model: Any, batch: GroupedBatch, pseudo: Any) -> Any:

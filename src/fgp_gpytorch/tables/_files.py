@@ -25,7 +25,7 @@ def pack_table(model: Any) -> dict[str, Any]:
         "covariates": [_pack_covariate(covariate) for covariate in model.covariates_],
         "group": [_pack(name) for name in model.group],
         "options": {name: value for name, value in model.options().items() if name != "kernel"},
-        "learned": {"elbo": model.elbo_, "best_epoch": model.best_epoch_, "spread": model.spread_},
+        "learned": {"elbo": model.elbo_, "moved": model.moved_, "spread": model.spread_},
     }
 
 
@@ -45,7 +45,7 @@ def unpack_table(kind: Any, content: dict[str, Any]) -> Any:
     model = kind(columns, x, [_unpack(name) for name in content["group"]], names, **_options(content["options"]))
     model.columns_, model.features_, model.covariates_ = columns, features, covariates
     learned = content["learned"]
-    model.elbo_, model.best_epoch_, model.spread_ = learned["elbo"], learned["best_epoch"], learned["spread"]
+    model.elbo_, model.moved_, model.spread_ = learned["elbo"], learned["moved"], learned["spread"]
     return model
 
 

@@ -19,6 +19,7 @@ from fgp_gpytorch.tables.columns import Column
 
 _HARMONICS = 4
 _ROWS_PER_KNOT = 8
+MOST_KNOTS = 12
 
 
 def kernel_of(features: Sequence[Feature], num_levels: int, num_channels: int, first_level: int) -> Kernel:
@@ -85,7 +86,7 @@ def _scaled(base: Kernel, shape: torch.Size) -> Kernel:
     return kernel
 
 
-def mean_of(features: Sequence[Feature], x: Tensor, num_channels: int) -> Mean:
+def mean_of(features: Sequence[Feature], x: Tensor, num_channels: int, num_knots: int) -> Mean:
     """What all groups share at x: a piecewise-linear function of each number, waves, and a value for each category."""
     shape = torch.Size([num_channels])
     means: list[Mean] = []
@@ -96,7 +97,7 @@ def mean_of(features: Sequence[Feature], x: Tensor, num_channels: int) -> Mean:
         elif feature.kind == "category":
             means.append(PiecewiseLinearMean(torch.arange(float(len(feature.levels))), shape, place))
         elif len(own.unique()) > 1:
-            knots = PiecewiseLinearMean.knots_of(own, min(12, max(2, len(own) // _ROWS_PER_KNOT)))
+            knots = PiecewiseLinearMean.knots_of(own, min(num_knots, max(2, len(own) // _ROWS_PER_KNOT)))
             means.append(PiecewiseLinearMean(knots, shape, place))
     if not means:
         return ConstantMean(batch_shape=shape)
@@ -108,6 +109,7 @@ def model_of(
     features: Sequence[Feature],
     data: GroupedDataset,
     num_channels: int,
+    num_knots: int,
     hidden: Sequence[int],
     kernel: Kernel | None = None,
     covariates: Sequence[Covariate] = (),
@@ -122,7 +124,7 @@ def model_of(
     front = len(features) + 2 * len(covariates)
     num_levels = x.shape[-1] - front
     own = kernel_of(features, num_levels, num_channels, front) if kernel is None else kernel
-    block = LocalChannels(num_channels, own, mean_of(features, x, num_channels))
+    block = LocalChannels(num_channels, own, mean_of(features, x, num_channels, num_knots))
     encoder = LinearEncoder(data.y_shape, num_channels, hidden, logged)
     decoder = LinearDecoder(num_channels, likelihood.output_shape(), hidden)
     effects = [covariate.feature_map(len(features) + 2 * place) for place, covariate in enumerate(covariates)]
@@ -130,7 +132,7 @@ def model_of(
     return FGPVAE(encoder, decoder, prior, likelihood).double()
 
 
-def column_evidence(data: GroupedDataset, features: Sequence[Feature], first_level: int) -> Tensor:
+def column_evidence(data: GroupedDataset, features: Sequence[Feature], first_level: int, num_knots: int) -> Tensor:
     """Log evidence of one Gaussian process for each column, (K,), its hyperparameters fitted by L-BFGS.
 
     The columns are the channels of one prior, and their noise is that of its pseudo-observations.
@@ -139,12 +141,13 @@ def column_evidence(data: GroupedDataset, features: Sequence[Feature], first_lev
         data: Real columns; gaps are masked.
         features: The columns of x.
         first_level: The column of x of the first code of inner groups.
+        num_knots: Of the mean over each number, at most.
     """
     size = data.y_shape[0]
     members = data.features().x
     shape = torch.Size([size])
     kernel = kernel_of(features, members.shape[-1] - first_level, size, first_level)
-    block = LocalChannels(size, kernel, mean_of(features, members, size))
+    block = LocalChannels(size, kernel, mean_of(features, members, size, num_knots))
     prior = FactorizedGPPrior([block])
     noise = torch.nn.Parameter(torch.full(shape, -2.3, dtype=torch.float64, device=members.device))
     batch = thinned(data, size, 15_000)

@@ -155,13 +155,13 @@ class Gaussian(Column):
     def encode(self, values: pd.Series) -> np.ndarray:
         """Transformed and standardized values."""
         numbers = self._numbers(values)
-        if self.warp.power != 1.0 and np.nanmin(numbers, initial=np.inf) <= 0:
+        if self.warp.power != 1.0 and np.nanmin(numbers, initial=np.inf) + self.warp.shift <= 0:
             if self.transform == "log":
                 raise DataError(
                     f"y: expected positive values in column {self.name!r}, got {np.nanmin(numbers):g}. Try NaN for "
                     "missing values, or a table in the units of the training table."
                 )
-            numbers = np.where(numbers <= 0, self.warp.least, numbers)
+            numbers = np.where(numbers + self.warp.shift <= 0, self.warp.least, numbers)
         return self.warp(numbers)[:, None]
 
     def elements(self) -> Elements:

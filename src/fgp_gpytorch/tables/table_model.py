@@ -11,9 +11,9 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -33,19 +33,24 @@ from fgp_gpytorch.objectives import ELBO
 from fgp_gpytorch.saving import pack_model, read_checkpoint, unpack_model, write_checkpoint
 from fgp_gpytorch.tables._features import as_covariates, as_features, level_codes
 from fgp_gpytorch.tables._files import pack_table, unpack_table
-from fgp_gpytorch.tables._networks import column_evidence, model_of
+from fgp_gpytorch.tables._networks import MOST_KNOTS, column_evidence, model_of
 from fgp_gpytorch.tables._plot import forecast_figure
 from fgp_gpytorch.tables._warp import Warp, likely_power
 from fgp_gpytorch.tables.columns import Column, Gaussian, as_columns
 from fgp_gpytorch.training import FitResult, fit
 
+_T = TypeVar("_T")
 _MOST_CHANNELS = 16
 _EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
 _FEWEST_TO_VALIDATE = 5  # groups; fewer say too little, and the model stays at its linear start
 _ANSWERS = ("variable", "category", "mean", "sd", "q05", "q50", "q95")
+_KNOTS, _MANY_GROUPS = (2, 4, 8, MOST_KNOTS), 100
 _FAR = 50.0  # standard deviations: a table in other units
-_MEMBERS_AT_ONCE = 4_096_000  # decoded members times draws
+_VALUES_AT_ONCE = 2**25  # decoded values, or latents
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of the spread
+_JUDGING_DRAWS = 64
+_REFITS = 10  # steps of L-BFGS
+_MOVES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # from the linear start to the end of the second stage
 _FEWEST_ERRORS = 20
 _LARGEST_SPREAD = 3.0
 _EFFECT_STEPS = 600  # of training of the effects of covariates
@@ -83,7 +88,7 @@ class TableModel:
         columns_: The columns of y with what was learned of them.
         features_: The columns of x with what was learned of them.
         elbo_: ELBO of the training groups at the linear start, nats an observed element.
-        best_epoch_: Epochs of the second stage; 0 = the linear start.
+        moved_: How far the parameters moved from the linear start (0) to the end of the second stage (1).
         spread_: Factor of the standard deviations of latents and noise, at least 1.
 
     Raises:
@@ -169,7 +174,7 @@ class TableModel:
         df: pd.DataFrame,
         validation: float = 0.1,
         seed: int = 0,
-        max_steps: int = 1000,
+        max_steps: int = 500,
         progress: bool = False,
     ) -> Self:
         """Fit the model to a table.
@@ -218,14 +223,14 @@ class TableModel:
 
     def _fit_stages(self, train: GroupedDataset, validation: float, seed: int, max_steps: int, progress: bool) -> None:
         self.vae_, self.elbo_ = self._start(train)
-        self.best_epoch_, self.spread_ = 0, 1.0
+        self.moved_, self.spread_ = 0.0, 1.0
         held_out = round(validation * len(train))
         if self.covariates_:
             _train(self.vae_, train, _EFFECT_STEPS, seed, progress, learning_rate=5e-3)
-        elif self.calibrate:
-            self.spread_ = self._check_spread(train, seed)
         if held_out >= _FEWEST_TO_VALIDATE and max_steps and self.hidden:
             self._second_stage(train, held_out, seed, max_steps, progress)
+        elif self.calibrate and not self.covariates_:
+            self.spread_ = self._check_spread(train, seed)
         self.vae_.eval()
         if len(train) > 1:
             self.vae_.fit_groups(train)
@@ -236,8 +241,27 @@ class TableModel:
         own = self.channels == "auto" and size <= _MOST_CHANNELS
         channels = size if own else self._num_channels(train)
         kernel = copy.deepcopy(self.kernel)
-        vae = model_of(self.columns_, self.features_, train, channels, self.hidden, kernel, self.covariates_)
+        knots = self._num_knots(train)
+        vae = model_of(self.columns_, self.features_, train, channels, knots, self.hidden, kernel, self.covariates_)
         return vae, vae.initialize(train, rotation="columns" if own else "components")
+
+    def _num_knots(self, train: GroupedDataset) -> int:
+        """Knots of the mean over each number: the number with the largest evidence, less Schwarz's penalty.
+
+        Many groups can afford the most knots.
+        """
+        places = _gaussian_places(self.columns_)
+        if len(train) > _MANY_GROUPS or not places:
+            return MOST_KNOTS
+        members = train.members
+        mask = None if members.y_mask is None else members.y_mask[:, places]
+        data = GroupedDataset.from_members(members._replace(y=members.y[:, places], y_mask=mask))
+        first = len(self.features_) + 2 * len(self.covariates_)
+        found = {}
+        for knots in _KNOTS:
+            evidence = float(column_evidence(data.only_observed(), self.features_, first, knots).sum())
+            found[knots] = evidence - 0.5 * len(places) * knots * math.log(len(train))
+        return max(_KNOTS, key=lambda knots: found[knots])
 
     def _num_channels(self, train: GroupedDataset) -> int:
         if self.channels != "auto":
@@ -249,27 +273,46 @@ class TableModel:
         return min(int((share < _EXPLAINED).sum()) + 1, size, _MOST_CHANNELS)
 
     def _second_stage(self, train: GroupedDataset, held_out: int, seed: int, max_steps: int, progress: bool) -> None:
-        """Train networks and prior. The epoch with the smallest error at held-out members stays; 0 is the start."""
+        """Train networks and prior, then go from the linear start so far that held-out members are most probable."""
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         others, chosen = train.subset(order[held_out:].sort().values), train.subset(order[:held_out].sort().values)
         known = known_members(chosen, seed)
         if not _all_observed(others) or not bool(known.any()) or bool(known.all()):
             return
         judged = HeldOut.of(chosen.select(known), chosen.select(~known).only_observed())
-        vae = copy.deepcopy(self.vae_)
+        linear = copy.deepcopy(self.vae_)
+        linear.refine(others, _REFITS)  # the start has seen the groups that judge
+        vae = copy.deepcopy(linear)
         several = _ELEMENT_DROPOUT if len(self._sizes) > 1 else 0.0
         vae.member_dropout = self.member_dropout
         vae.element_dropout = several if self.element_dropout == "auto" else self.element_dropout
-        result = _train(
-            vae, others, max_steps, seed, progress, learning_rate=1e-3, objective=ELBO(self.beta), validation=judged,
-            restore_best=True,
-        )  # fmt: skip
-        self.best_epoch_ = result.best_epoch or 0
-        if self.best_epoch_:
+        _train(vae, others, max_steps, seed, progress, learning_rate=1e-3, objective=ELBO(self.beta))
+        start, end = linear.state_dict(), copy.deepcopy(vae.state_dict())
+        found = []
+        for moved in _MOVES:
+            vae.load_state_dict(_between(start, end, moved))
+            found.append(self._judge(vae, judged, seed))
+        scores = torch.stack([score for _, score in found])
+        best = int((scores / scores[0]).mean(-1).argmin())
+        self.moved_, self.spread_ = _MOVES[best], found[best][0]
+        if best:
+            vae.load_state_dict(_between(start, end, self.moved_))
             self.vae_ = vae
-            if self.calibrate and (places := _gaussian_places(self.columns_)):
-                with torch.no_grad():
-                    self.spread_ = max(self.spread_, _factor([standardized_errors(vae, chosen, places, seed)]))
+
+    @torch.no_grad()
+    def _judge(self, vae: FGPVAE, held_out: HeldOut, seed: int) -> tuple[float, Tensor]:
+        """The spread that held-out values need, and the CRPS of each element that was held out.
+
+        The CRPS is that of a Gaussian with the mean and the standard deviation of the prediction.
+        """
+        error, deviation = predicted(vae, held_out, seed)
+        seen, places = ~error.isnan(), _gaussian_places(self.columns_)
+        spread = 1.0
+        if self.calibrate and places:
+            spread = _factor([(error / deviation)[:, places][seen[:, places]]])
+            deviation[:, places] *= spread
+        crps = torch.where(seen, gaussian_crps(error, deviation), 0.0).sum(0) / seen.sum(0)
+        return spread, crps[seen.any(0)]
 
     @torch.no_grad()
     def _check_spread(self, train: GroupedDataset, seed: int) -> float:
@@ -310,7 +353,7 @@ class TableModel:
         numbers = np.stack([warp(values) for values, warp in both], -1)
         data = self._grouped(df, numbers, level_codes([df], self.group)[0])
         evidence = column_evidence(
-            data.only_observed(), self.features_, len(self.features_) + 2 * len(self.covariates_)
+            data.only_observed(), self.features_, len(self.features_) + 2 * len(self.covariates_), MOST_KNOTS
         )
         for place, (values, warp) in enumerate(both):
             evidence[place] += float(warp.log_slope(values[~np.isnan(values)]).sum())
@@ -345,7 +388,7 @@ class TableModel:
         """
         df = self._checked(df)
         targets = self._targets(df, at)
-        return self._tidy(targets, self._outputs(df, targets, num_draws, seed))
+        return self._tidy(df, targets, num_draws, seed)
 
     def impute(self, df: pd.DataFrame, spread: bool = False, num_draws: int = 256, seed: int = 0) -> pd.DataFrame:
         """Fill the gaps of y from the other values of the same row and the same group.
@@ -366,14 +409,23 @@ class TableModel:
         """
         targets = self._checked(df)
         check.instance(spread, "spread", bool, "Try spread=True.")
-        output = self._outputs(targets, targets, num_draws, seed)
         if spread:
-            return self._tidy(targets.reset_index(drop=True), output, gaps_of=targets)
+            return self._tidy(targets, targets, num_draws, seed, only_gaps=True)
+        gaps = [targets[column.name].isna().to_numpy() for column in self.columns_]
+
+        def use(rows: np.ndarray, output: Tensor) -> list[pd.Series]:
+            parts = zip(self._parts(output), gaps, strict=True)
+            return [
+                pd.Series(column.best(part, own[:, missing[rows]]), rows[missing[rows]])
+                for (column, part, own), missing in parts
+            ]
+
+        found = self._in_parts(targets, targets, num_draws, seed, use)
         filled = targets.copy()
-        for column, part, own in self._parts(output):
-            gaps = targets[column.name].isna().to_numpy()
-            if gaps.any():
-                filled[column.name] = _filled(targets[column.name], gaps, column.best(part, own)[gaps])
+        for column, missing, parts in zip(self.columns_, gaps, zip(*found, strict=True), strict=True):
+            if missing.any():
+                values = pd.concat(parts).sort_index().to_numpy()
+                filled[column.name] = _filled(targets[column.name], missing, values)
         return filled
 
     def embed(self, df: pd.DataFrame, members: bool = False) -> pd.DataFrame:
@@ -470,14 +522,20 @@ class TableModel:
         """
         num_draws = check.count(num_draws, "num_draws", least=19, hint="An interval of 90 % needs so many. Try 999.")
         targets = self._checked(df_target)
-        output = self._outputs(self._checked(df_context), targets, num_draws, seed)
-        rows = []
-        with generators_restored():
-            torch.manual_seed(seed)
-            for column, part, own in self._parts(output):
-                truth = column.encode(targets[column.name])
-                seen = ~np.isnan(truth).any(-1)
-                rows.append(_scores(column, part, own[:, seen], truth[seen]))
+        encoded = [column.encode(targets[column.name]) for column in self.columns_]
+
+        def use(rows: np.ndarray, output: Tensor) -> list[dict[str, float]]:
+            found = []
+            with generators_restored():
+                torch.manual_seed(seed)
+                for (column, part, own), values in zip(self._parts(output), encoded, strict=True):
+                    truth = values[rows]
+                    seen = ~np.isnan(truth).any(-1)
+                    found.append(_scores(column, part, own[:, seen], truth[seen]))
+            return found
+
+        parts = self._in_parts(self._checked(df_context), targets, num_draws, seed, use)
+        rows = [_mean_scores(list(own)) for own in zip(*parts, strict=True)]
         return pd.DataFrame(rows, index=pd.Index([c.name for c in self.columns_], name="variable"))
 
     def draws(
@@ -499,11 +557,14 @@ class TableModel:
         """
         df = self._checked(df)
         targets = self._targets(df, at)
-        output = self._outputs(df, targets, num_draws, seed, jointly=True)
-        with generators_restored():
-            torch.manual_seed(seed)
-            found = {c.name: c.values(part.sample(own).numpy(force=True)) for c, part, own in self._parts(output)}
-        return targets, found
+
+        def use(rows: np.ndarray, output: Tensor) -> tuple[np.ndarray, list[np.ndarray]]:
+            return rows, [c.values(part.sample(own).numpy(force=True)) for c, part, own in self._parts(output)]
+
+        rows, parts = zip(*self._in_parts(df, targets, num_draws, seed, use, jointly=True), strict=True)
+        order = np.concatenate(rows).argsort()
+        columns = zip(self.columns_, zip(*parts, strict=True), strict=True)
+        return targets, {column.name: np.concatenate(own, -1)[:, order] for column, own in columns}
 
     def to_xarray(
         self, df: pd.DataFrame, at: Mapping[Hashable, Any] | pd.DataFrame, num_draws: int = 256, seed: int = 0
@@ -777,10 +838,28 @@ class TableModel:
         columns += [pd.DataFrame({name: _listed(at[name])}) for name in more]
         return functools.reduce(lambda one, other: one.merge(other, how="cross"), columns)
 
-    def _outputs(
-        self, df: pd.DataFrame, targets: pd.DataFrame, num_draws: int, seed: int, jointly: bool = False
-    ) -> Tensor:
-        """Draws of the decoder's output at the P rows of the targets, given a checked context, (S, P, num_outputs)."""
+    def _in_parts(
+        self,
+        df: pd.DataFrame,
+        targets: pd.DataFrame,
+        num_draws: int,
+        seed: int,
+        use: Callable[[np.ndarray, Tensor], _T],
+        jointly: bool = False,
+    ) -> list[_T]:
+        """Decode draws at the targets, given a checked context, a few groups at a time, and use each part.
+
+        Args:
+            df: The context.
+            targets: P rows.
+            num_draws: S.
+            seed: Of the draws.
+            use: Called with the positions of some targets, (p,), and the decoder's output there, (S, p, num_outputs).
+            jointly: Whether draws are coherent across the members of a group.
+
+        Returns:
+            What `use` returned for each part.
+        """
         num_draws, seed = check.count(num_draws, "num_draws"), check.count(seed, "seed", least=0)
         codes, new = level_codes([df, targets], self.group)
         context = self._dataset(df, codes)
@@ -797,11 +876,12 @@ class TableModel:
         owner = torch.tensor(places)
         order = owner.argsort(stable=True)
         used, sizes = owner[order].unique_consecutive(return_counts=True)
+        rows, positions = x_new[order].split(sizes.tolist()), order.split(sizes.tolist())
         jointly = jointly or any(block.couples_channels for block in self.vae_.prior.blocks)
+        values = num_draws * int(sizes.max()) * max(self._likelihood.num_outputs, self.vae_.prior.num_channels)
+        step = max(1, _VALUES_AT_ONCE // values)
+        found = []
         with torch.no_grad(), evaluation(self.vae_, seed):
-            parts = []
-            rows = x_new[order].split(sizes.tolist())
-            step = max(1, _MEMBERS_AT_ONCE // max(1, num_draws * int(sizes.max())))
             for start in range(0, len(used), step):
                 some = rows[start : start + step]
                 padded = torch.nn.utils.rnn.pad_sequence(list(some), batch_first=True)
@@ -812,8 +892,9 @@ class TableModel:
                 prediction = self.vae_.predict(padded, context[used[start : start + step]])
                 z = prediction.rsample((num_draws,), marginals=not jointly)
                 z = prediction.mean + self.spread_ * (z - prediction.mean)
-                parts.append(self.vae_.decode(z, padded)[:, mask])
-        return torch.cat(parts, 1)[:, order.argsort()]
+                output = self.vae_.decode(z, padded)[:, mask]
+                found.append(use(torch.cat(positions[start : start + step]).numpy(), output))
+        return found
 
     def _parts(self, output: Tensor) -> list[tuple[Column, Any, Tensor]]:
         """Each column, its part of the likelihood with the noise of `spread_`, and its outputs."""
@@ -826,18 +907,31 @@ class TableModel:
             found.append((column, part, output[..., own]))
         return found
 
-    def _tidy(self, keys: pd.DataFrame, output: Tensor, gaps_of: pd.DataFrame | None = None) -> pd.DataFrame:
-        keys = keys[[*self.group, *(feature.name for feature in self.features_)]]
+    def _tidy(
+        self, df: pd.DataFrame, targets: pd.DataFrame, num_draws: int, seed: int, only_gaps: bool = False
+    ) -> pd.DataFrame:
+        """A row for each forecast, or each gap of the targets, and column."""
+        asked = [targets[c.name].isna().to_numpy() if only_gaps else np.full(len(targets), True) for c in self.columns_]
+        answers: list[dict[Any, dict[str, np.ndarray]]] = [{} for _ in self.columns_]
+
+        def use(rows: np.ndarray, output: Tensor) -> None:
+            for (column, part, own), gaps, kept in zip(self._parts(output), asked, answers, strict=True):
+                for category, answer in column.answers(part, own[:, gaps[rows]]).items():
+                    for name, values in answer.items():
+                        whole = kept.setdefault(category, {}).setdefault(name, np.full(len(targets), np.nan))
+                        whole[rows[gaps[rows]]] = values
+
+        self._in_parts(df, targets, num_draws, seed, use)
+        keys = targets[[*self.group, *(feature.name for feature in self.features_)]].reset_index(drop=True)
         categories = any(column.num_elements > 1 for column in self.columns_)
         frames = []
-        for column, part, own in self._parts(output):
-            rows = np.arange(len(keys)) if gaps_of is None else gaps_of[column.name].isna().to_numpy().nonzero()[0]
-            for category, answer in column.answers(part, own[:, rows]).items():
-                frame = keys.iloc[rows].reset_index(drop=True)
+        for column, rows, kept in zip(self.columns_, asked, answers, strict=True):
+            for category, answer in kept.items():
+                frame = keys[rows].reset_index(drop=True)
                 frame["variable"] = column.name
                 if category is not None or categories:
                     frame["category"] = category
-                frames.append(frame.assign(**answer))
+                frames.append(frame.assign(**{name: values[rows] for name, values in answer.items()}))
         return pd.concat(frames, ignore_index=True)
 
 
@@ -928,14 +1022,38 @@ def standardized_errors(vae: FGPVAE, data: GroupedDataset, places: Sequence[int]
     known = known_members(data, seed, share=1)
     if bool(known.all()):
         return torch.empty(0, dtype=torch.float64)
-    held_out = HeldOut.of(data.select(known), data.select(~known))
+    error, deviation = predicted(vae, HeldOut.of(data.select(known), data.select(~known)), seed)
+    found = error[:, places] / deviation[:, places]
+    return found[~found.isnan()]
+
+
+def predicted(vae: FGPVAE, held_out: HeldOut, seed: int) -> tuple[Tensor, Tensor]:
+    """Errors and standard deviations of the elements of N held-out members, (N, K). An error without y is NaN."""
     batch = held_out[range(len(held_out))]
-    output = vae.decode(vae.predict(batch.x_new, batch.context).rsample((64,), marginals=True), batch.x_new)
+    with evaluation(vae, seed):
+        z = vae.predict(batch.x_new, batch.context).rsample((_JUDGING_DRAWS,), marginals=True)
+        output = vae.decode(z, batch.x_new)
     assert isinstance(vae.likelihood, ColumnLikelihood)
     mean, variance = vae.likelihood.moments(output)
-    error = (batch.y_new - mean) / variance.sqrt()
-    seen = torch.ones_like(error, dtype=torch.bool) if batch.observed is None else batch.observed
-    return torch.cat([error[..., k][seen[..., k]] for k in places])
+    error = batch.y_new - mean
+    if batch.observed is not None:
+        error = torch.where(batch.observed, error, torch.nan)
+    return error.flatten(0, 1), variance.sqrt().flatten(0, 1)
+
+
+def gaussian_crps(error: Tensor, deviation: Tensor) -> Tensor:
+    """CRPS of Gaussians in closed form (Gneiting and Raftery 2007, equation 21)."""
+    u = error / deviation
+    density = (-0.5 * u.square()).exp() / math.sqrt(2 * math.pi)
+    return deviation * (u * (2 * torch.special.ndtr(u) - 1) + 2 * density - 1 / math.sqrt(math.pi))
+
+
+def _between(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Parameters and buffers on the straight line from one state of a model to another."""
+    return {
+        name: torch.lerp(start[name], value, share) if value.is_floating_point() else value
+        for name, value in end.items()
+    }
 
 
 def _scores(column: Column, part: Any, output: Tensor, truth: np.ndarray) -> dict[str, float]:
@@ -965,6 +1083,16 @@ def _scores(column: Column, part: Any, output: Tensor, truth: np.ndarray) -> dic
         "mse": ((mean - value) ** 2).mean(), "nll": nll, "crps": float(crps), "coverage_90": inside.mean(),
         "n": len(truth),
     }  # fmt: skip
+
+
+def _mean_scores(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Scores of all parts together, each weighted by its number of values."""
+    weights = np.array([part["n"] for part in parts])
+    if not weights.any():
+        return parts[0]
+    used = [part for part in parts if part["n"]]
+    mean = {name: np.average([part[name] for part in used], weights=weights[weights > 0]) for name in used[0]}
+    return {**mean, "n": int(weights.sum())}
 
 
 def _smooth_log_prob(part: GaussianElements, output: Tensor, y: Tensor) -> Tensor:
