@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import ArgumentError
+from fgp_gpytorch.errors import ArgumentError, NonFiniteError
 from fgp_gpytorch.nets import LinearDecoder, LinearEncoder
 from fgp_gpytorch.nets.linear import zero_last_layer
 from fgp_gpytorch.prior import ChannelBlock, LocalChannels
@@ -31,6 +31,7 @@ _ROUNDING = 1e-6  # of a column's variance: the variance of an error in every va
 _FEW, _MANY = 15_000, 45_000  # members times channels that L-BFGS sees
 _LARGEST_COST = 2e8  # of one evaluation of the ELBO: sum over groups of L Q^3
 _LARGEST_GROUP = 200  # members of a group that L-BFGS sees
+_TOO_FAR = 1e6  # nats an element, worse than the last point
 _MOST_DRAWS = 32  # points of the expectation over z
 
 
@@ -289,15 +290,25 @@ def climb(model: Any, batch: GroupedBatch, draws: Tensor, parameters: list[nn.Pa
     steps = [torch.zeros_like(p).requires_grad_() for p in parameters]
     optimizer = torch.optim.LBFGS(steps, max_iter=iterations, line_search_fn="strong_wolfe", history_size=20)
 
+    found: list[Tensor] = []
+
     def closure() -> Tensor:
         for p, start, unit, step in zip(parameters, kept, units, steps, strict=True):
             p.data = start + unit * step.detach()
             p.grad = None
-        loss = -elbo(model, batch, draws)
-        loss.backward()
+        try:
+            loss = -elbo(model, batch, draws)
+            loss.backward()
+        except NonFiniteError:
+            if not found:
+                raise
+            for step in steps:  # the line search went too far: it tries a shorter step
+                step.grad = torch.zeros_like(step)
+            return found[-1] + _TOO_FAR
         for p, unit, step in zip(parameters, units, steps, strict=True):
             step.grad = torch.zeros_like(step) if p.grad is None else unit * p.grad
-        return loss.detach()
+        found.append(loss.detach())
+        return found[-1]
 
     optimizer.step(closure)
     finite = all(bool(step.isfinite().all()) for step in steps)

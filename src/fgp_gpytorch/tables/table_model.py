@@ -25,7 +25,7 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation, generators_restored
 from fgp_gpytorch.data import GroupedDataset, HeldOut
-from fgp_gpytorch.errors import ArgumentError, CheckpointError, DataError, GroupError
+from fgp_gpytorch.errors import ArgumentError, CheckpointError, DataError, GroupError, NonFiniteError
 from fgp_gpytorch.likelihoods import ColumnLikelihood, GaussianElements
 from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log_mean_exp
 from fgp_gpytorch.models import FGPVAE, check_dropout, principal_components
@@ -286,7 +286,14 @@ class TableModel:
         several = _ELEMENT_DROPOUT if len(self._sizes) > 1 else 0.0
         vae.member_dropout = self.member_dropout
         vae.element_dropout = several if self.element_dropout == "auto" else self.element_dropout
-        _train(vae, others, max_steps, seed, progress, learning_rate=1e-3, objective=ELBO(self.beta))
+        try:
+            _train(vae, others, max_steps, seed, progress, learning_rate=1e-3, objective=ELBO(self.beta))
+        except NonFiniteError as error:
+            warnings.warn(
+                f"fit: expected finite networks, got none ({error}) The model stays linear. Try fewer columns, or a "
+                "look at those with a few extreme values.", UserWarning, stacklevel=4,
+            )  # fmt: skip
+            vae = copy.deepcopy(linear)
         start, end = linear.state_dict(), copy.deepcopy(vae.state_dict())
         found = []
         for moved in _MOVES:
@@ -774,10 +781,10 @@ class TableModel:
     def _dataset(self, df: pd.DataFrame, codes: np.ndarray | None = None) -> GroupedDataset:
         y = np.concatenate([column.encode(df[column.name]) for column in self.columns_], -1)
         for column, values in zip(self.columns_, np.split(y, np.cumsum(self._sizes)[:-1], -1), strict=True):
-            if isinstance(column, Gaussian) and np.nanmax(np.abs(values), initial=0) > _FAR:
+            if isinstance(column, Gaussian) and hasattr(self, "vae_") and (far := _farthest(column, values)) > _FAR:
                 raise DataError(
                     f"y: expected {column.name!r} near the training table's {column.low:g} to {column.high:g}, got a "
-                    f"value {np.nanmax(np.abs(values)):.0f} standard deviations away. Try the units of that table."
+                    f"value {far:.0f} standard deviations away. Try the units of that table."
                 )
             if isinstance(column, Gaussian) and hasattr(self, "vae_"):
                 _warn_of_units(column, values)
@@ -967,6 +974,13 @@ def _warn_of_units(column: Gaussian, elements: np.ndarray) -> None:
             f"{int(beyond.sum())} of {len(seen)} values far outside. Try the units of that table.",
             UserWarning, stacklevel=4,
         )  # fmt: skip
+
+
+def _farthest(column: Gaussian, elements: np.ndarray) -> float:
+    """Standard deviations of the farthest value beyond the training range by its width; 0 if there is none."""
+    low, high = column.warp(np.array([column.low, column.high]))
+    beyond = (elements < 2 * low - high) | (elements > 2 * high - low)
+    return float(np.abs(elements[beyond]).max(initial=0.0))
 
 
 def _listed(values: Any) -> list[Any]:
