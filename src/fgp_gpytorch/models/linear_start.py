@@ -297,7 +297,7 @@ def climb(model: Any, batch: GroupedBatch, draws: Tensor, parameters: list[nn.Pa
             p.data = start + unit * step.detach()
             p.grad = None
         try:
-            loss = -elbo(model, batch, draws)
+            loss = -elbo(model, batch, draws) + rounding(model.likelihood, batch)
             loss.backward()
         except NonFiniteError:
             if not found:
@@ -342,12 +342,12 @@ def elbo(model: Any, batch: GroupedBatch, draws: Tensor) -> Tensor:
     if noise is not None:  # E (y - W z)^2 = (y - W mean)^2 + W^2 variance
         spread = variance.to(noise.dtype) @ model.decoder.loadings.square().mT / noise.reshape(-1)
         log_likelihood = log_likelihood - 0.5 * (spread * batch.observed.flatten(2)).sum()
-    bound = log_likelihood - posterior.kl.sum() + model.prior.log_hyperprior() - rounding(model.likelihood, batch)
+    bound = log_likelihood - posterior.kl.sum() + model.prior.log_hyperprior()
     return bound / batch.observed.sum()
 
 
 def rounding(likelihood: Any, batch: GroupedBatch) -> Tensor:
-    """Nats that the log likelihood loses if every value has a small error, so that no noise vanishes.
+    """Nats an element that the log likelihood loses if every value has a small error, so that no noise vanishes.
 
     Equal rows, or fewer groups than channels, would otherwise make the noise 0 and the ELBO infinite.
     """
@@ -359,7 +359,7 @@ def rounding(likelihood: Any, batch: GroupedBatch) -> Tensor:
     mean = y.sum((0, 1)) / number.clamp_min(1)
     squares = torch.where(seen, (y - mean).square(), 0.0).sum((0, 1))
     loss = 0.5 * _ROUNDING * squares / variances.reshape(-1).to(y.dtype)
-    return torch.where(loss.isnan(), 0.0, loss).sum()
+    return torch.where(loss.isnan(), 0.0, loss).sum() / seen.sum()
 
 
 def condition(model: Any, batch: GroupedBatch, pseudo: Any) -> Any:

@@ -780,14 +780,9 @@ class TableModel:
 
     def _dataset(self, df: pd.DataFrame, codes: np.ndarray | None = None) -> GroupedDataset:
         y = np.concatenate([column.encode(df[column.name]) for column in self.columns_], -1)
-        for column, values in zip(self.columns_, np.split(y, np.cumsum(self._sizes)[:-1], -1), strict=True):
-            if isinstance(column, Gaussian) and hasattr(self, "vae_") and (far := _farthest(column, values)) > _FAR:
-                raise DataError(
-                    f"y: expected {column.name!r} near the training table's {column.low:g} to {column.high:g}, got a "
-                    f"value {far:.0f} standard deviations away. Try the units of that table."
-                )
-            if isinstance(column, Gaussian) and hasattr(self, "vae_"):
-                _warn_of_units(column, values)
+        if hasattr(self, "vae_"):
+            pairs = zip(self.columns_, np.split(y, np.cumsum(self._sizes)[:-1], -1), strict=True)
+            _check_units([(column, values) for column, values in pairs if isinstance(column, Gaussian)])
         codes = level_codes([df], self.group)[0] if codes is None else codes
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "x: expected different features")
@@ -962,25 +957,27 @@ def _optional(name: str) -> Any:
         raise ImportError(f"expected the package {name}, got no such package. Try pip install {name}.") from error
 
 
-def _warn_of_units(column: Gaussian, elements: np.ndarray) -> None:
-    """Warn if more than half of the values lie beyond the training range by half of its width."""
-    seen = elements[~np.isnan(elements)]
-    low, high = column.warp(np.array([column.low, column.high]))
-    reach = (high - low) / 2
-    beyond = (seen < low - reach) | (seen > high + reach)
-    if 2 * beyond.sum() > len(seen):
-        warnings.warn(
-            f"y: expected {column.name!r} near the training table's {column.low:g} to {column.high:g}, got "
-            f"{int(beyond.sum())} of {len(seen)} values far outside. Try the units of that table.",
-            UserWarning, stacklevel=4,
-        )  # fmt: skip
-
-
-def _farthest(column: Gaussian, elements: np.ndarray) -> float:
-    """Standard deviations of the farthest value beyond the training range by its width; 0 if there is none."""
-    low, high = column.warp(np.array([column.low, column.high]))
-    beyond = (elements < 2 * low - high) | (elements > 2 * high - low)
-    return float(np.abs(elements[beyond]).max(initial=0.0))
+def _check_units(columns: Sequence[tuple[Gaussian, np.ndarray]]) -> None:
+    """Refuse columns that lie far from the training range, and warn of columns that lie outside or have far values."""
+    outside: list[str] = []
+    for column, elements in columns:
+        seen = elements[~np.isnan(elements)]
+        low, high = column.warp(np.array([column.low, column.high]))
+        away = np.maximum(low - seen, seen - high) / (high - low)  # in widths of the range
+        far = (away > 1) & (np.abs(seen) > _FAR)
+        expected = f"expected {column.name!r} near the training table's {column.low:g} to {column.high:g}, got "
+        if 2 * far.sum() > len(seen):
+            raise DataError(
+                f"y: {expected}values up to {np.abs(seen).max():.0f} standard deviations away. Try the units of that "
+                "table."
+            )
+        number = max(int(far.sum()), int((away > 0.5).sum()) if 2 * (away > 0.5).sum() > len(seen) else 0)
+        if number:
+            outside.append(f"{expected}{number} of {len(seen)} values far outside")
+    if outside:
+        more = f", and {len(outside) - 1} more columns like that" if len(outside) > 1 else ""
+        hint = "Try the units of that table, and NaN for codes of missing values such as 9999."
+        warnings.warn(f"y: {outside[0]}{more}. {hint}", UserWarning, stacklevel=4)
 
 
 def _listed(values: Any) -> list[Any]:
