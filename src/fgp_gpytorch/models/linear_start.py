@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
-from fgp_gpytorch.errors import ArgumentError, NonFiniteError
+from fgp_gpytorch.errors import ArgumentError, DataError, NonFiniteError
 from fgp_gpytorch.nets import LinearDecoder, LinearEncoder
 from fgp_gpytorch.nets.linear import zero_last_layer
 from fgp_gpytorch.prior import ChannelBlock, LocalChannels
@@ -31,6 +31,7 @@ _ROUNDING = 1e-6  # of a column's variance: the variance of an error in every va
 _FEW, _MANY = 15_000, 45_000  # members times channels that L-BFGS sees
 _LARGEST_COST = 2e8  # of one evaluation of the ELBO: sum over groups of L Q^3
 _LARGEST_GROUP = 200  # members of a group that L-BFGS sees
+_SHORTEST = 0.05  # lengthscale, of the spacing
 _TOO_FAR = 1e6  # nats an element, worse than the last point
 _MOST_DRAWS = 32  # points of the expectation over z
 
@@ -197,13 +198,34 @@ def set_prior(blocks: Any, x: Tensor, scores: Tensor, batch: GroupedBatch) -> No
             if isinstance(kernel, Kernel) and kernel.has_lengthscale and kernel.raw_lengthscale.requires_grad:
                 if hasattr(kernel, "period_length"):
                     continue
-                dims = kernel.active_dims
-                own = range(x.shape[-1]) if dims is None else torch.as_tensor(dims).tolist()
-                start = torch.stack([torch.maximum(spread[d] / 4, 2 * spacing[d]) for d in own])
+                start = _own(kernel, torch.maximum(spread / 4, 2 * spacing))
                 shape = kernel.lengthscale.shape
                 kernel.lengthscale = (start if shape[-1] == len(start) else start.mean()).expand(shape).clone()
         if isinstance(block, LocalChannels):
             scale_kernel(block, x, z)
+
+
+@torch.no_grad()
+def limit_lengthscales(blocks: Any, batch: GroupedBatch) -> None:
+    """Lengthscales of at least a twentieth of the spacing of x.
+
+    Neighbours are independent there. Much shorter ones make a covariance inexact.
+    """
+    spacing, _ = spacing_of(batch)
+    for block in blocks:
+        for kernel in block.modules():
+            if isinstance(kernel, Kernel) and kernel.has_lengthscale and kernel.raw_lengthscale.requires_grad:
+                if hasattr(kernel, "period_length"):
+                    continue
+                least = _own(kernel, spacing) * _SHORTEST
+                least = least if kernel.lengthscale.shape[-1] == len(least) else least.min()
+                kernel.lengthscale = torch.maximum(kernel.lengthscale, least.to(kernel.lengthscale))
+
+
+def _own(kernel: Kernel, values: Tensor) -> Tensor:
+    """The values (D,) of the features that a kernel takes."""
+    dims = kernel.active_dims
+    return values if dims is None else values[torch.as_tensor(dims).to(values.device)]
 
 
 def spacing_of(batch: GroupedBatch) -> tuple[Tensor, Tensor]:
@@ -274,6 +296,7 @@ def maximize(model: Any, batch: GroupedBatch, iterations: int, in_two: bool = Fa
         early = [p for p in everything if all(p is not other for other in late)]
         for parameters in (early, everything) if in_two else (everything,):
             climb(model, batch, draws, parameters, iterations)
+        limit_lengthscales(model.prior.blocks, batch)
         with torch.no_grad():
             return float(elbo(model, batch, draws))
 
@@ -299,7 +322,7 @@ def climb(model: Any, batch: GroupedBatch, draws: Tensor, parameters: list[nn.Pa
         try:
             loss = -elbo(model, batch, draws) + rounding(model.likelihood, batch)
             loss.backward()
-        except NonFiniteError:
+        except (DataError, NonFiniteError):  # DataError: a covariance of extreme lengthscales
             if not found:
                 raise
             for step in steps:  # the line search went too far: it tries a shorter step

@@ -1,0 +1,175 @@
+"""What `TableModel.fit` chooses by itself, and what it does with awkward tables."""
+
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+
+from fgp_gpytorch import TableModel
+from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.models.linear_start import rounding
+from fgp_gpytorch.tables import Binary
+from fgp_gpytorch.tables import table_model as module
+from fgp_gpytorch.tables._warp import Warp, likely_power
+
+
+def table(groups, rows, seed=0, noise=0.1):
+    """Random lines with noise."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for label in range(groups):
+        t = np.arange(float(rows))
+        y = rng.normal() + rng.normal() * t / rows + noise * rng.normal(size=rows)
+        frames.append(pd.DataFrame({"g": f"g{label:02}", "t": t, "y": y}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_equal_rows_leave_a_noise_of_a_thousandth_of_the_standard_deviation():
+    curve = pd.DataFrame({"t": np.arange(12.0), "y": np.sin(np.arange(12) / 3)})
+    df = pd.concat([curve.assign(g=label) for label in range(8)])
+    model = TableModel(y=["y"], x=["t"], group="g").fit(df)
+    assert model._likelihood.constant_variance().item() == pytest.approx(1e-6, rel=0.05)
+    forecast = model.forecast(df[df.t < 6], at={"t": [8.0]})
+    np.testing.assert_allclose(forecast["mean"], np.sin(8 / 3), atol=2e-3)
+
+
+def test_columns_that_are_equal_keep_a_finite_noise():
+    df = table(12, 10)
+    df["twice"] = 2 * df["y"] + 1
+    model = TableModel(y=["y", "twice"], x=["t"], group="g").fit(df)
+    assert (model._likelihood.constant_variance() > 1e-7).all()
+    assert np.isfinite(model.forecast(df, at={"t": [11.0]})["sd"]).all()
+
+
+def test_rounding_is_that_of_every_value():
+    model = TableModel(y=["y"], x=["t"], group="g").fit(table(6, 5))
+    df = table(6, 5)
+    batch = model._dataset(df)[:]
+    squares = (batch.y - batch.y.mean()).square().sum()
+    expected = 0.5 * 1e-6 * squares / model._likelihood.constant_variance() / len(df)
+    torch.testing.assert_close(rounding(model._likelihood, batch), expected.sum())
+
+
+def test_a_straight_mean_gets_fewer_knots_than_a_wave():
+    rng = np.random.default_rng(1)
+    df = table(30, 24, noise=0.3)
+    knots = {}
+    for name, shared in {"straight": df["t"] / 4, "wave": 6 * np.sin(df["t"] / 2)}.items():
+        model = TableModel(y=["y"], x=["t"], group="g", hidden=())
+        model.fit(df.assign(y=df["y"] + shared + 0.01 * rng.normal(size=len(df))))
+        knots[name] = len(model.vae_.prior.blocks[0].mean_module.knots)
+    assert knots["straight"] == 2
+    assert knots["wave"] >= 8
+
+
+def test_many_groups_get_the_most_knots():
+    model = TableModel(y=["y"], x=["t"], group="g", hidden=(), calibrate=False).fit(table(101, 14, noise=0.3))
+    assert len(model.vae_.prior.blocks[0].mean_module.knots) == 12
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_warp_of_a_column_with_zeros(power):
+    values = np.array([0.0, 0.2, 1.0, 3.0, 8.0])
+    warp = Warp.of(values, power)
+    assert warp.shift == pytest.approx(0.1)
+    np.testing.assert_allclose(warp.inverse(warp(values)), values, atol=1e-12)
+    step = 1e-6
+    slope = (warp(values + step) - warp(values)) / step
+    np.testing.assert_allclose(np.exp(warp.log_slope(values)), slope, rtol=1e-4)
+
+
+def test_zeros_may_have_a_power_scale_but_not_many_of_them():
+    values = scipy.stats.lognorm(1.0).rvs(200, random_state=0)
+    some, many = values.copy(), values.copy()
+    some[:4], many[:60] = 0.0, 0.0
+    assert likely_power(some) < 0.5
+    assert likely_power(many) == 1.0
+    assert likely_power(values - 0.5) == 1.0
+
+
+def test_training_moves_between_the_linear_start_and_its_end(monkeypatch):
+    df = table(60, 8)
+    df["y"] = np.exp(df["y"]) * np.sin(df["t"])
+    found = {}
+    for moves in ((0.0,), (0.0, 1.0), (0.0, 0.5, 1.0)):
+        monkeypatch.setattr(module, "_MOVES", moves)
+        found[moves] = TableModel(y=["y"], x=["t"], group="g").fit(df, max_steps=60)
+    assert found[(0.0,)].moved_ == 0.0
+    assert all(model.moved_ in moves for moves, model in found.items())
+    start = found[(0.0,)].vae_.decoder.residual[-1].weight
+    assert not start.any()
+
+
+def test_the_linear_start_stays_if_networks_are_worse(monkeypatch):
+    def ruin(vae, *args, **options):
+        with torch.no_grad():
+            for p in vae.decoder.residual.parameters():
+                p.add_(3.0)
+
+    monkeypatch.setattr(module, "_train", ruin)
+    model = TableModel(y=["y"], x=["t"], group="g").fit(table(60, 8))
+    assert model.moved_ == 0.0
+    assert not model.vae_.decoder.residual[-1].weight.any()
+
+
+def test_networks_that_are_not_finite_leave_the_model_linear(monkeypatch):
+    def fail(*args, **options):
+        raise module.NonFiniteError("training stopped.")
+
+    monkeypatch.setattr(module, "_train", fail)
+    with pytest.warns(UserWarning, match="The model stays linear"):
+        model = TableModel(y=["y"], x=["t"], group="g").fit(table(60, 8))
+    assert model.moved_ == 0.0
+    assert np.isfinite(model.forecast(table(3, 4), at={"t": [5.0]})["mean"]).all()
+
+
+def test_gaussian_crps_is_the_integral():
+    error, deviation = torch.tensor([0.7, -2.0], dtype=torch.float64), torch.tensor([0.5, 1.5], dtype=torch.float64)
+    grid = np.linspace(-30, 30, 600_001)
+    for e, d, found in zip(error, deviation, module.gaussian_crps(error, deviation), strict=True):
+        cdf = scipy.stats.norm(0, d.item()).cdf(grid)
+        integral = ((cdf - (grid >= e.item())) ** 2).sum() * (grid[1] - grid[0])
+        assert found.item() == pytest.approx(integral, abs=1e-3)
+
+
+def test_a_few_far_values_are_a_warning_and_a_column_of_them_an_error():
+    df = table(10, 8)
+    model = TableModel(y=["y"], x=["t"], group="g").fit(df)
+    sentinel = df.copy()
+    sentinel.loc[3, "y"] = 9999.0
+    with pytest.warns(UserWarning, match="1 of 80 values far outside"):
+        model.forecast(sentinel, at={"t": [9.0]})
+    with pytest.raises(DataError, match="standard deviations away"):
+        model.forecast(df.assign(y=df["y"] * 1e4), at={"t": [9.0]})
+
+
+def test_a_training_table_may_have_a_value_far_away():
+    df = table(30, 40, noise=0.01)
+    df.loc[7, "y"] = 400.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = TableModel(y=["y"], x=["t"], group="g", hidden=(), calibrate=False).fit(df)
+        assert np.isfinite(model.forecast(df, at={"t": [9.0]})["mean"]).all()
+
+
+def test_answers_in_parts_are_those_at_once(monkeypatch):
+    df = table(12, 6)
+    df["kind"] = np.where(df["y"] > df["y"].median(), "high", "low")
+    gaps = df.copy()
+    gaps.loc[::5, "y"], gaps.loc[1::7, "kind"] = np.nan, None
+    model = TableModel(y=["y", Binary("kind")], x=["t"], group="g", hidden=()).fit(df)
+    at, shuffled = {"t": [7.0, 2.0]}, df.sample(frac=1.0, random_state=0)
+    whole = model.impute(gaps), model.score(df, shuffled), model.forecast(df, at), model.draws(df, shuffled)[1]
+    monkeypatch.setattr(module, "_VALUES_AT_ONCE", 1)
+    parts = model.impute(gaps), model.score(df, shuffled), model.forecast(df, at), model.draws(df, shuffled)[1]
+    assert (whole[0]["kind"] == parts[0]["kind"]).all()
+    np.testing.assert_allclose(whole[0]["y"], parts[0]["y"], atol=0.1)
+    np.testing.assert_allclose(whole[1], parts[1], rtol=0.1)
+    np.testing.assert_allclose(whole[2]["mean"], parts[2]["mean"], atol=0.1)
+    np.testing.assert_allclose(
+        whole[3]["y"].mean(0), parts[3]["y"].mean(0), atol=8 * whole[3]["y"].std() / math.sqrt(256)
+    )
