@@ -32,7 +32,7 @@ def test_equal_rows_leave_a_noise_of_a_thousandth_of_the_standard_deviation():
     curve = pd.DataFrame({"t": np.arange(12.0), "y": np.sin(np.arange(12) / 3)})
     df = pd.concat([curve.assign(g=label) for label in range(8)])
     model = TableModel(y=["y"], x=["t"], group="g").fit(df)
-    assert model._likelihood.constant_variance().item() == pytest.approx(1e-6, rel=0.05)
+    assert model._likelihood.constant_variance().item() == pytest.approx(1e-6, rel=0.3)
     forecast = model.forecast(df[df.t < 6], at={"t": [8.0]})
     np.testing.assert_allclose(forecast["mean"], np.sin(8 / 3), atol=2e-3)
 

@@ -8,7 +8,7 @@ from gpytorch.means import ConstantMean, Mean
 from torch import Tensor
 
 from fgp_gpytorch.data import GroupedDataset
-from fgp_gpytorch.kernels import WithinKernel
+from fgp_gpytorch.kernels import PrincipalFunctionKernel, WithinKernel
 from fgp_gpytorch.likelihoods import ColumnLikelihood
 from fgp_gpytorch.means import AdditiveMean, FourierMean, PiecewiseLinearMean
 from fgp_gpytorch.models import FGPVAE, padded_features, thinned
@@ -20,10 +20,14 @@ from fgp_gpytorch.tables.columns import Column
 _HARMONICS = 4
 _ROWS_PER_KNOT = 8
 MOST_KNOTS = 12
+MANY_GROUPS = 100  # more learn their mean and their curves without help
+_CURVE_KNOTS, _CURVE_SCALE = 8, 0.3
 
 
-def kernel_of(features: Sequence[Feature], num_levels: int, num_channels: int, first_level: int) -> Kernel:
-    """The default kernel of each channel: a level of the group, a Matern 3/2 process of x, and terms for other columns.
+def kernel_of(
+    features: Sequence[Feature], num_levels: int, num_channels: int, first_level: int, curves: Sequence[Mean] = ()
+) -> Kernel:
+    """The default kernel of each channel: a level of the group, a Matern 3/2 process, curves, terms for other columns.
 
     Every term has a variance of its own. With inner groups, each of them has a level and a process too.
 
@@ -32,6 +36,7 @@ def kernel_of(features: Sequence[Feature], num_levels: int, num_channels: int, f
         num_levels: Inner levels of groups, whose codes are the last columns of x.
         num_channels: J, the batch shape.
         first_level: The column of x of the first code.
+        curves: Functions of which each group has a multiple.
     """
     shape = torch.Size([num_channels])
     numbers = [place for place, feature in enumerate(features) if feature.kind in ("number", "date")]
@@ -64,6 +69,7 @@ def kernel_of(features: Sequence[Feature], num_levels: int, num_channels: int, f
         terms.append(_within(level(), place, [code for code in codes if code != place]))
         if numbers:
             terms.append(_within(process(), place, [code for code in codes if code != place], numbers))
+    terms += [PrincipalFunctionKernel(curve) for curve in curves]
     total = terms[0]
     for term in terms[1:]:
         total = total + term
@@ -84,6 +90,34 @@ def _scaled(base: Kernel, shape: torch.Size) -> Kernel:
     kernel = ScaleKernel(base, batch_shape=shape)
     kernel.outputscale = 0.5
     return kernel
+
+
+def curves_of(features: Sequence[Feature], data: GroupedDataset, num_channels: int) -> list[Mean]:
+    """A function of each number for tables of few groups with a channel for each element of y.
+
+    It starts as a part of the element's mean at x above its smallest value, as if groups differed by a factor.
+    """
+    if len(data) > MANY_GROUPS or num_channels != data.y_shape[0]:
+        return []
+    members, curves = data.members, []
+    y = members.y.double()
+    seen = torch.ones_like(y, dtype=torch.bool) if members.y_mask is None else members.y_mask
+    least = torch.where(seen, y, torch.inf).amin(0)
+    for place, feature in enumerate(features):
+        own = members.x[:, place].double()
+        if feature.kind not in ("number", "date") or feature.period is not None or len(own.unique()) < 2:
+            continue
+        knots = PiecewiseLinearMean.knots_of(own, min(_CURVE_KNOTS, max(2, len(own) // _ROWS_PER_KNOT)))
+        curve = PiecewiseLinearMean(knots, torch.Size([num_channels]), place)
+        basis = curve.basis(members.x.double())
+        weighted = seen.double().mT.unsqueeze(-1) * basis  # (K, N, M)
+        ridge = 1e-3 * torch.eye(len(knots), dtype=y.dtype, device=y.device)
+        at_knots = torch.linalg.solve(
+            weighted.mT @ basis + ridge, weighted.mT @ torch.where(seen, y - least, 0.0).mT.unsqueeze(-1)
+        )
+        curve.values.data = _CURVE_SCALE * at_knots.squeeze(-1)
+        curves.append(curve)
+    return curves
 
 
 def mean_of(features: Sequence[Feature], x: Tensor, num_channels: int, num_knots: int) -> Mean:
@@ -123,7 +157,8 @@ def model_of(
     x = data.features().x
     front = len(features) + 2 * len(covariates)
     num_levels = x.shape[-1] - front
-    own = kernel_of(features, num_levels, num_channels, front) if kernel is None else kernel
+    curves = curves_of(features, data, num_channels)
+    own = kernel_of(features, num_levels, num_channels, front, curves) if kernel is None else kernel
     block = LocalChannels(num_channels, own, mean_of(features, x, num_channels, num_knots))
     encoder = LinearEncoder(data.y_shape, num_channels, hidden, logged)
     decoder = LinearDecoder(num_channels, likelihood.output_shape(), hidden)
@@ -146,7 +181,8 @@ def column_evidence(data: GroupedDataset, features: Sequence[Feature], first_lev
     size = data.y_shape[0]
     members = data.features().x
     shape = torch.Size([size])
-    kernel = kernel_of(features, members.shape[-1] - first_level, size, first_level)
+    curves = curves_of(features, data, size)
+    kernel = kernel_of(features, members.shape[-1] - first_level, size, first_level, curves)
     block = LocalChannels(size, kernel, mean_of(features, members, size, num_knots))
     prior = FactorizedGPPrior([block])
     noise = torch.nn.Parameter(torch.full(shape, -2.3, dtype=torch.float64, device=members.device))

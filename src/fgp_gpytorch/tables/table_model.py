@@ -33,7 +33,7 @@ from fgp_gpytorch.objectives import ELBO
 from fgp_gpytorch.saving import pack_model, read_checkpoint, unpack_model, write_checkpoint
 from fgp_gpytorch.tables._features import as_covariates, as_features, level_codes
 from fgp_gpytorch.tables._files import pack_table, unpack_table
-from fgp_gpytorch.tables._networks import MOST_KNOTS, column_evidence, model_of
+from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_evidence, model_of
 from fgp_gpytorch.tables._plot import forecast_figure
 from fgp_gpytorch.tables._warp import Warp, likely_power
 from fgp_gpytorch.tables.columns import Column, Gaussian, as_columns
@@ -44,7 +44,7 @@ _MOST_CHANNELS = 16
 _EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
 _FEWEST_TO_VALIDATE = 5  # groups; fewer say too little, and the model stays at its linear start
 _ANSWERS = ("variable", "category", "mean", "sd", "q05", "q50", "q95")
-_KNOTS, _MANY_GROUPS = (2, 4, 8, MOST_KNOTS), 100
+_KNOTS = (2, 4, 8, MOST_KNOTS)
 _FAR = 50.0  # standard deviations: a table in other units
 _VALUES_AT_ONCE = 2**25  # decoded values, or latents
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of the spread
@@ -64,8 +64,8 @@ class TableModel:
     answers are in the table's own units. It is a thin layer over `FGPVAE`, which is `model.vae_`.
 
     `fit` starts the model as an exact multi-output Gaussian process: a level and a Matern 3/2 process for each channel,
-    a mean over x, and linear networks. Then it trains nonlinear networks, as far as groups held out for validation say
-    that this helps.
+    a mean over x, and linear networks. With up to 100 groups, each of them also scales a common curve. Then it trains
+    nonlinear networks, as far as groups held out for validation say that this helps.
 
     Args:
         y: Columns to model: names, which are `Gaussian` columns, or `Log`, `Binary`, `Categorical`, `Ordinal`, `Count`.
@@ -214,6 +214,7 @@ class TableModel:
             column.learn(df[column.name])
         with generators_restored(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "x: expected different features")  # said below, in words of the table
+            warnings.filterwarnings("ignore", "prior: expected a lengthscale")  # other terms may explain the table
             torch.manual_seed(seed)
             self._choose_transforms(df)
             train = self._dataset(df).only_observed()
@@ -251,7 +252,7 @@ class TableModel:
         Many groups can afford the most knots.
         """
         places = _gaussian_places(self.columns_)
-        if len(train) > _MANY_GROUPS or not places:
+        if len(train) > MANY_GROUPS or not places:
             return MOST_KNOTS
         members = train.members
         mask = None if members.y_mask is None else members.y_mask[:, places]
