@@ -194,13 +194,10 @@ def set_prior(blocks: Any, x: Tensor, scores: Tensor, batch: GroupedBatch) -> No
     spacing, spread = spacing_of(batch)
     for block, z in zip(blocks, scores.split([block.num_channels for block in blocks], -1), strict=True):
         fit_mean(block, x, z)
-        for kernel in block.modules():
-            if isinstance(kernel, Kernel) and kernel.has_lengthscale and kernel.raw_lengthscale.requires_grad:
-                if hasattr(kernel, "period_length"):
-                    continue
-                start = _own(kernel, torch.maximum(spread / 4, 2 * spacing))
-                shape = kernel.lengthscale.shape
-                kernel.lengthscale = (start if shape[-1] == len(start) else start.mean()).expand(shape).clone()
+        for kernel in _with_lengthscale(block):
+            start = _own(kernel, torch.maximum(spread / 4, 2 * spacing))
+            shape = kernel.lengthscale.shape
+            kernel.lengthscale = (start if shape[-1] == len(start) else start.mean()).expand(shape).clone()
         if isinstance(block, LocalChannels):
             scale_kernel(block, x, z)
 
@@ -213,13 +210,19 @@ def limit_lengthscales(blocks: Any, batch: GroupedBatch) -> None:
     """
     spacing, _ = spacing_of(batch)
     for block in blocks:
-        for kernel in block.modules():
-            if isinstance(kernel, Kernel) and kernel.has_lengthscale and kernel.raw_lengthscale.requires_grad:
-                if hasattr(kernel, "period_length"):
-                    continue
-                least = _own(kernel, spacing) * _SHORTEST
-                least = least if kernel.lengthscale.shape[-1] == len(least) else least.min()
-                kernel.lengthscale = torch.maximum(kernel.lengthscale, least.to(kernel.lengthscale))
+        for kernel in _with_lengthscale(block):
+            least = _own(kernel, spacing) * _SHORTEST
+            least = least if kernel.lengthscale.shape[-1] == len(least) else least.min()
+            kernel.lengthscale = torch.maximum(kernel.lengthscale, least.to(kernel.lengthscale))
+
+
+def _with_lengthscale(block: ChannelBlock) -> Iterator[Kernel]:
+    """The kernels of a block with a lengthscale to learn in the units of x: periodic ones have none."""
+    for kernel in block.modules():
+        if not isinstance(kernel, Kernel) or not kernel.has_lengthscale or hasattr(kernel, "period_length"):
+            continue
+        if kernel.raw_lengthscale.requires_grad:
+            yield kernel
 
 
 def _own(kernel: Kernel, values: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def curves_of(features: Sequence[Feature], data: GroupedDataset, num_channels: i
     least = torch.where(seen, y, torch.inf).amin(0)
     for place, feature in enumerate(features):
         own = members.x[:, place].double()
-        if feature.kind not in ("number", "date") or feature.period is not None or len(own.unique()) < 2:
+        if feature.kind not in ("number", "date") or len(own.unique()) < 2:
             continue
         knots = PiecewiseLinearMean.knots_of(own, min(_CURVE_KNOTS, max(2, len(own) // _ROWS_PER_KNOT)))
         curve = PiecewiseLinearMean(knots, torch.Size([num_channels]), place)
@@ -157,9 +157,10 @@ def model_of(
     x = data.features().x
     front = len(features) + 2 * len(covariates)
     num_levels = x.shape[-1] - front
-    curves = curves_of(features, data, num_channels)
-    own = kernel_of(features, num_levels, num_channels, front, curves) if kernel is None else kernel
-    block = LocalChannels(num_channels, own, mean_of(features, x, num_channels, num_knots))
+    if kernel is None:
+        curves = curves_of(features, data, num_channels)
+        kernel = kernel_of(features, num_levels, num_channels, front, curves)
+    block = LocalChannels(num_channels, kernel, mean_of(features, x, num_channels, num_knots))
     encoder = LinearEncoder(data.y_shape, num_channels, hidden, logged)
     decoder = LinearDecoder(num_channels, likelihood.output_shape(), hidden)
     effects = [covariate.feature_map(len(features) + 2 * place) for place, covariate in enumerate(covariates)]
