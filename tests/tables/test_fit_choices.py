@@ -1,5 +1,6 @@
 """What `TableModel.fit` chooses by itself, and what it does with awkward tables."""
 
+import copy
 import math
 import warnings
 
@@ -10,10 +11,12 @@ import scipy.stats
 import torch
 
 from fgp_gpytorch import TableModel
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.kernels import PrincipalFunctionKernel
+from fgp_gpytorch.metrics import gaussian_crps
 from fgp_gpytorch.models.linear_start import rounding
-from fgp_gpytorch.tables import Binary
-from fgp_gpytorch.tables import table_model as module
+from fgp_gpytorch.tables import Binary, table_model
+from fgp_gpytorch.tables import _fitting as module
 from fgp_gpytorch.tables._warp import Warp, likely_power
 
 
@@ -104,13 +107,42 @@ def test_training_moves_between_the_linear_start_and_its_end(monkeypatch):
     assert not start.any()
 
 
+def test_moving_leaves_the_bounds_of_parameters():
+    model = TableModel(y=["y"], x=["t"], group="g").fit(table(12, 6))
+    start, vae = copy.deepcopy(model.vae_.state_dict()), model.vae_
+    end = {name: own + 1 if own.is_floating_point() else own for name, own in start.items()}
+    found = module.between(vae, start, end, 0.25)
+    for name, own in vae.named_parameters():
+        torch.testing.assert_close(found[name], own + 0.25)
+    for name in set(found) - {name for name, _ in vae.named_parameters()}:
+        assert found[name] is end[name]
+    vae.load_state_dict(module.between(vae, start, start, 0.25))
+    assert not any(own.isnan().any() for own in vae.state_dict().values())
+
+
+def test_groups_that_scale_a_curve_get_it_and_stationary_processes_do_not():
+    rng = np.random.default_rng(3)
+    t = np.arange(10.0)
+    shape = np.exp(-0.5 * (t - 3) ** 2) + 0.4 * np.sin(t)
+    scaled = pd.concat([
+        pd.DataFrame({"g": n, "t": t, "y": 5 + rng.normal(2, 0.7) * shape + 0.05 * rng.normal(size=10)})
+        for n in range(20)
+    ])  # fmt: skip
+    covariance = 0.5 + np.exp(-abs(t[:, None] - t) / 3)
+    stationary = scaled.assign(y=rng.multivariate_normal(np.zeros(10), covariance, 20).ravel())
+    for df, expected in ((scaled, True), (stationary, False)):
+        model = TableModel(y=["y"], x=["t"], group="g").fit(df)
+        kernels = list(model.vae_.prior.blocks[0].kernel.modules())
+        assert any(isinstance(kernel, PrincipalFunctionKernel) for kernel in kernels) is expected
+
+
 def test_the_linear_start_stays_if_networks_are_worse(monkeypatch):
     def ruin(vae, *args, **options):
         with torch.no_grad():
             for p in vae.decoder.residual.parameters():
                 p.add_(3.0)
 
-    monkeypatch.setattr(module, "_train", ruin)
+    monkeypatch.setattr(module, "train_networks", ruin)
     model = TableModel(y=["y"], x=["t"], group="g").fit(table(60, 8))
     assert model.moved_ == 0.0
     assert not model.vae_.decoder.residual[-1].weight.any()
@@ -120,7 +152,7 @@ def test_networks_that_are_not_finite_leave_the_model_linear(monkeypatch):
     def fail(*args, **options):
         raise module.NonFiniteError("training stopped.")
 
-    monkeypatch.setattr(module, "_train", fail)
+    monkeypatch.setattr(module, "train_networks", fail)
     with pytest.warns(UserWarning, match="The model stays linear"):
         model = TableModel(y=["y"], x=["t"], group="g").fit(table(60, 8))
     assert model.moved_ == 0.0
@@ -130,10 +162,17 @@ def test_networks_that_are_not_finite_leave_the_model_linear(monkeypatch):
 def test_gaussian_crps_is_the_integral():
     error, deviation = torch.tensor([0.7, -2.0], dtype=torch.float64), torch.tensor([0.5, 1.5], dtype=torch.float64)
     grid = np.linspace(-30, 30, 600_001)
-    for e, d, found in zip(error, deviation, module.gaussian_crps(error, deviation), strict=True):
+    for e, d, found in zip(error, deviation, gaussian_crps(error, deviation), strict=True):
         cdf = scipy.stats.norm(0, d.item()).cdf(grid)
         integral = ((cdf - (grid >= e.item())) ** 2).sum() * (grid[1] - grid[0])
         assert found.item() == pytest.approx(integral, abs=1e-3)
+
+
+def test_gaussian_crps_refuses_what_does_not_fit():
+    with pytest.raises(ShapeError, match="expected the shape of error"):
+        gaussian_crps(torch.zeros(3), torch.ones(2))
+    with pytest.raises(DataError, match="above 0"):
+        gaussian_crps(torch.zeros(2), torch.tensor([1.0, 0.0]))
 
 
 def test_a_few_far_values_are_a_warning_and_a_column_of_them_an_error():
@@ -164,7 +203,7 @@ def test_answers_in_parts_are_those_at_once(monkeypatch):
     model = TableModel(y=["y", Binary("kind")], x=["t"], group="g", hidden=()).fit(df)
     at, shuffled = {"t": [7.0, 2.0]}, df.sample(frac=1.0, random_state=0)
     whole = model.impute(gaps), model.score(df, shuffled), model.forecast(df, at), model.draws(df, shuffled)[1]
-    monkeypatch.setattr(module, "_VALUES_AT_ONCE", 1)
+    monkeypatch.setattr(table_model, "_VALUES_AT_ONCE", 1)
     parts = model.impute(gaps), model.score(df, shuffled), model.forecast(df, at), model.draws(df, shuffled)[1]
     assert (whole[0]["kind"] == parts[0]["kind"]).all()
     np.testing.assert_allclose(whole[0]["y"], parts[0]["y"], atol=0.1)

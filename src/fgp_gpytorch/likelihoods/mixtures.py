@@ -13,7 +13,7 @@ def mixture_variance(means: Tensor, variances: Tensor) -> Tensor:  # shape: 2 x 
         means: Mean of each draw.
         variances: Variance of each draw.
     """
-    return variances.mean(0) + means.var(0, correction=0)
+    return variances.mean(0) + (means - means.mean(0)).square().mean(0)
 
 
 def mixture_quantile(

@@ -7,7 +7,7 @@ from fgp_gpytorch.metrics.held_out_mse import held_out_mse
 from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information, mutual_information_gap
 from fgp_gpytorch.metrics.nearest_group import nearest_group_mse
 from fgp_gpytorch.metrics.probes import centroid_accuracy, nearest_path_accuracy, ridge_r2
-from fgp_gpytorch.metrics.scores import central_interval, crps_of_samples, log_mean_exp
+from fgp_gpytorch.metrics.scores import central_interval, crps_of_samples, gaussian_crps, log_mean_exp
 from fgp_gpytorch.metrics.swap import SwapErrors, swap_errors
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "crps_of_samples",
     "discretize",
     "disentanglement",
+    "gaussian_crps",
     "held_out_calibration",
     "held_out_mse",
     "latent_means",

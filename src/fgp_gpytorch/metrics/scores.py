@@ -9,7 +9,14 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError, ShapeError
 
-__all__ = ["central_interval", "crps_of_samples", "crps_of_sorted", "interval_of_sorted", "log_mean_exp"]
+__all__ = [
+    "central_interval",
+    "crps_of_samples",
+    "crps_of_sorted",
+    "gaussian_crps",
+    "interval_of_sorted",
+    "log_mean_exp",
+]
 
 
 def log_mean_exp(log_prob: Tensor) -> Tensor:  # shape: (S, *shape) -> (*shape)
@@ -56,6 +63,32 @@ def crps_of_sorted(ordered: Tensor, y: Tensor) -> Tensor:  # shape: (S, *shape),
     rank = torch.arange(1, number + 1, dtype=ordered.dtype, device=ordered.device)
     pairs = torch.tensordot(2 * rank - number - 1, ordered, dims=1) / (number * (number - 1))
     return (ordered - y).abs().mean(0) - pairs
+
+
+def gaussian_crps(error: Tensor, deviation: Tensor) -> Tensor:  # shape: (*shape), (*shape) -> (*shape)
+    """Continuous ranked probability score of Gaussians, in units of y. Lower is better.
+
+    The closed form of Gneiting and Raftery 2007, "Strictly proper scoring rules", equation 21.
+
+    Args:
+        error: y less the mean.
+        deviation: Standard deviation, above 0.
+
+    Raises:
+        ShapeError: If the shapes do not fit.
+        DataError: If a standard deviation is not positive.
+    """
+    error, deviation = check.as_reals(error, "error"), check.as_reals(deviation, "deviation")
+    if error.shape != deviation.shape:
+        raise ShapeError(
+            f"deviation: expected the shape of error, {tuple(error.shape)}, got {tuple(deviation.shape)}. Try "
+            "deviation.expand_as(error)."
+        )
+    if not bool((deviation > 0).all()):
+        raise DataError("deviation: expected standard deviations above 0, got others. Try variance.sqrt().")
+    u = error / deviation
+    density = (-0.5 * u.square()).exp() / math.sqrt(2 * math.pi)
+    return deviation * (u * (2 * torch.special.ndtr(u) - 1) + 2 * density - 1 / math.sqrt(math.pi))
 
 
 def central_interval(samples: Tensor, level: float) -> tuple[Tensor, Tensor]:  # shape: (S, *shape) -> 2 x (*shape)

@@ -51,6 +51,11 @@ class Feature:
         """The categories."""
         return [] if self.category is None else self.category.levels
 
+    @property
+    def is_number(self) -> bool:
+        """Whether it is a number or a date."""
+        return self.kind in ("number", "date")
+
     def learn(self, values: pd.Series) -> None:
         """Learn unit and range of the training table.
 

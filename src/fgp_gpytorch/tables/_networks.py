@@ -18,7 +18,7 @@ from fgp_gpytorch.tables._features import Covariate, Feature
 from fgp_gpytorch.tables.columns import Column
 
 _HARMONICS = 4
-_ROWS_PER_KNOT = 8
+_ROWS_PER_KNOT = 4
 MOST_KNOTS = 12
 MANY_GROUPS = 100  # more learn their mean and their curves without help
 _CURVE_KNOTS, _CURVE_SCALE = 8, 0.3
@@ -39,7 +39,7 @@ def kernel_of(
         curves: Functions of which each group has a multiple.
     """
     shape = torch.Size([num_channels])
-    numbers = [place for place, feature in enumerate(features) if feature.kind in ("number", "date")]
+    numbers = [place for place, feature in enumerate(features) if feature.is_number]
     categories = [place for place, feature in enumerate(features) if feature.kind == "category"]
     codes = range(first_level, first_level + num_levels)
 
@@ -92,23 +92,21 @@ def _scaled(base: Kernel, shape: torch.Size) -> Kernel:
     return kernel
 
 
-def curves_of(features: Sequence[Feature], data: GroupedDataset, num_channels: int) -> list[Mean]:
-    """A function of each number for tables of few groups with a channel for each element of y.
+def curves_of(features: Sequence[Feature], data: GroupedDataset) -> list[Mean]:
+    """A function of each number, of which each group has a multiple. Each element of y has a channel.
 
     It starts as a part of the element's mean at x above its smallest value, as if groups differed by a factor.
     """
-    if len(data) > MANY_GROUPS or num_channels != data.y_shape[0]:
-        return []
     members, curves = data.members, []
     y = members.y.double()
     seen = torch.ones_like(y, dtype=torch.bool) if members.y_mask is None else members.y_mask
     least = torch.where(seen, y, torch.inf).amin(0)
     for place, feature in enumerate(features):
         own = members.x[:, place].double()
-        if feature.kind not in ("number", "date") or len(own.unique()) < 2:
+        if not feature.is_number or len(own.unique()) < 2:
             continue
         knots = PiecewiseLinearMean.knots_of(own, min(_CURVE_KNOTS, max(2, len(own) // _ROWS_PER_KNOT)))
-        curve = PiecewiseLinearMean(knots, torch.Size([num_channels]), place)
+        curve = PiecewiseLinearMean(knots, torch.Size(data.y_shape), place)
         basis = curve.basis(members.x.double())
         weighted = seen.double().mT.unsqueeze(-1) * basis  # (K, N, M)
         ridge = 1e-3 * torch.eye(len(knots), dtype=y.dtype, device=y.device)
@@ -147,8 +145,9 @@ def model_of(
     hidden: Sequence[int],
     kernel: Kernel | None = None,
     covariates: Sequence[Covariate] = (),
+    curve: bool = False,
 ) -> FGPVAE:
-    """The default model, in float64, before its linear start."""
+    """The default model, in float64, before its linear start. With `curve`, groups scale a common curve."""
     parts = [column.elements() for column in columns]
     likelihood = ColumnLikelihood(parts)
     sizes = [column.num_elements for column in columns]
@@ -158,7 +157,7 @@ def model_of(
     front = len(features) + 2 * len(covariates)
     num_levels = x.shape[-1] - front
     if kernel is None:
-        curves = curves_of(features, data, num_channels)
+        curves = curves_of(features, data) if curve else ()
         kernel = kernel_of(features, num_levels, num_channels, front, curves)
     block = LocalChannels(num_channels, kernel, mean_of(features, x, num_channels, num_knots))
     encoder = LinearEncoder(data.y_shape, num_channels, hidden, logged)
@@ -168,7 +167,9 @@ def model_of(
     return FGPVAE(encoder, decoder, prior, likelihood).double()
 
 
-def column_evidence(data: GroupedDataset, features: Sequence[Feature], first_level: int, num_knots: int) -> Tensor:
+def column_evidence(
+    data: GroupedDataset, features: Sequence[Feature], first_level: int, num_knots: int, curve: bool
+) -> Tensor:
     """Log evidence of one Gaussian process for each column, (K,), its hyperparameters fitted by L-BFGS.
 
     The columns are the channels of one prior, and their noise is that of its pseudo-observations.
@@ -178,11 +179,12 @@ def column_evidence(data: GroupedDataset, features: Sequence[Feature], first_lev
         features: The columns of x.
         first_level: The column of x of the first code of inner groups.
         num_knots: Of the mean over each number, at most.
+        curve: Whether groups scale a common curve.
     """
     size = data.y_shape[0]
     members = data.features().x
     shape = torch.Size([size])
-    curves = curves_of(features, data, size)
+    curves = curves_of(features, data) if curve else ()
     kernel = kernel_of(features, members.shape[-1] - first_level, size, first_level, curves)
     block = LocalChannels(size, kernel, mean_of(features, members, size, num_knots))
     prior = FactorizedGPPrior([block])

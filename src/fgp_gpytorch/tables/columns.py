@@ -19,6 +19,7 @@ from fgp_gpytorch.likelihoods import (
     NegativeBinomialElements,
     OrdinalElements,
     PoissonElements,
+    mixture_variance,
 )
 from fgp_gpytorch.tables._warp import Warp
 
@@ -170,13 +171,11 @@ class Gaussian(Column):
 
     def answers(self, part: Elements, output: Tensor) -> dict[Any, dict[str, np.ndarray]]:
         """Moments by Gauss-Hermite quadrature within each draw. Quantiles follow the increasing transform."""
-        values = self._quadrature(part, output)
-        mean = np.einsum("spn,n->p", values, _WEIGHTS) / len(values)
-        square = np.einsum("spn,n->p", (values - mean[:, None]) ** 2, _WEIGHTS) / len(values)
+        mean, variance = self._moments(part, output)
         quantiles = {
             name: self.warp.inverse(part.quantile(output, p)[..., 0].numpy(force=True)) for name, p in QUANTILES.items()
         }
-        return {None: {"mean": mean, "sd": np.sqrt(square), **quantiles}}
+        return {None: {"mean": mean, "sd": np.sqrt(variance), **quantiles}}
 
     def values(self, elements: np.ndarray) -> np.ndarray:
         """Values in the table's units."""
@@ -184,15 +183,22 @@ class Gaussian(Column):
 
     def best(self, part: Elements, output: Tensor) -> np.ndarray:
         """The mean."""
-        return np.einsum("spn,n->p", self._quadrature(part, output), _WEIGHTS) / len(output)
+        return self._moments(part, output)[0]
 
     def density_factor(self, elements: np.ndarray) -> np.ndarray:
         """Log of the derivative of the transform."""
         return self.warp.log_slope(self.warp.inverse(elements[..., 0]))
 
-    def _quadrature(self, part: Elements, output: Tensor) -> np.ndarray:  # shape: (S, P, nodes)
-        mean, sd = part.mean(output)[..., 0].numpy(force=True), part.variance(output)[..., 0].sqrt().numpy(force=True)
-        return self.warp.inverse(mean[..., None] + sd[..., None] * _NODES)
+    def _moments(self, part: Elements, output: Tensor) -> tuple[np.ndarray, np.ndarray]:  # shape: 2 x (P,)
+        """Mean and variance of the mixture. A transform that is not linear needs quadrature within each draw."""
+        mean, variance = part.mean(output)[..., 0], part.variance(output)[..., 0]
+        if self.warp.power == 1.0:
+            total = mixture_variance(mean, variance).numpy(force=True) * self.warp.scale**2
+            return self.warp.inverse(mean.mean(0).numpy(force=True)), total
+        nodes = mean.numpy(force=True)[..., None] + variance.sqrt().numpy(force=True)[..., None] * _NODES
+        values = self.warp.inverse(nodes)  # (S, P, nodes)
+        center = np.einsum("spn,n->p", values, _WEIGHTS) / len(values)
+        return center, np.einsum("spn,n->p", (values - center[:, None]) ** 2, _WEIGHTS) / len(values)
 
 
 class Log(Gaussian):

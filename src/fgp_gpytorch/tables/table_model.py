@@ -24,35 +24,35 @@ from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation, generators_restored
-from fgp_gpytorch.data import GroupedDataset, HeldOut
-from fgp_gpytorch.errors import ArgumentError, CheckpointError, DataError, GroupError, NonFiniteError
+from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch.errors import ArgumentError, CheckpointError, DataError, GroupError
 from fgp_gpytorch.likelihoods import ColumnLikelihood, GaussianElements
-from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log_mean_exp
-from fgp_gpytorch.models import FGPVAE, check_dropout, principal_components
+from fgp_gpytorch.models import FGPVAE, check_dropout
 from fgp_gpytorch.objectives import ELBO
 from fgp_gpytorch.saving import pack_model, read_checkpoint, unpack_model, write_checkpoint
 from fgp_gpytorch.tables._features import as_covariates, as_features, level_codes
 from fgp_gpytorch.tables._files import pack_table, unpack_table
+from fgp_gpytorch.tables._fitting import (
+    MOST_CHANNELS,
+    Fitted,
+    by_folds,
+    is_better,
+    num_channels,
+    num_knots,
+    second_stage,
+    train_networks,
+)
 from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_evidence, model_of
 from fgp_gpytorch.tables._plot import forecast_figure
+from fgp_gpytorch.tables._scores import mean_scores, scores_of
+from fgp_gpytorch.tables._units import check_units
 from fgp_gpytorch.tables._warp import Warp, likely_power
 from fgp_gpytorch.tables.columns import Column, Gaussian, as_columns
-from fgp_gpytorch.training import FitResult, fit
 
 _T = TypeVar("_T")
-_MOST_CHANNELS = 16
-_EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
 _FEWEST_TO_VALIDATE = 5  # groups; fewer say too little, and the model stays at its linear start
 _ANSWERS = ("variable", "category", "mean", "sd", "q05", "q50", "q95")
-_KNOTS = (2, 4, 8, MOST_KNOTS)
-_FAR = 50.0  # standard deviations: a table in other units
 _VALUES_AT_ONCE = 2**25  # decoded values, or latents
-_FOLDS, _FOLD_STEPS = 4, 20  # of the check of the spread
-_JUDGING_DRAWS = 64
-_REFITS = 10  # steps of L-BFGS
-_MOVES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # from the linear start to the end of the second stage
-_FEWEST_ERRORS = 20
-_LARGEST_SPREAD = 3.0
 _EFFECT_STEPS = 600  # of training of the effects of covariates
 _ELEMENT_DROPOUT = (0.0, 0.5)  # of tables with several columns, of which a context may lack some
 
@@ -64,8 +64,8 @@ class TableModel:
     answers are in the table's own units. It is a thin layer over `FGPVAE`, which is `model.vae_`.
 
     `fit` starts the model as an exact multi-output Gaussian process: a level and a Matern 3/2 process for each channel,
-    a mean over x, and linear networks. With up to 100 groups, each of them also scales a common curve. Then it trains
-    nonlinear networks, as far as groups held out for validation say that this helps.
+    a mean over x, and linear networks. With up to 100 groups, each of them may also scale a common curve. Then it
+    trains nonlinear networks. Groups that are held out decide on the curve and on the networks.
 
     Args:
         y: Columns to model: names, which are `Gaussian` columns, or `Log`, `Binary`, `Categorical`, `Ordinal`, `Count`.
@@ -223,127 +223,48 @@ class TableModel:
         return self
 
     def _fit_stages(self, train: GroupedDataset, validation: float, seed: int, max_steps: int, progress: bool) -> None:
-        self.vae_, self.elbo_ = self._start(train)
-        self.moved_, self.spread_ = 0.0, 1.0
+        vae, self.elbo_ = self._start(train, seed)
+        fitted = Fitted(vae, 0.0, 1.0)
         held_out = round(validation * len(train))
         if self.covariates_:
-            _train(self.vae_, train, _EFFECT_STEPS, seed, progress, learning_rate=5e-3)
+            train_networks(vae, train, _EFFECT_STEPS, seed, progress, learning_rate=5e-3)
         if held_out >= _FEWEST_TO_VALIDATE and max_steps and self.hidden:
-            self._second_stage(train, held_out, seed, max_steps, progress)
+            several = _ELEMENT_DROPOUT if len(self._sizes) > 1 else 0.0
+            vae.member_dropout = self.member_dropout
+            vae.element_dropout = several if self.element_dropout == "auto" else self.element_dropout
+            fitted = second_stage(
+                vae, train, held_out, self.calibrate, max_steps, seed, progress,
+                learning_rate=1e-3, objective=ELBO(self.beta),
+            )  # fmt: skip
         elif self.calibrate and not self.covariates_:
-            self.spread_ = self._check_spread(train, seed)
+            fitted = fitted._replace(spread=by_folds(vae, train, seed).spread)
+        self.vae_, self.moved_, self.spread_ = fitted
         self.vae_.eval()
         if len(train) > 1:
             self.vae_.fit_groups(train)
 
-    def _start(self, train: GroupedDataset) -> tuple[FGPVAE, float]:
+    def _start(self, train: GroupedDataset, seed: int) -> tuple[FGPVAE, float]:
+        """A linear model and its ELBO. Groups scale a common curve if there are few, and if that predicts better."""
+        plain = self._linear(train, curve=False)
+        own = self.channels == "auto" and train.y_shape[0] <= MOST_CHANNELS
+        numbers = any(feature.is_number for feature in self.features_)
+        if self.kernel is not None or not own or not numbers or len(train) > MANY_GROUPS:
+            return plain
+        curved = self._linear(train, curve=True)
+        return curved if is_better(*curved, *plain, train, seed) else plain
+
+    def _linear(self, train: GroupedDataset, curve: bool) -> tuple[FGPVAE, float]:
         """A linear model: one channel for each element of y if they are few, else principal components."""
         size = train.y_shape[0]
-        own = self.channels == "auto" and size <= _MOST_CHANNELS
-        channels = size if own else self._num_channels(train)
-        kernel = copy.deepcopy(self.kernel)
-        knots = self._num_knots(train)
-        vae = model_of(self.columns_, self.features_, train, channels, knots, self.hidden, kernel, self.covariates_)
+        own = self.channels == "auto" and size <= MOST_CHANNELS
+        first_level = len(self.features_) + 2 * len(self.covariates_)
+        vae = model_of(
+            self.columns_, self.features_, train,
+            num_channels=size if own else num_channels(train, self.channels),
+            num_knots=num_knots(self.columns_, self.features_, first_level, train, curve),
+            hidden=self.hidden, kernel=copy.deepcopy(self.kernel), covariates=self.covariates_, curve=curve,
+        )  # fmt: skip
         return vae, vae.initialize(train, rotation="columns" if own else "components")
-
-    def _num_knots(self, train: GroupedDataset) -> int:
-        """Knots of the mean over each number: the number with the largest evidence, less Schwarz's penalty.
-
-        Many groups can afford the most knots.
-        """
-        places = _gaussian_places(self.columns_)
-        if len(train) > MANY_GROUPS or not places:
-            return MOST_KNOTS
-        members = train.members
-        mask = None if members.y_mask is None else members.y_mask[:, places]
-        data = GroupedDataset.from_members(members._replace(y=members.y[:, places], y_mask=mask))
-        first = len(self.features_) + 2 * len(self.covariates_)
-        found = {}
-        for knots in _KNOTS:
-            evidence = float(column_evidence(data.only_observed(), self.features_, first, knots).sum())
-            found[knots] = evidence - 0.5 * len(places) * knots * math.log(len(train))
-        return max(_KNOTS, key=lambda knots: found[knots])
-
-    def _num_channels(self, train: GroupedDataset) -> int:
-        if self.channels != "auto":
-            return int(self.channels)
-        members = train.members
-        size = members.y.shape[-1]
-        spectrum = principal_components(members.y.double(), members.y_mask, min(size, _MOST_CHANNELS))[2]
-        share = spectrum.cumsum(0) / spectrum.sum()
-        return min(int((share < _EXPLAINED).sum()) + 1, size, _MOST_CHANNELS)
-
-    def _second_stage(self, train: GroupedDataset, held_out: int, seed: int, max_steps: int, progress: bool) -> None:
-        """Train networks and prior, then go from the linear start so far that held-out members are most probable."""
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-        others, chosen = train.subset(order[held_out:].sort().values), train.subset(order[:held_out].sort().values)
-        known = known_members(chosen, seed)
-        if not _all_observed(others) or not bool(known.any()) or bool(known.all()):
-            return
-        judged = HeldOut.of(chosen.select(known), chosen.select(~known).only_observed())
-        linear = copy.deepcopy(self.vae_)
-        linear.refine(others, _REFITS)  # the start has seen the groups that judge
-        vae = copy.deepcopy(linear)
-        several = _ELEMENT_DROPOUT if len(self._sizes) > 1 else 0.0
-        vae.member_dropout = self.member_dropout
-        vae.element_dropout = several if self.element_dropout == "auto" else self.element_dropout
-        try:
-            _train(vae, others, max_steps, seed, progress, learning_rate=1e-3, objective=ELBO(self.beta))
-        except NonFiniteError as error:
-            warnings.warn(
-                f"fit: expected finite networks, got none ({error}) The model stays linear. Try fewer columns, or a "
-                "look at those with a few extreme values.", UserWarning, stacklevel=4,
-            )  # fmt: skip
-            vae = copy.deepcopy(linear)
-        start, end = linear.state_dict(), copy.deepcopy(vae.state_dict())
-        found = []
-        for moved in _MOVES:
-            vae.load_state_dict(_between(start, end, moved))
-            found.append(self._judge(vae, judged, seed))
-        scores = torch.stack([score for _, score in found])
-        best = int((scores / scores[0]).mean(-1).argmin())
-        self.moved_, self.spread_ = _MOVES[best], found[best][0]
-        if best:
-            vae.load_state_dict(_between(start, end, self.moved_))
-            self.vae_ = vae
-
-    @torch.no_grad()
-    def _judge(self, vae: FGPVAE, held_out: HeldOut, seed: int) -> tuple[float, Tensor]:
-        """The spread that held-out values need, and the CRPS of each element that was held out.
-
-        The CRPS is that of a Gaussian with the mean and the standard deviation of the prediction.
-        """
-        error, deviation = predicted(vae, held_out, seed)
-        seen, places = ~error.isnan(), _gaussian_places(self.columns_)
-        spread = 1.0
-        if self.calibrate and places:
-            spread = _factor([(error / deviation)[:, places][seen[:, places]]])
-            deviation[:, places] *= spread
-        crps = torch.where(seen, gaussian_crps(error, deviation), 0.0).sum(0) / seen.sum(0)
-        return spread, crps[seen.any(0)]
-
-    @torch.no_grad()
-    def _check_spread(self, train: GroupedDataset, seed: int) -> float:
-        """The factor that makes 90 % of held-out values of Gaussian columns fall into their 90 % intervals.
-
-        Groups are held out in turn. A linear model of the others predicts the second half of each from the first.
-        """
-        places = _gaussian_places(self.columns_)
-        folds = min(_FOLDS, len(train))
-        if not places or folds < 2:
-            return 1.0
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-        errors = []
-        for fold in range(folds):
-            mine = torch.arange(len(order)) % folds == fold
-            rest = train.subset(order[~mine].sort().values)
-            if not _all_observed(rest):
-                continue
-            vae = copy.deepcopy(self.vae_)
-            with torch.enable_grad():
-                vae.refine(rest, _FOLD_STEPS, thin=True)
-            errors.append(standardized_errors(vae, train.subset(order[mine].sort().values), places, seed))
-        return _factor(errors)
 
     def _choose_transforms(self, df: pd.DataFrame) -> None:
         """Take the power scale of a Gaussian column if its Gaussian process has the larger evidence for it."""
@@ -361,8 +282,9 @@ class TableModel:
         numbers = np.stack([warp(values) for values, warp in both], -1)
         data = self._grouped(df, numbers, level_codes([df], self.group)[0])
         evidence = column_evidence(
-            data.only_observed(), self.features_, len(self.features_) + 2 * len(self.covariates_), MOST_KNOTS
-        )
+            data.only_observed(), self.features_, len(self.features_) + 2 * len(self.covariates_), MOST_KNOTS,
+            curve=len(data) <= MANY_GROUPS,
+        )  # fmt: skip
         for place, (values, warp) in enumerate(both):
             evidence[place] += float(warp.log_slope(values[~np.isnan(values)]).sum())
         for (column, _, warp), (plain, powered) in zip(candidates, evidence.reshape(-1, 2).tolist(), strict=True):
@@ -539,11 +461,11 @@ class TableModel:
                 for (column, part, own), values in zip(self._parts(output), encoded, strict=True):
                     truth = values[rows]
                     seen = ~np.isnan(truth).any(-1)
-                    found.append(_scores(column, part, own[:, seen], truth[seen]))
+                    found.append(scores_of(column, part, own[:, seen], truth[seen]))
             return found
 
         parts = self._in_parts(self._checked(df_context), targets, num_draws, seed, use)
-        rows = [_mean_scores(list(own)) for own in zip(*parts, strict=True)]
+        rows = [mean_scores(list(own)) for own in zip(*parts, strict=True)]
         return pd.DataFrame(rows, index=pd.Index([c.name for c in self.columns_], name="variable"))
 
     def draws(
@@ -783,7 +705,7 @@ class TableModel:
         y = np.concatenate([column.encode(df[column.name]) for column in self.columns_], -1)
         if hasattr(self, "vae_"):
             pairs = zip(self.columns_, np.split(y, np.cumsum(self._sizes)[:-1], -1), strict=True)
-            _check_units([(column, values) for column, values in pairs if isinstance(column, Gaussian)])
+            check_units([(column, values) for column, values in pairs if isinstance(column, Gaussian)])
         codes = level_codes([df], self.group)[0] if codes is None else codes
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "x: expected different features")
@@ -938,14 +860,6 @@ class TableModel:
         return pd.concat(frames, ignore_index=True)
 
 
-def _train(vae: FGPVAE, data: GroupedDataset, max_steps: int, seed: int, progress: bool, **options: Any) -> FitResult:
-    """Train by Adam under a cosine, on the CPU, without files."""
-    return fit(
-        vae, data, epochs=None, max_steps=max_steps, batch_size=max(4, min(20, len(data) // 4)), lr_schedule="cosine",
-        seed=seed, folder=None, progress=progress, accelerator="cpu", devices=1, **options,
-    )  # fmt: skip
-
-
 def _optional(name: str) -> Any:
     """Import a package that the library can do without.
 
@@ -958,41 +872,10 @@ def _optional(name: str) -> Any:
         raise ImportError(f"expected the package {name}, got no such package. Try pip install {name}.") from error
 
 
-def _check_units(columns: Sequence[tuple[Gaussian, np.ndarray]]) -> None:
-    """Refuse columns that lie far from the training range, and warn of columns that lie outside or have far values."""
-    outside: list[str] = []
-    for column, elements in columns:
-        seen = elements[~np.isnan(elements)]
-        low, high = column.warp(np.array([column.low, column.high]))
-        away = np.maximum(low - seen, seen - high) / (high - low)  # in widths of the range
-        far = (away > 1) & (np.abs(seen) > _FAR)
-        expected = f"expected {column.name!r} near the training table's {column.low:g} to {column.high:g}, got "
-        if 2 * far.sum() > len(seen):
-            raise DataError(
-                f"y: {expected}values up to {np.abs(seen).max():.0f} standard deviations away. Try the units of that "
-                "table."
-            )
-        number = max(int(far.sum()), int((away > 0.5).sum()) if 2 * (away > 0.5).sum() > len(seen) else 0)
-        if number:
-            outside.append(f"{expected}{number} of {len(seen)} values far outside")
-    if outside:
-        more = f", and {len(outside) - 1} more columns like that" if len(outside) > 1 else ""
-        hint = "Try the units of that table, and NaN for codes of missing values such as 9999."
-        warnings.warn(f"y: {outside[0]}{more}. {hint}", UserWarning, stacklevel=4)
-
-
 def _listed(values: Any) -> list[Any]:
     """Values of `at` as a list: one value, or several."""
     values = check.number(values)
     return [values] if isinstance(values, str) or not hasattr(values, "__iter__") else list(values)
-
-
-def _factor(errors: Sequence[Tensor]) -> float:
-    """The factor of standard deviations by which 90 % of standardized errors fall into 90 % intervals."""
-    found = torch.cat(list(errors)) if errors else torch.empty(0)
-    if len(found) < _FEWEST_ERRORS:
-        return 1.0
-    return float((found.abs().quantile(0.9) / 1.6449).clamp(1.0, _LARGEST_SPREAD))
 
 
 def _group_names(group: Any) -> list[Hashable]:
@@ -1002,122 +885,6 @@ def _group_names(group: Any) -> list[Hashable]:
     if not names:
         raise ArgumentError("group: expected the name of a column, got none. Try group='patient'.")
     return names
-
-
-def _gaussian_places(columns: Sequence[Column]) -> list[int]:
-    sizes = np.cumsum([0, *(column.num_elements for column in columns)])
-    return [int(start) for start, column in zip(sizes, columns, strict=False) if isinstance(column, Gaussian)]
-
-
-def _all_observed(data: GroupedDataset) -> bool:
-    mask = data.members.y_mask
-    return mask is None or bool(mask.any(0).all())
-
-
-def known_members(data: GroupedDataset, seed: int, share: int = 2) -> Tensor:  # shape: (N,)
-    """True for members to condition on: the first half of some groups, a random half of the others.
-
-    Groups of one member are known, so that they are left out of targets.
-
-    Args:
-        data: Groups.
-        seed: Of the random halves.
-        share: The first half of every so many groups; 1 for all.
-    """
-    group, later = data.features().group, data.random_places(torch.Generator().manual_seed(seed))
-    place = torch.where(group % share == 0, data.ordered_places(), later)
-    return place < (data.group_sizes[group] / 2).ceil()
-
-
-def standardized_errors(vae: FGPVAE, data: GroupedDataset, places: Sequence[int], seed: int) -> Tensor:
-    """Errors over standard deviations of Gaussian elements, of the second half of each group from the first."""
-    known = known_members(data, seed, share=1)
-    if bool(known.all()):
-        return torch.empty(0, dtype=torch.float64)
-    error, deviation = predicted(vae, HeldOut.of(data.select(known), data.select(~known)), seed)
-    found = error[:, places] / deviation[:, places]
-    return found[~found.isnan()]
-
-
-def predicted(vae: FGPVAE, held_out: HeldOut, seed: int) -> tuple[Tensor, Tensor]:
-    """Errors and standard deviations of the elements of N held-out members, (N, K). An error without y is NaN."""
-    batch = held_out[range(len(held_out))]
-    with evaluation(vae, seed):
-        z = vae.predict(batch.x_new, batch.context).rsample((_JUDGING_DRAWS,), marginals=True)
-        output = vae.decode(z, batch.x_new)
-    assert isinstance(vae.likelihood, ColumnLikelihood)
-    mean, variance = vae.likelihood.moments(output)
-    error = batch.y_new - mean
-    if batch.observed is not None:
-        error = torch.where(batch.observed, error, torch.nan)
-    return error.flatten(0, 1), variance.sqrt().flatten(0, 1)
-
-
-def gaussian_crps(error: Tensor, deviation: Tensor) -> Tensor:
-    """CRPS of Gaussians in closed form (Gneiting and Raftery 2007, equation 21)."""
-    u = error / deviation
-    density = (-0.5 * u.square()).exp() / math.sqrt(2 * math.pi)
-    return deviation * (u * (2 * torch.special.ndtr(u) - 1) + 2 * density - 1 / math.sqrt(math.pi))
-
-
-def _between(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Parameters and buffers on the straight line from one state of a model to another."""
-    return {
-        name: torch.lerp(start[name], value, share) if value.is_floating_point() else value
-        for name, value in end.items()
-    }
-
-
-def _scores(column: Column, part: Any, output: Tensor, truth: np.ndarray) -> dict[str, float]:
-    if not len(truth):
-        return {"mse": np.nan, "nll": np.nan, "crps": np.nan, "coverage_90": np.nan, "n": 0}
-    y = torch.from_numpy(truth)
-    if isinstance(part, GaussianElements):
-        log_prob = _smooth_log_prob(part, output, y).sum(-1)
-    else:
-        log_prob = part.log_prob(output, y.expand(len(output), *y.shape)).sum(-1)
-    nll = -(log_mean_exp(log_prob).numpy(force=True) + column.density_factor(truth)).mean()
-    if column.num_elements > 1:
-        error = part.mean(output).mean(0).numpy(force=True) - truth
-        return {"mse": (error**2).sum(-1).mean(), "nll": nll, "crps": np.nan, "coverage_90": np.nan, "n": len(truth)}
-    if column.kind in ("binary", "ordinal"):
-        value, draws = truth[:, 0], part.sample(output)[..., 0].numpy(force=True)
-        mean = part.mean(output).mean(0)[..., 0].numpy(force=True)
-    else:
-        value = column.values(truth)
-        draws = column.values(part.sample(output).numpy(force=True))
-        mean = next(iter(column.answers(part, output).values()))["mean"]
-    ordered = torch.from_numpy(np.sort(draws, axis=0).astype(np.float64))
-    low, high = (bound.numpy() for bound in interval_of_sorted(ordered, 0.9))
-    crps = crps_of_samples(ordered, torch.from_numpy(value.astype(np.float64))).mean()
-    inside = (low <= value) & (value <= high)
-    return {
-        "mse": ((mean - value) ** 2).mean(), "nll": nll, "crps": float(crps), "coverage_90": inside.mean(),
-        "n": len(truth),
-    }  # fmt: skip
-
-
-def _mean_scores(parts: list[dict[str, float]]) -> dict[str, float]:
-    """Scores of all parts together, each weighted by its number of values."""
-    weights = np.array([part["n"] for part in parts])
-    if not weights.any():
-        return parts[0]
-    used = [part for part in parts if part["n"]]
-    mean = {name: np.average([part[name] for part in used], weights=weights[weights > 0]) for name in used[0]}
-    return {**mean, "n": int(weights.sum())}
-
-
-def _smooth_log_prob(part: GaussianElements, output: Tensor, y: Tensor) -> Tensor:
-    """Log densities whose mixture over draws is smooth, and has the mean and variance of the draws' mixture.
-
-    Draws far apart, compared with the noise, would leave the density between them to chance. Each becomes a kernel of
-    width h, and moves towards their mean (West 1993, "Approximating posterior distributions by mixtures").
-    """
-    mean, variance = part.mean(output), part.variance(output)
-    center, between = mean.mean(0), mean.var(0, unbiased=False)
-    width = min(1.0, len(output) ** -0.4)  # h squared
-    moved = center + (1 - width) ** 0.5 * (mean - center)
-    return torch.distributions.Normal(moved, (variance + width * between).sqrt()).log_prob(y)
 
 
 def _filled(values: pd.Series, gaps: np.ndarray, found: np.ndarray) -> pd.Series:

@@ -1,0 +1,71 @@
+"""Scores of a table's forecasts."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fgp_gpytorch.likelihoods import GaussianElements
+from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log_mean_exp
+from fgp_gpytorch.tables.columns import Column
+
+
+def scores_of(column: Column, part: Any, output: Tensor, truth: np.ndarray) -> dict[str, float]:
+    """Mean scores of the forecasts of one column.
+
+    Args:
+        column: The column.
+        part: Its part of the likelihood.
+        output: The decoder's outputs for it, (S, n, outputs).
+        truth: Its true values as elements, (n, elements).
+    """
+    if not len(truth):
+        return {"mse": np.nan, "nll": np.nan, "crps": np.nan, "coverage_90": np.nan, "n": 0}
+    y = torch.from_numpy(truth)
+    if isinstance(part, GaussianElements):
+        log_prob = _smooth_log_prob(part, output, y).sum(-1)
+    else:
+        log_prob = part.log_prob(output, y.expand(len(output), *y.shape)).sum(-1)
+    nll = -(log_mean_exp(log_prob).numpy(force=True) + column.density_factor(truth)).mean()
+    if column.num_elements > 1:
+        error = part.mean(output).mean(0).numpy(force=True) - truth
+        return {"mse": (error**2).sum(-1).mean(), "nll": nll, "crps": np.nan, "coverage_90": np.nan, "n": len(truth)}
+    if column.kind in ("binary", "ordinal"):
+        value, draws = truth[:, 0], part.sample(output)[..., 0].numpy(force=True)
+        mean = part.mean(output).mean(0)[..., 0].numpy(force=True)
+    else:
+        value = column.values(truth)
+        draws = column.values(part.sample(output).numpy(force=True))
+        mean = next(iter(column.answers(part, output).values()))["mean"]
+    ordered = torch.from_numpy(np.sort(draws, axis=0).astype(np.float64))
+    low, high = (bound.numpy() for bound in interval_of_sorted(ordered, 0.9))
+    crps = crps_of_samples(ordered, torch.from_numpy(value.astype(np.float64))).mean()
+    inside = (low <= value) & (value <= high)
+    return {
+        "mse": ((mean - value) ** 2).mean(), "nll": nll, "crps": float(crps), "coverage_90": inside.mean(),
+        "n": len(truth),
+    }  # fmt: skip
+
+
+def mean_scores(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Scores of all parts together, each weighted by its number of values."""
+    weights = np.array([part["n"] for part in parts])
+    if not weights.any():
+        return parts[0]
+    used = [part for part in parts if part["n"]]
+    mean = {name: np.average([part[name] for part in used], weights=weights[weights > 0]) for name in used[0]}
+    return {**mean, "n": int(weights.sum())}
+
+
+def _smooth_log_prob(part: GaussianElements, output: Tensor, y: Tensor) -> Tensor:
+    """Log densities whose mixture over draws is smooth, and has the mean and variance of the draws' mixture.
+
+    Draws far apart, compared with the noise, would leave the density between them to chance. Each becomes a kernel of
+    width h, and moves towards their mean (West 1993, "Approximating posterior distributions by mixtures").
+    """
+    mean, variance = part.mean(output), part.variance(output)
+    center, between = mean.mean(0), mean.var(0, unbiased=False)
+    width = min(1.0, len(output) ** -0.4)  # h squared
+    moved = center + (1 - width) ** 0.5 * (mean - center)
+    return torch.distributions.Normal(moved, (variance + width * between).sqrt()).log_prob(y)
