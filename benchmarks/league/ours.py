@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.league.scores import scored_elsewhere
+from benchmarks.league.speakers import POINTS
 from benchmarks.league.tasks import Question
 
 
@@ -59,8 +60,5 @@ def scores_of(question: Question, model: Any) -> dict[str, float]:
 
 
 def codes(question: Question, model: Any, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one code for each group: the numeric columns of `embed`."""
-    found = model.embed(rows)
-    if question.table.group in found:
-        found = found.set_index(question.table.group)
-    return found.select_dtypes("number")
+    """Return one code for each group: the latents at as many places as the code of resampled frames has."""
+    return model.embed(rows, points=POINTS)

@@ -9,6 +9,7 @@ import pandas as pd
 from benchmarks.league.tasks import Question
 
 SHRINKAGE = 0.1
+POINTS = 7  # of codes that follow the course of an utterance
 
 
 def accuracy(question: Question, train: pd.DataFrame, test: pd.DataFrame) -> float:
@@ -49,7 +50,7 @@ def lines_of_columns(question: Question, rows: pd.DataFrame) -> pd.DataFrame:
     return means_of_columns(question, rows).join(slopes)
 
 
-def resampled(question: Question, rows: pd.DataFrame, points: int = 7) -> pd.DataFrame:
+def resampled(question: Question, rows: pd.DataFrame, points: int = POINTS) -> pd.DataFrame:
     """A code: each column at seven points of the utterance, which is stretched to length 1."""
     table, found = question.table, {}
     for label, own in rows.groupby(table.group):

@@ -98,6 +98,21 @@ def test_forecasts_of_a_gaussian_column_are_those_of_a_dense_gp(small, df):
         np.testing.assert_allclose(found[name], scipy.stats.norm(mean, sd).ppf(p), atol=0.06 * sd.max())
 
 
+def test_embedded_curves_go_through_the_members(small, df):
+    curves, z = small.embed(df, points=5), small.embed(df, members=True)
+    channels = len(z.columns)
+    assert list(curves.columns) == [f"z{n}_{place}" for n in range(channels) for place in range(5)]
+    for label, rows in df.groupby("g"):
+        t = rows["t"].to_numpy()
+        for n in range(channels):
+            expected = np.interp(np.linspace(t.min(), t.max(), 5), t, z.loc[rows.index, f"z{n}"])
+            np.testing.assert_allclose(curves.loc[label, [f"z{n}_{place}" for place in range(5)]], expected, rtol=1e-6)
+    shuffled = small.embed(df.sample(frac=1.0, random_state=0), points=5)
+    np.testing.assert_allclose(shuffled.loc[curves.index], curves, rtol=1e-6)
+    with pytest.raises(ArgumentError, match="one row a group"):
+        small.embed(df, members=True, points=5)
+
+
 def test_reconstruction_of_embedded_members_is_the_dense_gp(small, df):
     z = small.embed(df, members=True)
     decoder, warp = small.vae_.decoder, small.columns_[0].warp

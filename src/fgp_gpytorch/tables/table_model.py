@@ -358,21 +358,33 @@ class TableModel:
                 filled[column.name] = _filled(targets[column.name], missing, values)
         return filled
 
-    def embed(self, df: pd.DataFrame, members: bool = False) -> pd.DataFrame:
-        """Latents: the posterior mean of each channel, averaged over the members of a group.
+    def embed(self, df: pd.DataFrame, members: bool = False, points: int | None = None) -> pd.DataFrame:
+        """Latents of groups: the posterior mean of each channel, as an average or as a curve over x.
 
         Args:
             df: A table with the columns of the training table.
             members: Whether to return a row for each row of the table, with its index, in place of one for each group.
+            points: None averages a channel over the members of a group. A number returns its values at so many places,
+                evenly spaced over the group's own range of the first column of x, interpolated between members. Groups
+                that differ in their course are further apart then.
 
         Returns:
-            Columns z0, z1, ... The index is the group, or that of the table.
+            Columns z0, z1, ..., or z0_0, z0_1, ... for the places of channel 0. The index is the group, or that of the
+            table.
 
         Raises:
-            ArgumentError: If `df` is no DataFrame.
+            ArgumentError: If `df` is no DataFrame, both options are given, or the first column of x has no order.
             DataError: If the table is empty, or a value is impossible.
         """
         df = self._checked(df)
+        check.instance(members, "members", bool, "Try members=True.")
+        if points is not None:
+            points = check.count(points, "points", least=2, hint="Try points=5.")
+            if members or not self.features_[0].is_number:
+                raise ArgumentError(
+                    "points: expected one row a group and numbers or dates in the first column of x, got "
+                    f"members={members} and {self.features_[0].kind} {self.features_[0].name!r}. Try points=None."
+                )
         data = self._dataset(df)
         names = [f"z{channel}" for channel in range(self.vae_.prior.num_channels)]
         with torch.no_grad(), evaluation(self.vae_, 0):
@@ -386,9 +398,14 @@ class TableModel:
             return pd.DataFrame(placed, index=df.index, columns=names)
         group = df[self.group[0]].iloc[order].reset_index(drop=True)
         codes, _ = pd.factorize(group)
-        means = pd.DataFrame(rows, columns=names).groupby(codes).mean()
-        means.index = pd.Index(group[~group.duplicated()], name=self.group[0], tupleize_cols=False)
-        return means
+        if points is None:
+            found = pd.DataFrame(rows, columns=names).groupby(codes).mean()
+        else:
+            x = batch.x[batch.mask][:, 0].numpy(force=True)
+            curves = [_curves(x[codes == code], rows[codes == code], points) for code in range(codes[-1] + 1)]
+            found = pd.DataFrame(curves, columns=[f"{name}_{place}" for name in names for place in range(points)])
+        found.index = pd.Index(group[~group.duplicated()], name=self.group[0], tupleize_cols=False)
+        return found
 
     def sample_groups(self, n: int, at: Mapping[Hashable, Any], seed: int = 0) -> pd.DataFrame:
         """Draw tables of new groups, with the noise of the likelihood.
@@ -858,6 +875,13 @@ class TableModel:
                     frame["category"] = category
                 frames.append(frame.assign(**{name: values[rows] for name, values in answer.items()}))
         return pd.concat(frames, ignore_index=True)
+
+
+def _curves(x: np.ndarray, z: np.ndarray, points: int) -> np.ndarray:  # shape: (P,), (P, L) -> (L * points,)
+    """Values of each channel at evenly spaced places over the range of x."""
+    order = np.argsort(x, kind="stable")
+    at = np.linspace(x.min(), x.max(), points)
+    return np.concatenate([np.interp(at, x[order], channel) for channel in z[order].T])
 
 
 def _optional(name: str) -> Any:
