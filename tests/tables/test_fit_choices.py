@@ -136,6 +136,29 @@ def test_groups_that_scale_a_curve_get_it_and_stationary_processes_do_not():
         assert any(isinstance(kernel, PrincipalFunctionKernel) for kernel in kernels) is expected
 
 
+def test_x_is_logarithmic_if_groups_vary_on_that_scale(tmp_path):
+    rng, t = np.random.default_rng(0), np.array([0, 0.25, 0.5, 1, 2, 3.5, 5, 7, 9, 12, 24])
+    courses = [
+        (a * np.exp(-k * np.log(t + 0.1) ** 2) + 0.02 * rng.normal(size=len(t)), rng.permutation(len(t))[:9])
+        for a, k in zip(rng.uniform(4, 8, 12), rng.uniform(0.2, 0.6, 12), strict=True)
+    ]
+    df = pd.concat(pd.DataFrame({"g": f"g{n}", "t": t, "y": y}).iloc[rows] for n, (y, rows) in enumerate(courses))
+    model = TableModel(y=["y"], x=["t"], group="g", hidden=()).fit(df)
+    feature = model.features_[0]
+    assert feature.shift == 0.125
+    assert feature.least == 0.0
+    t = pd.Series([-0.1, 0.0, 0.3, 24.0, 60.0])
+    np.testing.assert_allclose(feature.decode(feature.encode(t)), t, atol=1e-12)
+    assert (np.diff(feature.encode(t)) > 0).all()
+    with pytest.raises(DataError, match="Try its units"):
+        model.forecast(df, at={"t": [24 * 60.0]})
+    forecast = model.forecast(df[df.t < 3], at={"t": [5.0, 30.0]})
+    assert np.isfinite(forecast["mean"]).all()
+    model.save(tmp_path / "model.pt")
+    loaded = TableModel.load(tmp_path / "model.pt").forecast(df[df.t < 3], at={"t": [5.0, 30.0]})
+    pd.testing.assert_frame_equal(loaded, forecast)
+
+
 def test_the_linear_start_stays_if_networks_are_worse(monkeypatch):
     def ruin(vae, *args, **options):
         with torch.no_grad():

@@ -9,7 +9,7 @@ A VAE with random networks has to discover what a Gaussian process knows at once
 L-BFGS maximizes the ELBO of the whole data set over everything but the residual networks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -305,41 +305,62 @@ def maximize(model: Any, batch: GroupedBatch, iterations: int, in_two: bool = Fa
 
 
 def climb(model: Any, batch: GroupedBatch, draws: Tensor, parameters: list[nn.Parameter], iterations: int) -> None:
-    """Maximize the ELBO over some parameters. They stay as they were if L-BFGS diverges.
+    """Maximize the ELBO over some parameters.
 
     L-BFGS moves a loading in units of the noise of its element, because a small noise makes the ELBO steep there.
+    """
+    units = [_units(model) if p is model.decoder.loadings else torch.ones_like(p) for p in parameters]
+    descend(lambda: -elbo(model, batch, draws) + rounding(model.likelihood, batch), parameters, iterations, units)
+
+
+def descend(
+    loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], iterations: int, units: Sequence[Tensor]
+) -> None:
+    """Minimize a loss by L-BFGS. The parameters end at the best point that it saw.
+
+    A trial step of the line search may go where the loss is not finite, or a covariance is not positive definite. It
+    counts as much worse, so that L-BFGS tries a shorter one.
+
+    Args:
+        loss: The loss of the parameters as they stand.
+        parameters: What L-BFGS moves.
+        iterations: At most; 0 leaves the parameters.
+        units: Of the steps of each parameter, its shape.
+
+    Raises:
+        DataError, NonFiniteError: If the loss raises them where the parameters are.
     """
     if not iterations:
         return
     kept = [p.detach().clone() for p in parameters]
-    units = [_units(model) if p is model.decoder.loadings else torch.ones_like(p) for p in parameters]
     steps = [torch.zeros_like(p).requires_grad_() for p in parameters]
     optimizer = torch.optim.LBFGS(steps, max_iter=iterations, line_search_fn="strong_wolfe", history_size=20)
-
-    found: list[Tensor] = []
+    best, seen = kept, None
 
     def closure() -> Tensor:
+        nonlocal best, seen
         for p, start, unit, step in zip(parameters, kept, units, steps, strict=True):
             p.data = start + unit * step.detach()
             p.grad = None
         try:
-            loss = -elbo(model, batch, draws) + rounding(model.likelihood, batch)
-            loss.backward()
+            found = loss()
+            found.backward()
         except (DataError, NonFiniteError):  # DataError: a covariance of extreme lengthscales
-            if not found:
+            if seen is None:
                 raise
-            for step in steps:  # the line search went too far: it tries a shorter step
+            for step in steps:
                 step.grad = torch.zeros_like(step)
-            return found[-1] + _TOO_FAR
+            return seen + _TOO_FAR
         for p, unit, step in zip(parameters, units, steps, strict=True):
             step.grad = torch.zeros_like(step) if p.grad is None else unit * p.grad
-        found.append(loss.detach())
-        return found[-1]
+        found = found.detach()
+        if seen is None or bool(found < seen):
+            best, seen = [p.detach().clone() for p in parameters], found
+        return found
 
     optimizer.step(closure)
-    finite = all(bool(step.isfinite().all()) for step in steps)
-    for p, start, unit, step in zip(parameters, kept, units, steps, strict=True):
-        p.data = start + unit * step.detach() if finite else start
+    for p, own in zip(parameters, best, strict=True):
+        p.data = own
 
 
 def _units(model: Any) -> Tensor:

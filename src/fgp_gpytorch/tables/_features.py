@@ -5,6 +5,7 @@
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
 
 import datetime
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from fgp_gpytorch.feature_maps import CategoricalFeatures, LinearFeatures, Selec
 from fgp_gpytorch.tables.columns import Categorical, Column, Periodic
 
 _FAR = 10.0  # ranges of the training x: beyond them the units have probably changed
+_SPAN = 10.0  # largest over smallest positive number, of a scale that may be logarithmic
 
 
 class Feature:
@@ -30,6 +32,8 @@ class Feature:
         center: Of numbers and dates (in seconds since 1970).
         scale: Of numbers and dates: their standard deviation.
         low, high: The training range in standardized units.
+        shift: Of numbers on a logarithmic scale, log(x + shift); None for a linear scale.
+        least: The smallest number of the training table. Smaller ones continue the logarithm as a line.
         levels: The categories.
         dtype: Of the training column.
     """
@@ -44,6 +48,8 @@ class Feature:
         self.category = column if isinstance(column, Categorical) else None
         self.kind = "periodic" if self.period else "category" if self.category else "number"
         self.center, self.scale, self.low, self.high = 0.0, 1.0, 0.0, 0.0
+        self.shift: float | None = None
+        self.least = 0.0
         self.dtype: Any = None
 
     @property
@@ -68,12 +74,46 @@ class Feature:
             return
         if self.kind == "number" and _is_date(values):
             self.kind = "date"
+        self._learn_unit(self._raw(values))
+
+    def may_be_logarithmic(self, values: pd.Series) -> bool:
+        """Whether values of the training table are numbers from 0 that span an order of magnitude."""
+        if self.kind != "number":
+            return False
         raw = self._raw(values)
+        return bool((raw >= 0).all()) and raw.max() > _SPAN * np.min(raw, where=raw > 0, initial=np.inf)
+
+    def set_scale(self, values: pd.Series, logarithmic: bool) -> None:
+        """Take a logarithmic or a linear scale, and learn unit and range on it."""
+        raw = self._raw(values)
+        positive = float(np.min(raw, where=raw > 0, initial=np.inf))
+        self.least, self.shift = float(raw.min()), None
+        if logarithmic:
+            self.shift = 0.0 if self.least > 0 else 0.5 * positive
+        self._learn_unit(raw)
+
+    def _learn_unit(self, raw: np.ndarray) -> None:
+        scaled = self._scaled(raw)
         if self.period is None:
-            self.center, spread = float(raw.mean()), float(raw.std())
+            self.center, spread = float(scaled.mean()), float(scaled.std())
             self.scale = spread if spread > 0 else 1.0
-        numbers = (raw - self.center) / self.scale
+        numbers = (scaled - self.center) / self.scale
         self.low, self.high = float(numbers.min()), float(numbers.max())
+
+    def _scaled(self, raw: np.ndarray) -> np.ndarray:
+        if self.shift is None:
+            return raw
+        above, start = np.maximum(raw, self.least) + self.shift, self.least + self.shift
+        return np.log(above) + np.minimum(raw - self.least, 0.0) / start
+
+    def _number(self, standardized: Any) -> Any:
+        """Numbers of the table, or seconds since 1970."""
+        scaled = standardized * self.scale + self.center
+        if self.shift is None:
+            return scaled
+        start = self.least + self.shift
+        above, below = np.maximum(scaled, math.log(start)), np.minimum(scaled - math.log(start), 0.0)
+        return np.where(above > math.log(start), np.exp(above) - self.shift, self.least) + below * start
 
     def encode(self, values: pd.Series) -> np.ndarray:
         """Numbers (N,) for kernels.
@@ -86,16 +126,16 @@ class Feature:
             if np.isnan(codes).any():
                 raise self._missing(values)
             return codes
-        numbers = (self._raw(values) - self.center) / self.scale
+        raw = self._raw(values)
         if self.period is None and self.high > self.low:
-            width = self.high - self.low
-            far = (numbers < self.low - _FAR * width) | (numbers > self.high + _FAR * width)
+            low, high = self._number(self.low), self._number(self.high)
+            far = (raw < low - _FAR * (high - low)) | (raw > high + _FAR * (high - low))
             if far.any():
                 raise DataError(
                     f"x: expected {self.name!r} near the training table's {self._back(self.low)} to "
                     f"{self._back(self.high)}, got {values.iloc[int(far.argmax())]}. Try its units."
                 )
-        return numbers
+        return (self._scaled(raw) - self.center) / self.scale
 
     def like_training(self, values: Any) -> pd.Series:
         """Values of `at` as a column of the training table's dtype."""
@@ -116,7 +156,7 @@ class Feature:
 
     def decode(self, numbers: np.ndarray) -> pd.Series:
         """Values of the table from numbers, for numbers, dates and positions on a circle."""
-        raw = numbers * self.scale + self.center
+        raw = self._number(numbers)
         if self.kind != "date":
             return pd.Series(raw)
         dates = pd.Series(pd.to_datetime(raw, unit="s"))
@@ -124,7 +164,7 @@ class Feature:
         return dates if zone is None else dates.dt.tz_localize("UTC").dt.tz_convert(zone)
 
     def _back(self, number: float) -> Any:
-        value = number * self.scale + self.center
+        value = self._number(number)
         return pd.Timestamp(value, unit="s") if self.kind == "date" else f"{value:g}"
 
     def _raw(self, values: pd.Series) -> np.ndarray:

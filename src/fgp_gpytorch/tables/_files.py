@@ -80,6 +80,7 @@ def _pack_feature(feature: Feature) -> dict[str, Any]:
         "name": _pack(feature.name), "kind": feature.kind, "period": feature.period, "dtype": str(feature.dtype),
         "category": None if feature.category is None else _pack_column(feature.category),
         "numbers": [feature.center, feature.scale, feature.low, feature.high],
+        "logarithm": [feature.shift, feature.least],
     }  # fmt: skip
 
 
@@ -93,6 +94,7 @@ def _unpack_feature(entry: dict[str, Any]) -> Feature:
         feature = Feature(name if entry["period"] is None else kinds.Periodic(name, entry["period"]))
     feature.kind = entry["kind"]
     feature.center, feature.scale, feature.low, feature.high = entry["numbers"]
+    feature.shift, feature.least = entry["logarithm"]
     dtype = entry["dtype"]
     feature.dtype = pd.api.types.pandas_dtype(dtype) if feature.kind == "date" else dtype
     return feature

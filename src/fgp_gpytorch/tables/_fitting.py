@@ -76,6 +76,17 @@ def num_channels(train: GroupedDataset, channels: Any) -> int:
     return min(int((share < _EXPLAINED).sum()) + 1, size, MOST_CHANNELS)
 
 
+def gaussian_part(columns: Sequence[Column], data: GroupedDataset) -> GroupedDataset | None:
+    """The Gaussian columns of y, if there are some."""
+    sizes = np.cumsum([0, *(column.num_elements for column in columns)])
+    places = [int(start) for start, column in zip(sizes, columns, strict=False) if isinstance(column, Gaussian)]
+    if not places:
+        return None
+    members = data.members
+    mask = None if members.y_mask is None else members.y_mask[:, places]
+    return GroupedDataset.from_members(members._replace(y=members.y[:, places], y_mask=mask)).only_observed()
+
+
 def num_knots(
     columns: Sequence[Column], features: Sequence[Feature], first_level: int, train: GroupedDataset, curve: bool
 ) -> int:
@@ -83,17 +94,13 @@ def num_knots(
 
     Many groups can afford the most knots.
     """
-    sizes = np.cumsum([0, *(column.num_elements for column in columns)])
-    places = [int(start) for start, column in zip(sizes, columns, strict=False) if isinstance(column, Gaussian)]
-    if len(train) > MANY_GROUPS or not places or not any(feature.is_number for feature in features):
+    data = gaussian_part(columns, train)
+    if len(train) > MANY_GROUPS or data is None or not any(feature.is_number for feature in features):
         return MOST_KNOTS
-    members = train.members
-    mask = None if members.y_mask is None else members.y_mask[:, places]
-    data = GroupedDataset.from_members(members._replace(y=members.y[:, places], y_mask=mask)).only_observed()
     found = {}
     for knots in _KNOTS:
         evidence = float(column_evidence(data, features, first_level, knots, curve).sum())
-        found[knots] = evidence - 0.5 * len(places) * knots * math.log(len(train))
+        found[knots] = evidence - 0.5 * data.y_shape[0] * knots * math.log(len(train))
     return max(_KNOTS, key=lambda knots: found[knots])
 
 

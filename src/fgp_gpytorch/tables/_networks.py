@@ -12,6 +12,7 @@ from fgp_gpytorch.kernels import PrincipalFunctionKernel, WithinKernel
 from fgp_gpytorch.likelihoods import ColumnLikelihood
 from fgp_gpytorch.means import AdditiveMean, FourierMean, PiecewiseLinearMean
 from fgp_gpytorch.models import FGPVAE, padded_features, thinned
+from fgp_gpytorch.models.linear_start import descend
 from fgp_gpytorch.nets import LinearDecoder, LinearEncoder
 from fgp_gpytorch.prior import FactorizedGPPrior, LocalChannels
 from fgp_gpytorch.tables._features import Covariate, Feature
@@ -19,6 +20,7 @@ from fgp_gpytorch.tables.columns import Column
 
 _HARMONICS = 4
 _ROWS_PER_KNOT = 4
+_EVIDENCE_STEPS = 40  # of L-BFGS
 MOST_KNOTS = 12
 MANY_GROUPS = 100  # more learn their mean and their curves without help
 _CURVE_KNOTS, _CURVE_SCALE = 8, 0.3
@@ -192,19 +194,13 @@ def column_evidence(
     batch = thinned(data, size, 15_000)
     x, y, seen = padded_features(batch), batch.y.double(), batch.observed
     parameters = [*(p for p in prior.parameters() if p.requires_grad), noise]
-    optimizer = torch.optim.LBFGS(parameters, max_iter=40, line_search_fn="strong_wolfe", history_size=20)
 
     def evidence() -> Tensor:
         variance = torch.where(seen, noise.exp(), 1e12)  # a gap: the same constant for every transform
         (posterior,) = prior.condition(x, y, variance).blocks
         return posterior.log_evidence().sum(0)
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = -evidence().sum() / seen.sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
+    units = [torch.ones_like(p) for p in parameters]
+    descend(lambda: -evidence().sum() / seen.sum(), parameters, _EVIDENCE_STEPS, units)
     with torch.no_grad():
         return evidence()

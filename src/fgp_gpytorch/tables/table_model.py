@@ -36,6 +36,7 @@ from fgp_gpytorch.tables._fitting import (
     MOST_CHANNELS,
     Fitted,
     by_folds,
+    gaussian_part,
     is_better,
     num_channels,
     num_knots,
@@ -53,6 +54,7 @@ _T = TypeVar("_T")
 _FEWEST_TO_VALIDATE = 5  # groups; fewer say too little, and the model stays at its linear start
 _ANSWERS = ("variable", "category", "mean", "sd", "q05", "q50", "q95")
 _VALUES_AT_ONCE = 2**25  # decoded values, or latents
+_DECISIVE = 5.0  # nats of evidence (Kass and Raftery 1995, "Bayes factors")
 _EFFECT_STEPS = 600  # of training of the effects of covariates
 _ELEMENT_DROPOUT = (0.0, 0.5)  # of tables with several columns, of which a context may lack some
 
@@ -217,6 +219,7 @@ class TableModel:
             warnings.filterwarnings("ignore", "prior: expected a lengthscale")  # other terms may explain the table
             torch.manual_seed(seed)
             self._choose_transforms(df)
+            self._choose_scales(df)
             train = self._dataset(df).only_observed()
             self._warn_of_rows(df, train)
             self._fit_stages(train, validation, seed, max_steps, progress)
@@ -290,6 +293,25 @@ class TableModel:
         for (column, _, warp), (plain, powered) in zip(candidates, evidence.reshape(-1, 2).tolist(), strict=True):
             if powered > plain:
                 column.warp = warp
+
+    def _choose_scales(self, df: pd.DataFrame) -> None:
+        """Take the logarithm of a number of x if the columns' Gaussian processes have decisive evidence for it."""
+        first_level = len(self.features_) + 2 * len(self.covariates_)
+        for feature in self.features_:
+            values = df[feature.name]
+            if self.kernel is not None or not feature.may_be_logarithmic(values):
+                continue
+            found = []
+            for logarithmic in (False, True):
+                feature.set_scale(values, logarithmic)
+                data = self._dataset(df).only_observed()
+                gaussian = gaussian_part(self.columns_, data)
+                if gaussian is None or len(data) > MANY_GROUPS:
+                    feature.set_scale(values, logarithmic=False)
+                    return
+                evidence = column_evidence(gaussian, self.features_, first_level, MOST_KNOTS, curve=True)
+                found.append(float(evidence.sum()))
+            feature.set_scale(values, logarithmic=found[1] > found[0] + _DECISIVE)
 
     # answers
 
