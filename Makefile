@@ -37,7 +37,7 @@ types: install  ## pyright on src
 	$(BIN)/pyright --pythonpath $(BIN)/python src
 
 tables: install  ## the league of tables: the missing runs, then the pages (needs pip install -e ".[peers]")
-	$(BIN)/python -m benchmarks.runner --only tables $(ARGS)
+	$(BIN)/python -m benchmarks.runner --only tables more_tables $(ARGS)
 	$(BIN)/python -m benchmarks.tables
 
 bench: install  ## step time and posterior time beside their rivals, measured here

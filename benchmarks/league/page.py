@@ -3,12 +3,13 @@
 import statistics
 import textwrap
 
-from benchmarks.league.systems import OURS, systems_of
+from benchmarks.league.more_sources import MORE_TABLES
+from benchmarks.league.systems import FAST, OURS, systems_of
 from benchmarks.league.tasks import TASKS, Task
 from benchmarks.markdown import spread, table
 from benchmarks.records import Plan, Record
 
-__all__ = ["ABOUT", "TASKS", "heading", "overview", "sources", "systems"]
+__all__ = ["ABOUT", "TASKS", "heading", "more", "overview", "sources", "systems"]
 
 ABOUT = (
     "MSE in training variances, means over the folds that the default has; the share of speakers that are wrong. The "
@@ -141,6 +142,31 @@ def verdict(task: Task, plan: Plan) -> str:
     if other is not None and (not own or other[1] < statistics.mean(own)):
         text += f"{'Best so far' if not own else 'Ahead of the default'}: {other[0]}. {ADVICE[other[0]]}"
     return textwrap.fill(text.strip(), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def more(plan: Plan) -> str:
+    """Return the MSE of each system on the further tables, and the default over the best other one."""
+    rows, ratios = [], []
+    for name in MORE_TABLES:
+        runs = {system: plan.read("more_tables", table=name, system=system) for system in (*FAST, OURS)}
+        mse = {system: statistics.mean(values(found, "mse")) for system, found in runs.items() if found}
+        own = mse.pop(OURS, None)
+        if own is None or not mse:
+            continue
+        best = min(mse, key=lambda system: mse[system])
+        ratios.append(own / mse[best])
+        covered, seconds = (statistics.mean(values(runs[OURS], part)) for part in ("coverage_90", "fit_seconds"))
+        cells = [f"{own:.4f}", best, f"{mse[best]:.4f}", ratio(own, mse[best]), f"{covered:.3f}", f"{seconds:.0f}"]
+        rows.append([name, *cells])
+    heads = ["table", "default", "best other", "its MSE", "ratio", "coverage of 90 %", "fit, s"]
+    if not ratios:
+        return table(heads, rows)
+    ahead, close = sum(found <= 0.9 for found in ratios), sum(found <= 1.05 for found in ratios)
+    text = (
+        f"Of {len(ratios)} tables, the default is ahead by 10 % or more on {ahead}, and within 5 % of the best other "
+        f"system or ahead on {close}. The geometric mean of the ratios is {statistics.geometric_mean(ratios):.2f}."
+    )
+    return f"{table(heads, rows)}\n\n{textwrap.fill(text, 120)}"
 
 
 def sources(plan: Plan) -> str:
