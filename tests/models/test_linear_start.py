@@ -12,6 +12,7 @@ from fgp_gpytorch import FGPVAE, FactorizedGPPrior, GroupedDataset, LocalChannel
 from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.likelihoods import ColumnLikelihood, GaussianElements
 from fgp_gpytorch.means import PiecewiseLinearMean
+from fgp_gpytorch.models import linear_start
 from fgp_gpytorch.models.linear_start import principal_components
 from fgp_gpytorch.nets import LinearDecoder, LinearEncoder, MLPEncoder
 from oracles import matern32
@@ -147,3 +148,17 @@ def test_wrong_arguments_are_refused():
     model.encoder = MLPEncoder([3], 2, (4,))
     with pytest.raises(ArgumentError, match="expected a LinearEncoder and a LinearDecoder, got MLPEncoder"):
         model.initialize(data)
+
+
+def test_an_element_that_is_constant_in_the_thinned_members_has_its_variance_as_noise(monkeypatch):
+    monkeypatch.setattr(linear_start, "_MANY", 60)
+    rows = make_data(3, sizes=(5,) * 20).flat()
+    y = rows.y.clone()
+    y[:, 2] = (rows.group == 8).double()
+    data = GroupedDataset(y, rows.x, rows.group)
+    assert not linear_start.thinned(data, 2, 60).y[..., 2].any()
+    model = make_linear(3, 2)
+    for start in (model.initialize, model.refine):
+        start(data)
+        assert model.likelihood.constant_variance()[2] > 0.5 * y[:, 2].var()
+        assert model.likelihood.constant_variance()[0] < y[:, 0].var()

@@ -14,7 +14,7 @@ from fgp_gpytorch import TableModel
 from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.kernels import PrincipalFunctionKernel
 from fgp_gpytorch.metrics import gaussian_crps
-from fgp_gpytorch.models.linear_start import rounding
+from fgp_gpytorch.models.linear_start import rounding, smallest_errors
 from fgp_gpytorch.tables import Binary, table_model
 from fgp_gpytorch.tables import _fitting as module
 from fgp_gpytorch.tables._warp import Warp, likely_power
@@ -54,7 +54,8 @@ def test_rounding_is_that_of_every_value():
     batch = model._dataset(df)[:]
     squares = (batch.y - batch.y.mean()).square().sum()
     expected = 0.5 * 1e-6 * squares / model._likelihood.constant_variance() / len(df)
-    torch.testing.assert_close(rounding(model._likelihood, batch), expected.sum())
+    errors = smallest_errors(model._dataset(df), batch)
+    torch.testing.assert_close(rounding(model._likelihood, batch, errors), expected.sum())
 
 
 def test_a_straight_mean_gets_fewer_knots_than_a_wave():

@@ -28,6 +28,7 @@ from fgp_gpytorch.prior import ChannelBlock, LocalChannels
 _IMPUTATIONS = 30  # sweeps of the principal components over missing entries
 _SMALLEST_NOISE = 0.05  # of a column's variance, at the start of L-BFGS
 _ROUNDING = 1e-6  # of a column's variance: the variance of an error in every value
+_HARDLY = 0.1  # of an element's variance
 _FEW, _MANY = 15_000, 45_000  # members times channels that L-BFGS sees
 _LARGEST_COST = 2e8  # of one evaluation of the ELBO: sum over groups of L Q^3
 _LARGEST_GROUP = 200  # members of a group that L-BFGS sees
@@ -89,7 +90,7 @@ def linear_start(model: Any, data: GroupedDataset, iterations: int, rotation: st
     with in_float64(model):
         batch = thinned(data, model.prior.num_channels, _MANY).to(encoder.loadings.device, torch.float64)
         set_start(model, batch, rotation)
-        return maximize(model, batch, iterations, in_two=True)
+        return maximize(model, data, batch, iterations, in_two=True)
 
 
 def refine(model: Any, data: GroupedDataset, iterations: int, thin: bool) -> float:
@@ -98,7 +99,7 @@ def refine(model: Any, data: GroupedDataset, iterations: int, thin: bool) -> flo
         batch = thinned(data, model.prior.num_channels, _FEW if thin else _MANY).to(
             next(model.parameters()).device, torch.float64
         )
-        return maximize(model, batch, iterations)
+        return maximize(model, data, batch, iterations)
 
 
 @contextmanager
@@ -282,35 +283,40 @@ def scale_kernel(block: LocalChannels, x: Tensor, z: Tensor) -> None:
                 setattr(module, name, value * own_ratio)
 
 
-def maximize(model: Any, batch: GroupedBatch, iterations: int, in_two: bool = False) -> float:
+def maximize(model: Any, data: GroupedDataset, batch: GroupedBatch, iterations: int, in_two: bool = False) -> float:
     """Maximize the ELBO by L-BFGS over everything but the residual networks. Returns it, nats an element.
 
     Args:
         model: The model.
-        batch: The groups.
+        data: All groups.
+        batch: The groups that L-BFGS sees.
         iterations: Of L-BFGS.
         in_two: Whether kernels and noise go first, with loadings and means as they are.
     """
-    draws = design(model.prior.num_channels).to(batch.y.device)
+    draws, errors = design(model.prior.num_channels).to(batch.y.device), smallest_errors(data, batch)
     with linear_alone(model), evaluation_mode(model):
         offset = model.decoder.offset  # the means of the channels shift y already
         everything = [p for p in model.parameters() if p.requires_grad and p is not offset]
         late = [*model.decoder.parameters(), *(p for b in model.prior.blocks for p in b.mean_module.parameters())]
         early = [p for p in everything if all(p is not other for other in late)]
         for parameters in (early, everything) if in_two else (everything,):
-            climb(model, batch, draws, parameters, iterations)
+            climb(model, batch, draws, errors, parameters, iterations)
         limit_lengthscales(model.prior.blocks, batch)
         with torch.no_grad():
             return float(elbo(model, batch, draws))
 
 
-def climb(model: Any, batch: GroupedBatch, draws: Tensor, parameters: list[nn.Parameter], iterations: int) -> None:
+def climb(
+    model: Any, batch: GroupedBatch, draws: Tensor, errors: Tensor, parameters: list[nn.Parameter], iterations: int
+) -> None:
     """Maximize the ELBO over some parameters.
 
     L-BFGS moves a loading in units of the noise of its element, because a small noise makes the ELBO steep there.
     """
     units = [_units(model) if p is model.decoder.loadings else torch.ones_like(p) for p in parameters]
-    descend(lambda: -elbo(model, batch, draws) + rounding(model.likelihood, batch), parameters, iterations, units)
+    descend(
+        lambda: -elbo(model, batch, draws) + rounding(model.likelihood, batch, errors), parameters, iterations, units
+    )
 
 
 def descend(
@@ -393,20 +399,35 @@ def elbo(model: Any, batch: GroupedBatch, draws: Tensor) -> Tensor:
     return bound / batch.observed.sum()
 
 
-def rounding(likelihood: Any, batch: GroupedBatch) -> Tensor:
-    """Nats an element that the log likelihood loses if every value has a small error, so that no noise vanishes.
+def smallest_errors(data: GroupedDataset, batch: GroupedBatch) -> Tensor:
+    """The variance of an error that every value of an element has at least, (K,).
 
-    Equal rows, or fewer groups than channels, would otherwise make the noise 0 and the ELBO infinite.
+    It is that of rounding. Equal rows, or fewer groups than channels, would otherwise make the noise 0 and the ELBO
+    infinite. An element that changes in some groups, but hardly in those of the batch, has its whole variance as noise.
     """
+    members = data.members
+    y = members.y.to(batch.y).flatten(1)
+    seen = None if members.y_mask is None else members.y_mask.to(batch.y.device).flatten(1)
+    whole = _variance(y, torch.ones_like(y, dtype=torch.bool) if seen is None else seen)
+    own = _variance(batch.y[batch.mask].flatten(1), batch.observed[batch.mask].flatten(1))
+    return torch.where(own < _HARDLY * whole, whole, _ROUNDING * own)
+
+
+def _variance(y: Tensor, seen: Tensor) -> Tensor:
+    """The variance of the observed values of each column, (K,)."""
+    number = seen.sum(0).clamp_min(1)
+    mean = torch.where(seen, y, 0.0).sum(0) / number
+    return torch.where(seen, (y - mean).square(), 0.0).sum(0) / number
+
+
+def rounding(likelihood: Any, batch: GroupedBatch, errors: Tensor) -> Tensor:
+    """Nats an element that the log likelihood loses if values have errors of these variances (K,)."""
     variances = likelihood.element_variances()
     if variances is None:
         return batch.y.new_zeros(())
-    seen, y = batch.observed.flatten(2), torch.where(batch.observed, batch.y, 0.0).flatten(2)
-    number = seen.sum((0, 1))
-    mean = y.sum((0, 1)) / number.clamp_min(1)
-    squares = torch.where(seen, (y - mean).square(), 0.0).sum((0, 1))
-    loss = 0.5 * _ROUNDING * squares / variances.reshape(-1).to(y.dtype)
-    return torch.where(loss.isnan(), 0.0, loss).sum() / seen.sum()
+    number = batch.observed.flatten(2).sum((0, 1))
+    loss = 0.5 * number * errors / variances.reshape(-1).to(errors.dtype)
+    return torch.where(loss.isnan(), 0.0, loss).sum() / number.sum()
 
 
 def condition(model: Any, batch: GroupedBatch, pseudo: Any) -> Any:

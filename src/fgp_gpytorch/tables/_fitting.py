@@ -25,7 +25,8 @@ from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_eviden
 from fgp_gpytorch.tables.columns import Column, Gaussian
 from fgp_gpytorch.training import FitResult, fit
 
-MOST_CHANNELS = 16
+MOST_CHANNELS = 16  # of elements of y with a channel each
+MOST_COMPONENTS = 48
 _EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
 _KNOTS = (2, 4, 8, MOST_KNOTS)
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of a linear model
@@ -71,9 +72,9 @@ def num_channels(train: GroupedDataset, channels: Any) -> int:
         return int(channels)
     members = train.members
     size = members.y.shape[-1]
-    spectrum = principal_components(members.y.double(), members.y_mask, min(size, MOST_CHANNELS))[2]
+    spectrum = principal_components(members.y.double(), members.y_mask, min(size, MOST_COMPONENTS))[2]
     share = spectrum.cumsum(0) / spectrum.sum()
-    return min(int((share < _EXPLAINED).sum()) + 1, size, MOST_CHANNELS)
+    return min(int((share < _EXPLAINED).sum()) + 1, size, MOST_COMPONENTS)
 
 
 def gaussian_part(columns: Sequence[Column], data: GroupedDataset) -> GroupedDataset | None:

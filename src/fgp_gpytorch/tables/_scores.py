@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch.likelihoods import GaussianElements
-from fgp_gpytorch.metrics.scores import crps_of_samples, interval_of_sorted, log_mean_exp
+from fgp_gpytorch.metrics.scores import crps_of_sorted, interval_of_sorted, log_mean_exp
 from fgp_gpytorch.tables.columns import Column
 
 
@@ -37,10 +37,10 @@ def scores_of(column: Column, part: Any, output: Tensor, truth: np.ndarray) -> d
     else:
         value = column.values(truth)
         draws = column.values(part.sample(output).numpy(force=True))
-        mean = next(iter(column.answers(part, output).values()))["mean"]
+        mean = column.best(part, output)
     ordered = torch.from_numpy(np.sort(draws, axis=0).astype(np.float64))
     low, high = (bound.numpy() for bound in interval_of_sorted(ordered, 0.9))
-    crps = crps_of_samples(ordered, torch.from_numpy(value.astype(np.float64))).mean()
+    crps = crps_of_sorted(ordered, torch.from_numpy(value.astype(np.float64))).mean()
     inside = (low <= value) & (value <= high)
     return {
         "mse": ((mean - value) ** 2).mean(), "nll": nll, "crps": float(crps), "coverage_90": inside.mean(),

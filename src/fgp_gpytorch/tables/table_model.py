@@ -78,7 +78,7 @@ class TableModel:
             not in the training table, and a missing value, have the prior of the effect.
         kernel: A GPyTorch kernel of x, standardized, in place of the default; its batch shape is [] or [channels].
         channels: Latent channels. "auto" takes one for each element of y, if they are at most 16, else as many as
-            explain 99 % of the variance, at most 16.
+            explain 99 % of the variance, at most 48.
         hidden: Widths of the residual networks. An empty list keeps the model linear.
         member_dropout: Of the second stage, see `GroupedVAE`.
         element_dropout: Of the second stage. "auto" is (0, 0.5) for several columns, of which a context may lack some.
