@@ -34,7 +34,8 @@ def table(groups, rows, seed=0, noise=0.1):
 def test_equal_rows_leave_a_noise_of_a_thousandth_of_the_standard_deviation():
     curve = pd.DataFrame({"t": np.arange(12.0), "y": np.sin(np.arange(12) / 3)})
     df = pd.concat([curve.assign(g=label) for label in range(8)])
-    model = TableModel(y=["y"], x=["t"], group="g").fit(df)
+    with pytest.warns(UserWarning, match="expected groups that differ from each other"):
+        model = TableModel(y=["y"], x=["t"], group="g").fit(df)
     assert model._likelihood.constant_variance().item() == pytest.approx(1e-6, rel=0.3)
     forecast = model.forecast(df[df.t < 6], at={"t": [8.0]})
     np.testing.assert_allclose(forecast["mean"], np.sin(8 / 3), atol=2e-3)
@@ -236,3 +237,46 @@ def test_answers_in_parts_are_those_at_once(monkeypatch):
     np.testing.assert_allclose(
         whole[3]["y"].mean(0), parts[3]["y"].mean(0), atol=8 * whole[3]["y"].std() / math.sqrt(256)
     )
+
+
+def test_equal_beliefs_get_equal_answers():
+    df = table(12, 6)
+    model = TableModel(y=["y"], x=["t"], group="g", hidden=()).fit(df)
+    both = model.forecast(df, at={"t": [7.0, 7.0]})
+    alone = model.forecast(df[df["g"] == "g03"], at={"t": [7.0]})
+    for name in ("mean", "sd", "q05", "q95"):
+        np.testing.assert_allclose(both[name][::2], both[name][1::2])
+        np.testing.assert_allclose(both[both["g"] == "g03"][name][:1], alone[name])
+    unknown = model.forecast(df.assign(y=np.nan), at={"t": [7.0]})
+    assert unknown["mean"].max() - unknown["mean"].min() < 1e-9
+
+
+def test_impossible_values_of_a_column_on_a_power_scale_are_far_away():
+    df = table(30, 8)
+    df["y"] = 100 * np.exp(df["y"] / 5)
+    model = TableModel(y=["y"], x=["t"], group="g", hidden=()).fit(df)
+    assert model.columns_[0].warp.power < 1
+    wrong = df.copy()
+    wrong.loc[2, "y"] = -999.0
+    with pytest.warns(UserWarning, match="1 of 240 values far outside"):
+        model.forecast(wrong, at={"t": [9.0]})
+    with pytest.warns(UserWarning, match="far outside"):
+        assert model.score(df, wrong).loc["y", "mse"] > 1000**2 / 240
+
+
+def test_a_power_scale_continues_as_a_line():
+    warp = Warp.of(np.array([1.0, 2.0, 4.0]), 0.0)
+    found = np.diff(warp(np.array([0.5, 0.25, 0.0, -0.25])))
+    np.testing.assert_allclose(found, found[0])
+    step = 1e-6
+    np.testing.assert_allclose(
+        np.exp(warp.log_slope(np.array([-3.0]))),
+        (warp(np.array([0.5 + step])) - warp(np.array([0.5]))) / step,
+        rtol=1e-4,
+    )
+
+
+def test_numbers_whose_square_is_infinite_are_refused():
+    df = table(5, 5)
+    with pytest.raises(DataError, match="expected numbers up to 1e"):
+        TableModel(y=["y"], x=["t"], group="g").fit(df.assign(y=df["y"] * 1e300))

@@ -247,8 +247,9 @@ class Covariate:
         if _is_date(values):
             raise DataError(f"covariates: expected numbers or categories in {self.name!r}, got dates. Try x=.")
         if seen.nunique() < 2:
+            got = f"{check.number(seen.iloc[0])!r} only" if len(seen) else "none"
             raise DataError(
-                f"covariates: expected different values in column {self.name!r}, got {seen.unique().tolist()}. Try "
+                f"covariates: expected different values in column {self.name!r}, got {got}. Try "
                 "without this column: it has no effect that could be learned."
             )
         if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):

@@ -24,9 +24,9 @@ from fgp_gpytorch.tables._features import Feature
 from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_evidence
 from fgp_gpytorch.tables.columns import Column, Gaussian
 from fgp_gpytorch.training import FitResult, fit
+from fgp_gpytorch.training._advice import LEAST_KL, kl_of_channels
 
-MOST_CHANNELS = 16  # of elements of y with a channel each
-MOST_COMPONENTS = 48
+MOST_CHANNELS = 16
 _EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
 _KNOTS = (2, 4, 8, MOST_KNOTS)
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of a linear model
@@ -72,9 +72,9 @@ def num_channels(train: GroupedDataset, channels: Any) -> int:
         return int(channels)
     members = train.members
     size = members.y.shape[-1]
-    spectrum = principal_components(members.y.double(), members.y_mask, min(size, MOST_COMPONENTS))[2]
+    spectrum = principal_components(members.y.double(), members.y_mask, min(size, MOST_CHANNELS))[2]
     share = spectrum.cumsum(0) / spectrum.sum()
-    return min(int((share < _EXPLAINED).sum()) + 1, size, MOST_COMPONENTS)
+    return min(int((share < _EXPLAINED).sum()) + 1, size, MOST_CHANNELS)
 
 
 def gaussian_part(columns: Sequence[Column], data: GroupedDataset) -> GroupedDataset | None:
@@ -176,6 +176,18 @@ def between(vae: FGPVAE, start: Mapping[str, Tensor], end: Mapping[str, Tensor],
     """A state whose parameters are on the straight line from one state to another. Buffers are those of the end."""
     names = {name for name, _ in vae.named_parameters()}
     return {name: torch.lerp(start[name], own, share) if name in names else own for name, own in end.items()}
+
+
+def warn_of_equal_groups(vae: FGPVAE, train: GroupedDataset) -> None:
+    """Warn if no channel carries information about a group."""
+    kl = kl_of_channels(vae, train)
+    if kl is not None and bool((kl < LEAST_KL).all()):
+        warnings.warn(
+            f"df: expected groups that differ from each other, got less than {LEAST_KL} nats a group in each channel: "
+            "forecasts hardly depend on the group's other rows. Try another group column, more rows for each group, or "
+            "other columns of x.",
+            UserWarning, stacklevel=4,
+        )  # fmt: skip
 
 
 # held-out groups

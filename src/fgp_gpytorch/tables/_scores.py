@@ -11,7 +11,9 @@ from fgp_gpytorch.metrics.scores import crps_of_sorted, interval_of_sorted, log_
 from fgp_gpytorch.tables.columns import Column
 
 
-def scores_of(column: Column, part: Any, output: Tensor, truth: np.ndarray) -> dict[str, float]:
+def scores_of(
+    column: Column, part: Any, output: Tensor, truth: np.ndarray, values: np.ndarray | None
+) -> dict[str, float]:
     """Mean scores of the forecasts of one column.
 
     Args:
@@ -19,6 +21,7 @@ def scores_of(column: Column, part: Any, output: Tensor, truth: np.ndarray) -> d
         part: Its part of the likelihood.
         output: The decoder's outputs for it, (S, n, outputs).
         truth: Its true values as elements, (n, elements).
+        values: The true values (n,) of a column of numbers; None for labels.
     """
     if not len(truth):
         return {"mse": np.nan, "nll": np.nan, "crps": np.nan, "coverage_90": np.nan, "n": 0}
@@ -31,11 +34,11 @@ def scores_of(column: Column, part: Any, output: Tensor, truth: np.ndarray) -> d
     if column.num_elements > 1:
         error = part.mean(output).mean(0).numpy(force=True) - truth
         return {"mse": (error**2).sum(-1).mean(), "nll": nll, "crps": np.nan, "coverage_90": np.nan, "n": len(truth)}
-    if column.kind in ("binary", "ordinal"):
+    if values is None:
         value, draws = truth[:, 0], part.sample(output)[..., 0].numpy(force=True)
         mean = part.mean(output).mean(0)[..., 0].numpy(force=True)
     else:
-        value = column.values(truth)
+        value = values
         draws = column.values(part.sample(output).numpy(force=True))
         mean = column.best(part, output)
     ordered = torch.from_numpy(np.sort(draws, axis=0).astype(np.float64))

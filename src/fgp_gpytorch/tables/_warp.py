@@ -45,8 +45,17 @@ class Warp:
         return cls(power, unit, float(powered.mean()), scale if scale > 0 else 1.0, raw.least, shift)
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Elements of values; NaN stays NaN."""
-        return (self._power(values) - self.mean) / self.scale
+        """Elements of values; NaN stays NaN. Far below the training values, the power continues as a line."""
+        start = self.start
+        found = (self._power(np.maximum(values, start)) - self.mean) / self.scale
+        if self.power == 1.0:
+            return found
+        return found + np.minimum(values - start, 0.0) * np.exp(self.log_slope(np.array(start)))
+
+    @property
+    def start(self) -> float:
+        """The value below which the transform is a line: half of the smallest one, counted from -shift."""
+        return -math.inf if self.power == 1.0 else 0.5 * (self.least - self.shift)
 
     def inverse(self, elements: np.ndarray) -> np.ndarray:
         """Values of elements. Elements below the smallest possible value give 0."""
@@ -61,6 +70,7 @@ class Warp:
 
     def log_slope(self, values: np.ndarray) -> np.ndarray:
         """Log of d element / d value."""
+        values = np.maximum(values, self.start)
         slope = np.zeros_like(values) - math.log(self.scale)
         if self.power != 1.0:
             v = np.maximum(values + self.shift, 1e-300) / self.unit

@@ -24,6 +24,7 @@ from fgp_gpytorch.likelihoods import (
 from fgp_gpytorch.tables._warp import Warp
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
+_LARGEST = 1e100  # its square is finite
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 _MOST_CATEGORIES = 50
@@ -106,6 +107,11 @@ class Column(ABC):
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
         if np.isinf(numbers).any():
             raise DataError(f"y: expected finite numbers in column {self.name!r}, got inf. Try NaN for missing values.")
+        largest = np.nanmax(np.abs(numbers), initial=0.0)
+        if largest > _LARGEST:
+            raise DataError(
+                f"y: expected numbers up to {_LARGEST:g} in column {self.name!r}, got {largest:g}. Try a larger unit."
+            )
         return numbers
 
     def _several(self, values: np.ndarray) -> np.ndarray:
@@ -156,13 +162,11 @@ class Gaussian(Column):
     def encode(self, values: pd.Series) -> np.ndarray:
         """Transformed and standardized values."""
         numbers = self._numbers(values)
-        if self.warp.power != 1.0 and np.nanmin(numbers, initial=np.inf) + self.warp.shift <= 0:
-            if self.transform == "log":
-                raise DataError(
-                    f"y: expected positive values in column {self.name!r}, got {np.nanmin(numbers):g}. Try NaN for "
-                    "missing values, or a table in the units of the training table."
-                )
-            numbers = np.where(numbers + self.warp.shift <= 0, self.warp.least, numbers)
+        if self.transform == "log" and np.nanmin(numbers, initial=np.inf) <= 0:
+            raise DataError(
+                f"y: expected positive values in column {self.name!r}, got {np.nanmin(numbers):g}. Try NaN for "
+                "missing values, or a table in the units of the training table."
+            )
         return self.warp(numbers)[:, None]
 
     def elements(self) -> Elements:

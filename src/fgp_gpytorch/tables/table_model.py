@@ -42,6 +42,7 @@ from fgp_gpytorch.tables._fitting import (
     num_knots,
     second_stage,
     train_networks,
+    warn_of_equal_groups,
 )
 from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_evidence, model_of
 from fgp_gpytorch.tables._plot import forecast_figure
@@ -54,6 +55,7 @@ _T = TypeVar("_T")
 _FEWEST_TO_VALIDATE = 5  # groups; fewer say too little, and the model stays at its linear start
 _ANSWERS = ("variable", "category", "mean", "sd", "q05", "q50", "q95")
 _VALUES_AT_ONCE = 2**25  # decoded values, or latents
+_MATCHED = 16  # draws that have the moments of the normal distribution exactly
 _DECISIVE = 5.0  # nats of evidence (Kass and Raftery 1995, "Bayes factors")
 _EFFECT_STEPS = 600  # of training of the effects of covariates
 _ELEMENT_DROPOUT = (0.0, 0.5)  # of tables with several columns, of which a context may lack some
@@ -78,7 +80,7 @@ class TableModel:
             not in the training table, and a missing value, have the prior of the effect.
         kernel: A GPyTorch kernel of x, standardized, in place of the default; its batch shape is [] or [channels].
         channels: Latent channels. "auto" takes one for each element of y, if they are at most 16, else as many as
-            explain 99 % of the variance, at most 48.
+            explain 99 % of the variance, at most 16.
         hidden: Widths of the residual networks. An empty list keeps the model linear.
         member_dropout: Of the second stage, see `GroupedVAE`.
         element_dropout: Of the second stage. "auto" is (0, 0.5) for several columns, of which a context may lack some.
@@ -193,7 +195,7 @@ class TableModel:
             The model itself.
 
         Warns:
-            UserWarning: If a group has several rows with equal x, or all groups have one row.
+            UserWarning: If a group has several rows with equal x, most groups have one row, or groups hardly differ.
 
         Raises:
             ArgumentError: If an argument has another type.
@@ -217,6 +219,7 @@ class TableModel:
         with generators_restored(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "x: expected different features")  # said below, in words of the table
             warnings.filterwarnings("ignore", "prior: expected a lengthscale")  # other terms may explain the table
+            warnings.filterwarnings("ignore", "channels: expected some that carry")
             torch.manual_seed(seed)
             self._choose_transforms(df)
             self._choose_scales(df)
@@ -243,6 +246,7 @@ class TableModel:
             fitted = fitted._replace(spread=by_folds(vae, train, seed).spread)
         self.vae_, self.moved_, self.spread_ = fitted
         self.vae_.eval()
+        warn_of_equal_groups(self.vae_, train)
         if len(train) > 1:
             self.vae_.fit_groups(train)
 
@@ -492,15 +496,20 @@ class TableModel:
         num_draws = check.count(num_draws, "num_draws", least=19, hint="An interval of 90 % needs so many. Try 999.")
         targets = self._checked(df_target)
         encoded = [column.encode(targets[column.name]) for column in self.columns_]
+        self._check_units(encoded)
+        given = [
+            None if c.labelled else targets[c.name].to_numpy(dtype=np.float64, na_value=np.nan) for c in self.columns_
+        ]
 
         def use(rows: np.ndarray, output: Tensor) -> list[dict[str, float]]:
             found = []
             with generators_restored():
                 torch.manual_seed(seed)
-                for (column, part, own), values in zip(self._parts(output), encoded, strict=True):
-                    truth = values[rows]
+                for (column, part, own), whole, values in zip(self._parts(output), encoded, given, strict=True):
+                    truth = whole[rows]
                     seen = ~np.isnan(truth).any(-1)
-                    found.append(scores_of(column, part, own[:, seen], truth[seen]))
+                    numbers = None if values is None else values[rows][seen]
+                    found.append(scores_of(column, part, own[:, seen], truth[seen], numbers))
             return found
 
         parts = self._in_parts(self._checked(df_context), targets, num_draws, seed, use)
@@ -613,7 +622,10 @@ class TableModel:
         chosen = labels[:6] if groups is None else list(groups)
         unknown = [label for label in chosen if label not in labels]
         if unknown or not chosen:
-            raise GroupError(f"groups: expected labels of groups in df, got {unknown or 'none'}. Try {labels[:2]}.")
+            raise GroupError(
+                f"groups: expected labels of groups in df, got {unknown or 'none'}. Try "
+                f"{[check.number(label) for label in labels[:2]]}."
+            )
         some = df[df[self.group[0]].isin(chosen)]
         forecast = self.forecast(some, self._curve(some) if at is None else at, seed=seed)
         return forecast_figure(some, forecast, chosen, column, self.features_[0].name, self.group)
@@ -715,7 +727,7 @@ class TableModel:
         keys = [*self.group, *(feature.name for feature in self.features_)]
         repeated = df.duplicated(keys)
         if repeated.any():
-            first = df.loc[repeated, keys].iloc[0].to_dict()
+            first = {key: check.number(df.loc[repeated, key].iloc[0]) for key in keys}
             warnings.warn(
                 f"df: expected one row for each group and x, got {int(repeated.sum())} repeated ones, the first at "
                 f"{first}. They count as independent measurements. Try df.drop_duplicates({keys}) if they are copies.",
@@ -741,14 +753,18 @@ class TableModel:
         return GroupedDataset(values, x, df[self.group[0]], mask, allow_unobserved=context)
 
     def _dataset(self, df: pd.DataFrame, codes: np.ndarray | None = None) -> GroupedDataset:
-        y = np.concatenate([column.encode(df[column.name]) for column in self.columns_], -1)
+        encoded = [column.encode(df[column.name]) for column in self.columns_]
+        y = np.concatenate(encoded, -1)
         if hasattr(self, "vae_"):
-            pairs = zip(self.columns_, np.split(y, np.cumsum(self._sizes)[:-1], -1), strict=True)
-            check_units([(column, values) for column, values in pairs if isinstance(column, Gaussian)])
+            self._check_units(encoded)
         codes = level_codes([df], self.group)[0] if codes is None else codes
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "x: expected different features")
             return self._grouped(df, y, codes, context=hasattr(self, "vae_"))
+
+    def _check_units(self, encoded: Sequence[np.ndarray]) -> None:
+        pairs = zip(self.columns_, encoded, strict=True)
+        check_units([(column, values) for column, values in pairs if isinstance(column, Gaussian)])
 
     @property
     def _sizes(self) -> list[int]:
@@ -846,6 +862,7 @@ class TableModel:
         step = max(1, _VALUES_AT_ONCE // values)
         found = []
         with torch.no_grad(), evaluation(self.vae_, seed):
+            noise = shared_noise(num_draws, self.vae_.prior.num_channels)
             for start in range(0, len(used), step):
                 some = rows[start : start + step]
                 padded = torch.nn.utils.rnn.pad_sequence(list(some), batch_first=True)
@@ -854,8 +871,12 @@ class TableModel:
                 )
                 padded = torch.where(mask.unsqueeze(-1), padded, padded[:, :1])
                 prediction = self.vae_.predict(padded, context[used[start : start + step]])
-                z = prediction.rsample((num_draws,), marginals=not jointly)
-                z = prediction.mean + self.spread_ * (z - prediction.mean)
+                if jointly:
+                    z = prediction.rsample((num_draws,))
+                    z = prediction.mean + self.spread_ * (z - prediction.mean)
+                else:
+                    mean, variance = prediction.marginals
+                    z = mean + self.spread_ * variance.sqrt() * noise.to(mean)
                 output = self.vae_.decode(z, padded)[:, mask]
                 found.append(use(torch.cat(positions[start : start + step]).numpy(), output))
         return found
@@ -897,6 +918,18 @@ class TableModel:
                     frame["category"] = category
                 frames.append(frame.assign(**{name: values[rows] for name, values in answer.items()}))
         return pd.concat(frames, ignore_index=True)
+
+
+def shared_noise(num_draws: int, num_channels: int) -> Tensor:  # shape: (S, 1, 1, L)
+    """Standard normal draws that all members share, so that equal beliefs give equal answers.
+
+    Many draws have mean 0 and variance 1 exactly.
+    """
+    noise = torch.randn(num_draws, 1, 1, num_channels, dtype=torch.float64)
+    if num_draws < _MATCHED:
+        return noise
+    noise = noise - noise.mean(0)
+    return noise / noise.square().mean(0).sqrt()
 
 
 def _curves(x: np.ndarray, z: np.ndarray, points: int) -> np.ndarray:  # shape: (P,), (P, L) -> (L * points,)
