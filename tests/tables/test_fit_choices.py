@@ -34,7 +34,7 @@ def table(groups, rows, seed=0, noise=0.1):
 def test_equal_rows_leave_a_noise_of_a_thousandth_of_the_standard_deviation():
     curve = pd.DataFrame({"t": np.arange(12.0), "y": np.sin(np.arange(12) / 3)})
     df = pd.concat([curve.assign(g=label) for label in range(8)])
-    with pytest.warns(UserWarning, match="expected groups that differ from each other"):
+    with pytest.warns(UserWarning, match="Forecasts hardly depend on the group"):
         model = TableModel(y=["y"], x=["t"], group="g").fit(df)
     assert model._likelihood.constant_variance().item() == pytest.approx(1e-6, rel=0.3)
     forecast = model.forecast(df[df.t < 6], at={"t": [8.0]})
@@ -237,6 +237,14 @@ def test_answers_in_parts_are_those_at_once(monkeypatch):
     np.testing.assert_allclose(
         whole[3]["y"].mean(0), parts[3]["y"].mean(0), atol=8 * whole[3]["y"].std() / math.sqrt(256)
     )
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_table_of_noise_is_a_warning(seed):
+    df = table(80, 12)
+    df["y"] = np.random.default_rng(seed).normal(size=len(df))
+    with pytest.warns(UserWarning, match="Forecasts hardly depend on the group"):
+        TableModel(y=["y"], x=["t"], group="g", hidden=()).fit(df)
 
 
 def test_equal_beliefs_get_equal_answers():

@@ -24,7 +24,6 @@ from fgp_gpytorch.tables._features import Feature
 from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_evidence
 from fgp_gpytorch.tables.columns import Column, Gaussian
 from fgp_gpytorch.training import FitResult, fit
-from fgp_gpytorch.training._advice import LEAST_KL, kl_of_channels
 
 MOST_CHANNELS = 16
 _EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
@@ -35,6 +34,7 @@ _REFITS = 10  # steps of L-BFGS
 _MOVES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # from the linear start to the end of the second stage
 _FEWEST_ERRORS = 20
 _LARGEST_SPREAD = 3.0
+_LEAST_GAIN = 0.05  # of the squared error, by the other rows of a group
 
 
 class Fitted(NamedTuple):
@@ -178,14 +178,25 @@ def between(vae: FGPVAE, start: Mapping[str, Tensor], end: Mapping[str, Tensor],
     return {name: torch.lerp(start[name], own, share) if name in names else own for name, own in end.items()}
 
 
-def warn_of_equal_groups(vae: FGPVAE, train: GroupedDataset) -> None:
-    """Warn if no channel carries information about a group."""
-    kl = kl_of_channels(vae, train)
-    if kl is not None and bool((kl < LEAST_KL).all()):
+def warn_of_equal_groups(vae: FGPVAE, train: GroupedDataset, seed: int) -> None:
+    """Warn if half of the rows of a group do not help to predict the other half, in any element of y."""
+    data = train.subset(torch.linspace(0, len(train) - 1, min(len(train), MANY_GROUPS)).long())
+    known = known_members(data, seed)
+    if bool(known.all()):
+        return
+    context, targets = data.select(known), data.select(~known)
+    members = context.members
+    hidden = members._replace(y_mask=torch.zeros_like(members.y, dtype=torch.bool))
+    squares = [
+        errors_at(vae, HeldOut.of(own, targets), seed)[0].square().nanmean(0)
+        for own in (context, GroupedDataset.from_members(hidden))
+    ]
+    gain = 1 - squares[0] / squares[1]
+    if targets.num_members >= _FEWEST_ERRORS and not bool((gain > _LEAST_GAIN).any()):
         warnings.warn(
-            f"df: expected groups that differ from each other, got less than {LEAST_KL} nats a group in each channel: "
-            "forecasts hardly depend on the group's other rows. Try another group column, more rows for each group, or "
-            "other columns of x.",
+            "df: expected rows of a group that help to predict its other rows, got rows that explain less than "
+            f"{_LEAST_GAIN:.0%} of their variance. Forecasts hardly depend on the group. Try another group column, "
+            "other columns of x, or more rows for each group.",
             UserWarning, stacklevel=4,
         )  # fmt: skip
 

@@ -246,7 +246,7 @@ class TableModel:
             fitted = fitted._replace(spread=by_folds(vae, train, seed).spread)
         self.vae_, self.moved_, self.spread_ = fitted
         self.vae_.eval()
-        warn_of_equal_groups(self.vae_, train)
+        warn_of_equal_groups(self.vae_, train, seed)
         if len(train) > 1:
             self.vae_.fit_groups(train)
 

@@ -24,7 +24,7 @@ from fgp_gpytorch.training.settings import RunSettings
 _GROUPS = 64  # of the training data that are looked at
 _LARGEST_SCALE = 20.0  # root mean square that networks take as it is
 _LARGEST_COUNT = 1000.0  # root mean square under a likelihood of counts or others, which may have a scale of its own
-LEAST_KL = 0.1  # nats a group
+_LEAST_KL = 0.1  # nats a group
 _FEW_STEPS = 500
 _LEAST_EPOCHS = 20  # fewer do not tell a trend from noise
 _APART, _TOGETHER = 10.0, 0.01  # distances in lengthscales
@@ -219,9 +219,9 @@ def warn_of_unused_channels(
         if restored == 0:
             return
         row = history.iloc[-1 if restored is None else restored - 1]
-        unused = torch.full((channels,), bool(row.kl_local + row.kl_global < LEAST_KL))
+        unused = torch.full((channels,), bool(row.kl_local + row.kl_global < _LEAST_KL))
     else:
-        unused = kl < LEAST_KL
+        unused = kl < _LEAST_KL
     local = ~model.prior.is_global
     takes_x = isinstance(model, CVAE)
     if bool(unused.all()):
@@ -235,7 +235,7 @@ def warn_of_unused_channels(
     if isinstance(model.likelihood, DiagonalGaussianLikelihood):
         cure = f"DiagonalGaussianLikelihood(y_shape, variance=0.01), {cure}"
     warnings.warn(
-        f"channels: expected some that carry information, got {which} with a KL below {LEAST_KL} nats a group: "
+        f"channels: expected some that carry information, got {which} with a KL below {_LEAST_KL} nats a group: "
         f"{effect}. Try {cure}.",
         UserWarning,
         stacklevel=stacklevel,
