@@ -264,11 +264,10 @@ class TableModel:
         """A linear model: one channel for each element of y if they are few, else principal components."""
         size = train.y_shape[0]
         own = self.channels == "auto" and size <= MOST_CHANNELS
-        first_level = len(self.features_) + 2 * len(self.covariates_)
         vae = model_of(
             self.columns_, self.features_, train,
             num_channels=size if own else num_channels(train, self.channels),
-            num_knots=num_knots(self.columns_, self.features_, first_level, train, curve),
+            num_knots=num_knots(self.columns_, self.features_, self._first_level, train, curve),
             hidden=self.hidden, kernel=copy.deepcopy(self.kernel), covariates=self.covariates_, curve=curve,
         )  # fmt: skip
         return vae, vae.initialize(train, rotation="columns" if own else "components")
@@ -289,7 +288,7 @@ class TableModel:
         numbers = np.stack([warp(values) for values, warp in both], -1)
         data = self._grouped(df, numbers, level_codes([df], self.group)[0])
         evidence = column_evidence(
-            data.only_observed(), self.features_, len(self.features_) + 2 * len(self.covariates_), MOST_KNOTS,
+            data.only_observed(), self.features_, self._first_level, MOST_KNOTS,
             curve=len(data) <= MANY_GROUPS,
         )  # fmt: skip
         for place, (values, warp) in enumerate(both):
@@ -300,7 +299,6 @@ class TableModel:
 
     def _choose_scales(self, df: pd.DataFrame) -> None:
         """Take the logarithm of a number of x if the columns' Gaussian processes have decisive evidence for it."""
-        first_level = len(self.features_) + 2 * len(self.covariates_)
         for feature in self.features_:
             values = df[feature.name]
             if self.kernel is not None or not feature.may_be_logarithmic(values):
@@ -313,7 +311,7 @@ class TableModel:
                 if gaussian is None or len(data) > MANY_GROUPS:
                     feature.set_scale(values, logarithmic=False)
                     return
-                evidence = column_evidence(gaussian, self.features_, first_level, MOST_KNOTS, curve=True)
+                evidence = column_evidence(gaussian, self.features_, self._first_level, MOST_KNOTS, curve=True)
                 found.append(float(evidence.sum()))
             feature.set_scale(values, logarithmic=found[1] > found[0] + _DECISIVE)
 
@@ -769,6 +767,11 @@ class TableModel:
     @property
     def _sizes(self) -> list[int]:
         return [column.num_elements for column in self.columns_]
+
+    @property
+    def _first_level(self) -> int:
+        """The column of x of the first code of inner groups, after features and covariates."""
+        return len(self.features_) + 2 * len(self.covariates_)
 
     @property
     def _keys(self) -> list[Hashable]:
