@@ -75,7 +75,7 @@ PRESETS = {
     "best": Preset(1000, 12, 1e-2, "cosine", 2 / 11, True, beta=0.4),
     # beyond the paper: benchmarks/studies/rivals.py
     "coregionalized": Preset(1000, CHANNELS, 1e-2, "cosine", 2 / 11, False, beta=0.15, num_factors=16),
-    "short": Preset(300, CHANNELS, 1e-2, "cosine", 2 / 11, False, beta=0.15, num_factors=16),
+    "short": Preset(150, CHANNELS, 1e-2, "cosine", 2 / 11, False, beta=0.15, num_factors=16),
     # the same prior with networks of our own, for contexts of 11 images and of any size
     "larger": Preset(200, LARGER, 2e-3, "cosine", 2 / 11, False, beta=2.0, num_factors=48, larger=True),
     "any_context": Preset(200, LARGER, 2e-3, "cosine", (0.0, 1.0), False, beta=2.0, num_factors=48, larger=True),
@@ -343,7 +343,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="short",
-        help="short: coregionalized, 300 epochs, some minutes on 2 cores (default). paper: Appendix A (GECO, J = 8, "
+        help="short: coregionalized, 150 epochs, under 3 minutes on 2 cores (default). paper: Appendix A (GECO, J = 8, "
         "fixed kernel, 1000 epochs). best: same networks and data, our best training, 1000 epochs. coregionalized: "
         "beyond the paper, a learned covariance between channels, 1000 epochs. larger: coregionalized, with larger "
         "networks, 200 epochs. any_context: larger, trained for contexts of one image and more")  # fmt: skip

@@ -994,7 +994,6 @@ def _checked_options(views):
 
 
 @pytest.mark.parametrize("call", ACCEPTED)
-@pytest.mark.filterwarnings("ignore:channels. expected some")  # a learning rate of 1 leaves nothing
 def test_unusual_input_is_accepted(call):
     call()
 

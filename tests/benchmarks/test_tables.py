@@ -305,7 +305,6 @@ def test_lost_column_that_is_a_sum_of_others_is_found() -> None:
 # conditional VAE
 
 
-@pytest.mark.filterwarnings("ignore:channels. expected some")  # groups that are equal need no latents
 def test_cvae_learns_a_common_curve() -> None:
     frame = pd.DataFrame({"who": np.repeat(np.arange(40), 9), "t": np.tile(np.arange(9.0), 40)})
     frame["c"] = np.sin(frame["t"]) + 0.05 * np.random.default_rng(0).normal(size=360)

@@ -673,7 +673,6 @@ def test_predictive_draws_possible_observations():
         assert model.likelihood.possible(drawn).all()
 
 
-@pytest.mark.filterwarnings("ignore:channels")  # noise may hide x from 60 epochs of few groups
 @pytest.mark.parametrize("gaps", [False, True])
 def test_fit_lowers_the_loss_and_moves_every_parameter(gaps):
     model, data = mixed_model(), mixed_data(gaps)

@@ -192,7 +192,6 @@ def test_members_of_whom_nothing_was_observed_do_not_count():
     torch.testing.assert_close(masked, deleted)
 
 
-@pytest.mark.filterwarnings("ignore:epochs. expected at least 500 steps")
 def test_fitted_saved_and_loaded(tmp_path):
     model, data = make_amortized("attention", GaussianLikelihood(), normalize=False), make_data()
     unseen, x_new = make_data(sizes=(2, 3), seed=5), torch.rand(2, 2, 1)
@@ -209,7 +208,6 @@ def test_fitted_saved_and_loaded(tmp_path):
         assert torch.equal(given.generate(x_new, unseen), again.generate(x_new, unseen))
 
 
-@pytest.mark.filterwarnings("ignore:epochs. expected at least 500 steps")
 def test_unseen_groups_at_unseen_angles_are_predicted_after_training():
     """Curves a sin(x) + b cos(x) of 30 groups: of ten new ones with four members each the rest is known."""
     generator = torch.Generator().manual_seed(0)

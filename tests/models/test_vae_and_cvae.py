@@ -113,7 +113,6 @@ def test_samples_and_paths_have_the_documented_shapes():
 
 
 @pytest.mark.parametrize("make", [make_vae, make_cvae, lambda: make_cvae(told=False)])
-@pytest.mark.filterwarnings("ignore:epochs. expected at least 500 steps")
 def test_fitted_saved_and_loaded(make, tmp_path):
     model, data = make(), make_data()
     before = ELBO(num_particles=100).loss(model, model, data[:])

@@ -15,7 +15,6 @@ from fgp_gpytorch.errors import ArgumentError, CheckpointError, DataError
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder, RepresentationNetwork
 
 # some runs of these tests take so large steps that they end at the mean of y
-pytestmark = pytest.mark.filterwarnings("ignore:channels. expected some that carry information")
 
 
 def there_and_back(optimizer, steps):

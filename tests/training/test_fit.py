@@ -32,7 +32,6 @@ from fgp_gpytorch.errors import ArgumentError, CheckpointError, MissingFileError
 from fgp_gpytorch.training import RunSettings
 
 # some runs of these tests take so large steps that they end at the mean of y
-pytestmark = pytest.mark.filterwarnings("ignore:channels. expected some that carry information")
 
 
 def held_out(seed=5):

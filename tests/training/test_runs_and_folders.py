@@ -21,7 +21,6 @@ from fgp_gpytorch import ELBO, FGPVAE, GECO, GroupedDataset, fit
 from fgp_gpytorch.errors import ArgumentError, CheckpointError, DataError
 
 # some runs of these tests take so large steps that they end at the mean of y
-pytestmark = pytest.mark.filterwarnings("ignore:channels. expected some that carry information")
 
 
 class Stop(lightning.Callback):

@@ -36,8 +36,7 @@ class UpsampleConv2d(nn.Module):
         ArgumentError: If `padding` is neither 0 nor 1, or a number of channels is below 1.
     """
 
-    _taps_h: Tensor
-    _taps_w: Tensor
+    _taps: Tensor
 
     def __init__(
         self, in_channels: int, out_channels: int, padding: int | tuple[int, int] = 1, fast: bool = True
@@ -47,9 +46,13 @@ class UpsampleConv2d(nn.Module):
         check.choice(len(self.padding), "len(padding)", (2,), "Try padding=1.")
         in_channels = check.count(in_channels, "in_channels")
         out_channels = check.count(out_channels, "out_channels")
-        for side, name in zip(self.padding, ("_taps_h", "_taps_w"), strict=True):  # shape: (phase, neighbour, tap)
+        for side in self.padding:
             check.choice(side, "padding", (0, 1), "Try 1, which keeps the doubled size.")
-            self.register_buffer(name, torch.tensor(_TAPS[side]), persistent=False)
+        taps_h, taps_w = (torch.tensor(_TAPS[side]) for side in self.padding)  # shape: (phase, neighbour, tap)
+        self._shape = 4, taps_h.shape[1], taps_w.shape[1]
+        # kernel of phase (p, q) at (i, j): sum_ab taps_h[p, i, a] taps_w[q, j, b] weight[..., a, b]
+        taps = torch.einsum("pia,qjb->abpqij", taps_h, taps_w).reshape(9, -1)
+        self.register_buffer("_taps", taps, persistent=False)
         convolution = nn.Conv2d(in_channels, out_channels, 3)  # for its initialisation
         self.weight = convolution.weight  # shape: (out, in, 3, 3)
         assert convolution.bias is not None
@@ -60,7 +63,6 @@ class UpsampleConv2d(nn.Module):
         """Return the convolved image, doubled in size."""
         if not self.fast:
             return F.conv2d(F.interpolate(image, scale_factor=2.0), self.weight, self.bias, padding=self.padding)
-        # kernel of phase (p, q): sum_ab taps_h[p, i, a] taps_w[q, j, b] weight[o, c, a, b]
-        taps_h, taps_w = self._taps_h.to(self.weight.dtype), self._taps_w.to(self.weight.dtype)
-        kernel = torch.einsum("pia,qjb,ocab->opqcij", taps_h, taps_w, self.weight).flatten(0, 2)
+        weight = self.weight.flatten(2) @ self._taps.to(self.weight.dtype)  # shape: (out, in, 4 i j)
+        kernel = weight.unflatten(-1, self._shape).transpose(1, 2).flatten(0, 1)  # shape: (out * 4, in, i, j)
         return F.pixel_shuffle(F.conv2d(image, kernel, self.bias.repeat_interleave(4), padding=self.padding), 2)
