@@ -162,7 +162,8 @@ def test_forecast_is_repeatable_and_leaves_the_generator_alone(small, df):
 
 
 def test_group_without_an_observation_gets_the_prior(small, df):
-    empty = small.forecast(df.assign(h=None), {"t": 1}, num_draws=4000)
+    with pytest.warns(UserWarning, match=r"df: expected values of y, got missing ones only.*Try rows with values"):
+        empty = small.forecast(df.assign(h=None), {"t": 1}, num_draws=4000)
     sd = math.sqrt(
         small.vae_.prior.blocks[0].kernel.outputscale.item() * small.vae_.decoder.loadings.item() ** 2
         + small.vae_.likelihood.constant_variance().item()

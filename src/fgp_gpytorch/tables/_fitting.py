@@ -105,14 +105,6 @@ def num_knots(
     return max(_KNOTS, key=lambda knots: found[knots])
 
 
-def is_better(vae: FGPVAE, elbo: float, other: FGPVAE, other_elbo: float, train: GroupedDataset, seed: int) -> bool:
-    """Whether a linear model has the larger evidence, and predicts groups better that are held out in turn."""
-    if elbo <= other_elbo:
-        return False
-    mine, theirs = (by_folds(model, train, seed).crps for model in (vae, other))
-    return bool((mine / theirs).nanmean() < 1)
-
-
 # the second stage
 
 

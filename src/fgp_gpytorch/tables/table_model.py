@@ -5,7 +5,6 @@
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
 
 import copy
-import functools
 import importlib
 import json
 import math
@@ -35,15 +34,16 @@ from fgp_gpytorch.tables._files import pack_table, unpack_table
 from fgp_gpytorch.tables._fitting import (
     MOST_CHANNELS,
     Fitted,
+    Verdict,
     by_folds,
     gaussian_part,
-    is_better,
     num_channels,
     num_knots,
     second_stage,
     train_networks,
     warn_of_equal_groups,
 )
+from fgp_gpytorch.tables._frames import fill_gaps, grid_of, group_names, require, targets_of, warn_of_rows
 from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_evidence, model_of
 from fgp_gpytorch.tables._plot import forecast_figure
 from fgp_gpytorch.tables._scores import mean_scores, scores_of
@@ -117,7 +117,7 @@ class TableModel:
         element_dropout: float | tuple[float, float] | Literal["auto"] = "auto",
         beta: float = 1.0,
     ) -> None:
-        self.y, self.x, self.group = as_columns(y), as_features(x), _group_names(group)
+        self.y, self.x, self.group = as_columns(y), as_features(x), group_names(group)
         self.covariates = as_covariates(covariates)
         check.instance(kernel, "kernel", (Kernel, type(None)), "Try gpytorch.kernels.MaternKernel(nu=1.5).")
         if channels != "auto":
@@ -206,7 +206,7 @@ class TableModel:
         seed = check.count(seed, "seed", least=0)
         validation = check.positive(validation, "validation", zero=True, below=1, hint="Try 0.1, or 0 for none.")
         max_steps = check.count(max_steps, "max_steps", least=0)
-        self._require(df, [c.name for c in self.y] + self._keys)
+        require(df, [c.name for c in self.y] + self._keys)
         vars(self).pop("vae_", None)  # a fit that fails leaves no model with other columns
         self.columns_, self.features_ = copy.deepcopy(self.y), copy.deepcopy(self.x)
         self.covariates_ = copy.deepcopy(self.covariates)
@@ -224,12 +224,12 @@ class TableModel:
             self._choose_transforms(df)
             self._choose_scales(df)
             train = self._dataset(df).only_observed()
-            self._warn_of_rows(df, train)
+            warn_of_rows(df, self._rows_by, train.group_sizes)
             self._fit_stages(train, validation, seed, max_steps, progress)
         return self
 
     def _fit_stages(self, train: GroupedDataset, validation: float, seed: int, max_steps: int, progress: bool) -> None:
-        vae, self.elbo_ = self._start(train, seed)
+        vae, self.elbo_, found = self._start(train, seed)
         fitted = Fitted(vae, 0.0, 1.0)
         held_out = round(validation * len(train))
         if self.covariates_:
@@ -243,22 +243,30 @@ class TableModel:
                 learning_rate=1e-3, objective=ELBO(self.beta),
             )  # fmt: skip
         elif self.calibrate and not self.covariates_:
-            fitted = fitted._replace(spread=by_folds(vae, train, seed).spread)
+            found = by_folds(vae, train, seed) if found is None else found
+            fitted = fitted._replace(spread=found.spread)
         self.vae_, self.moved_, self.spread_ = fitted
         self.vae_.eval()
         warn_of_equal_groups(self.vae_, train, seed)
         if len(train) > 1:
             self.vae_.fit_groups(train)
 
-    def _start(self, train: GroupedDataset, seed: int) -> tuple[FGPVAE, float]:
-        """A linear model and its ELBO. Groups scale a common curve if there are few, and if that predicts better."""
+    def _start(self, train: GroupedDataset, seed: int) -> tuple[FGPVAE, float, Verdict | None]:
+        """A linear model, its ELBO, and what held-out groups say of it, if they were asked.
+
+        Groups scale a common curve if they are few, the evidence is for it, and it predicts held-out groups better.
+        """
         plain = self._linear(train, curve=False)
         own = self.channels == "auto" and train.y_shape[0] <= MOST_CHANNELS
         numbers = any(feature.is_number for feature in self.features_)
         if self.kernel is not None or not own or not numbers or len(train) > MANY_GROUPS:
-            return plain
+            return *plain, None
         curved = self._linear(train, curve=True)
-        return curved if is_better(*curved, *plain, train, seed) else plain
+        if curved[1] <= plain[1]:
+            return *plain, None
+        verdicts = [by_folds(vae, train, seed) for vae, _ in (plain, curved)]
+        better = bool((verdicts[1].crps / verdicts[0].crps).nanmean() < 1)
+        return (*curved, verdicts[1]) if better else (*plain, verdicts[0])
 
     def _linear(self, train: GroupedDataset, curve: bool) -> tuple[FGPVAE, float]:
         """A linear model: one channel for each element of y if they are few, else principal components."""
@@ -379,7 +387,7 @@ class TableModel:
         for column, missing, parts in zip(self.columns_, gaps, zip(*found, strict=True), strict=True):
             if missing.any():
                 values = pd.concat(parts).sort_index().to_numpy()
-                filled[column.name] = _filled(targets[column.name], missing, values)
+                filled[column.name] = fill_gaps(targets[column.name], missing, values)
         return filled
 
     def embed(self, df: pd.DataFrame, members: bool = False, points: int | None = None) -> pd.DataFrame:
@@ -452,7 +460,7 @@ class TableModel:
                 "sample_groups: expected a model of at least two training groups, got one. Try more groups in fit."
             )
         n = check.count(n, "n")
-        grid = self._grid(at)
+        grid = grid_of(at, self.features_, self.covariates)
         for name in self.group:
             grid[name] = 0
         for covariate in self.covariates_:
@@ -470,7 +478,7 @@ class TableModel:
             for column, own in zip(self.columns_, self._likelihood.y_slices, strict=True):
                 frame[column.name] = column.values(elements[group][:, own])
             frames.append(frame)
-        columns = [*self.group, *(f.name for f in self.features_), *(c.name for c in self.columns_)]
+        columns = [*self._rows_by, *(c.name for c in self.columns_)]
         return pd.concat(frames, ignore_index=True)[columns]
 
     def score(
@@ -693,55 +701,20 @@ class TableModel:
         """A table with the columns of the training table. Columns of y that it lacks are missing everywhere."""
         self._fitted()
         check.instance(df, "df", pd.DataFrame, "Try pd.DataFrame(df).")
-        self._require(df, self._keys)
+        require(df, self._keys)
         absent = [c.name for c in self.columns_ if c.name not in df.columns]
         if len(absent) == len(self.columns_):
             raise DataError(f"df: expected some of the columns {absent}, got none. Try the table with its values of y.")
+        if df[[c.name for c in self.columns_ if c.name not in absent]].isna().all(axis=None):
+            warnings.warn(
+                "df: expected values of y, got missing ones only. The answer is that of a group of which nothing is "
+                "known. Try rows with values.", UserWarning, stacklevel=3,
+            )  # fmt: skip
         df = df.copy(deep=False)
         for column in self.columns_:
             if column.name in absent:
                 df[column.name] = pd.Series(np.nan, df.index, object if column.labelled else np.float64)
         return df
-
-    def _require(self, df: pd.DataFrame, names: Sequence[Hashable], argument: str = "df") -> None:
-        if len(df) == 0:
-            raise DataError(f"{argument}: expected at least one row, got none. Try to check the filter before it.")
-        if isinstance(df.columns, pd.MultiIndex):
-            raise DataError(
-                f"{argument}: expected columns of one level, got {df.columns.nlevels} levels. Try df.columns = "
-                "['_'.join(map(str, name)) for name in df.columns]."
-            )
-        absent = [name for name in names if name not in df.columns]
-        if absent:
-            repair = f"{argument}.reset_index()" if absent[0] in df.index.names else "its name in this table"
-            raise DataError(f"{argument}: expected a column {absent[0]!r}, got {list(df.columns)}. Try {repair}.")
-        twice = [name for name in names if isinstance(df[name], pd.DataFrame)]
-        if twice:
-            raise DataError(
-                f"{argument}: expected one column {twice[0]!r}, got several. Try df.loc[:, ~df.columns.duplicated()]."
-            )
-
-    def _warn_of_rows(self, df: pd.DataFrame, train: GroupedDataset) -> None:
-        keys = [*self.group, *(feature.name for feature in self.features_)]
-        repeated = df.duplicated(keys)
-        if repeated.any():
-            first = {key: check.number(df.loc[repeated, key].iloc[0]) for key in keys}
-            warnings.warn(
-                f"df: expected one row for each group and x, got {int(repeated.sum())} repeated ones, the first at "
-                f"{first}. They count as independent measurements. Try df.drop_duplicates({keys}) if they are copies.",
-                UserWarning, stacklevel=3,
-            )  # fmt: skip
-        single = int((train.group_sizes == 1).sum())
-        if single == len(train):
-            raise DataError(
-                f"df: expected groups with several rows, got {single} groups of one row each. Try another group column."
-            )
-        if 2 * single > len(train):
-            warnings.warn(
-                f"df: expected groups with several rows, got {single} of {len(train)} groups with one row, which say "
-                "nothing about changes within a group. Try a coarser group column.",
-                UserWarning, stacklevel=3,
-            )  # fmt: skip
 
     def _grouped(self, df: pd.DataFrame, y: np.ndarray, codes: np.ndarray, context: bool = False) -> GroupedDataset:
         seen = torch.from_numpy(~np.isnan(y))
@@ -774,9 +747,14 @@ class TableModel:
         return len(self.features_) + 2 * len(self.covariates_)
 
     @property
+    def _rows_by(self) -> list[Hashable]:
+        """The columns that tell the rows apart: groups and x."""
+        return [*self.group, *(feature.name for feature in self.x)]
+
+    @property
     def _keys(self) -> list[Hashable]:
         """The columns of a forecast: groups, x and covariates."""
-        return [*self.group, *(feature.name for feature in self.x), *(c.name for c in self.covariates)]
+        return [*self._rows_by, *(c.name for c in self.covariates)]
 
     def _encoded_x(self, df: pd.DataFrame, codes: np.ndarray) -> Tensor:
         features = [feature.encode(df[feature.name])[:, None] for feature in self.features_]
@@ -789,37 +767,7 @@ class TableModel:
         return np.argsort(codes, kind="stable")
 
     def _targets(self, df: pd.DataFrame, at: Mapping[Hashable, Any] | pd.DataFrame) -> pd.DataFrame:
-        if isinstance(at, pd.DataFrame):
-            at = self._with_covariates(at, df)
-            self._require(at, self._keys, "at")
-            return at[self._keys].reset_index(drop=True)
-        groups = df[self.group].drop_duplicates()
-        return self._with_covariates(groups.merge(self._grid(at), how="cross"), df)[self._keys]
-
-    def _with_covariates(self, at: pd.DataFrame, df: pd.DataFrame) -> pd.DataFrame:
-        """Targets with the covariates that they lack: those of the last row of their group in the context."""
-        absent = [c.name for c in self.covariates if c.name not in at.columns]
-        if not absent:
-            return at
-        last = df.drop_duplicates(self.group[0], keep="last").set_index(self.group[0])[absent]
-        return at.join(last, on=self.group[0])
-
-    def _grid(self, at: Any) -> pd.DataFrame:
-        """All combinations of the values of x columns and covariates."""
-        if not isinstance(at, Mapping):
-            check.instance(at, "at", (Mapping, pd.DataFrame), "Try {'year': range(2000, 2010)}.")
-        names = [feature.name for feature in self.features_]
-        more = [covariate.name for covariate in self.covariates if covariate.name in at]
-        if set(at) != {*names, *more}:
-            raise ArgumentError(f"at: expected values for {names}, got {list(at)}. Try {{{names[0]!r}: [...]}}.")
-        columns = []
-        for feature in self.features_:
-            listed = _listed(at[feature.name])
-            if not listed:
-                raise DataError(f"at: expected values for {feature.name!r}, got none. Try at least one.")
-            columns.append(pd.DataFrame({feature.name: feature.like_training(listed)}))
-        columns += [pd.DataFrame({name: _listed(at[name])}) for name in more]
-        return functools.reduce(lambda one, other: one.merge(other, how="cross"), columns)
+        return targets_of(df, at, self.group, self.features_, self.covariates)
 
     def _in_parts(
         self,
@@ -910,7 +858,7 @@ class TableModel:
                         whole[rows[gaps[rows]]] = values
 
         self._in_parts(df, targets, num_draws, seed, use)
-        keys = targets[[*self.group, *(feature.name for feature in self.features_)]].reset_index(drop=True)
+        keys = targets[self._rows_by].reset_index(drop=True)
         categories = any(column.num_elements > 1 for column in self.columns_)
         frames = []
         for column, rows, kept in zip(self.columns_, asked, answers, strict=True):
@@ -952,30 +900,3 @@ def _optional(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"expected the package {name}, got no such package. Try pip install {name}.") from error
-
-
-def _listed(values: Any) -> list[Any]:
-    """Values of `at` as a list: one value, or several."""
-    values = check.number(values)
-    return [values] if isinstance(values, str) or not hasattr(values, "__iter__") else list(values)
-
-
-def _group_names(group: Any) -> list[Hashable]:
-    names = list(group) if isinstance(group, list) else [group]
-    for name in names:
-        check.instance(name, "group", Hashable, "Try the name of a column.")
-    if not names:
-        raise ArgumentError("group: expected the name of a column, got none. Try group='patient'.")
-    return names
-
-
-def _filled(values: pd.Series, gaps: np.ndarray, found: np.ndarray) -> pd.Series:
-    """The column with its gaps filled, in its dtype. Integers are rounded."""
-    filled = values.copy()
-    if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
-        found = found.astype(np.float64)
-        found = np.round(found) if pd.api.types.is_integer_dtype(values.dtype) else found
-        if isinstance(values.dtype, np.dtype):
-            found = found.astype(values.dtype)
-    filled[gaps] = found
-    return filled if len(found) < len(filled) else filled.infer_objects()
