@@ -255,7 +255,8 @@ def test_equal_beliefs_get_equal_answers():
     for name in ("mean", "sd", "q05", "q95"):
         np.testing.assert_allclose(both[name][::2], both[name][1::2])
         np.testing.assert_allclose(both[both["g"] == "g03"][name][:1], alone[name])
-    unknown = model.forecast(df.assign(y=np.nan), at={"t": [7.0]})
+    with pytest.warns(UserWarning, match="got missing ones only"):
+        unknown = model.forecast(df.assign(y=np.nan), at={"t": [7.0]})
     assert unknown["mean"].max() - unknown["mean"].min() < 1e-9
 
 
