@@ -1,5 +1,6 @@
 """Priors made with the library, each beside the same prior written out densely in Python loops."""
 
+import math
 from dataclasses import dataclass
 
 import gpytorch
@@ -130,6 +131,41 @@ def coregionalized_case() -> Case:
     return Case(prior, dense, features=1)
 
 
+def markov_case() -> Case:
+    """State spaces: channels of their own on the second feature, with means, and one kernel for two channels."""
+    own = torch.Size([2])
+    smooth = gpytorch.kernels.MaternKernel(nu=2.5, batch_shape=own, active_dims=(1,))
+    smooth = with_lengthscale(smooth, torch.tensor([0.9, 1.7], dtype=F64).reshape(2, 1, 1))
+    level = gpytorch.kernels.ConstantKernel(batch_shape=own).double()
+    level.constant = torch.tensor([0.4, 0.8], dtype=F64)
+    rough = with_lengthscale(gpytorch.kernels.MaternKernel(nu=0.5, active_dims=(0,)), 1.3)
+    half = with_lengthscale(gpytorch.kernels.MaternKernel(nu=1.5, active_dims=(0,)), 0.6)
+    factor = gpytorch.kernels.ConstantKernel().double()
+    factor.constant = torch.tensor(0.5, dtype=F64)
+    constants = gpytorch.means.ConstantMean(batch_shape=own).double()
+    constants.constant.data = torch.tensor([0.9, -0.4], dtype=F64)
+    blocks = [
+        LocalChannels(2, scale(smooth, [1.4, 0.7], (2,)) + level, constants, inference="state_space"),
+        LocalChannels(2, scale(rough + factor * half, 1.2), inference="state_space"),
+    ]
+
+    def first(lengthscale, outputscale, constant):
+        def k(a, b, m=math):
+            r = abs(a[1] - b[1]) / lengthscale * m.sqrt(5)
+            return outputscale * (1 + r + r**2 / 3) * m.exp(-r) + constant
+
+        return k
+
+    def second(a, b, m=math):
+        return 1.2 * (m.exp(-abs(a[0] - b[0]) / 1.3) + 0.5 * oracles.matern32(0.6)(a[:1], b[:1], m))
+
+    dense = oracles.DenseGaussian(
+        [first(0.9, 1.4, 0.4), first(1.7, 0.7, 0.8), second, second],
+        [lambda a, m: 0.9, lambda a, m: -0.4, lambda a, m: 0.0, lambda a, m: 0.0],
+    )
+    return Case(FactorizedGPPrior(blocks), dense, features=2)
+
+
 CASES = {
     "coregionalized": coregionalized_case,
     "paper": paper_case,
@@ -137,6 +173,7 @@ CASES = {
     "per_channel": per_channel_case,
     "many_blocks": many_blocks_case,
     "means": means_case,
+    "markov": markov_case,
 }
 
 

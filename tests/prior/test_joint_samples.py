@@ -12,7 +12,7 @@ from prior_cases import CASES, data_for
 S = 4000
 
 
-@pytest.fixture(params=["paper", "means", "many_blocks"])
+@pytest.fixture(params=["paper", "means", "many_blocks", "markov"])
 def case(request):
     return CASES[request.param]()
 

@@ -9,6 +9,7 @@ every eigenvalue of B is >= 1, so the factorization succeeds however singular K 
 
 - `dense`: a full K.
 - `low_rank`: K = Phi Phi', as the posterior of u ~ N(0, I) with z = Phi u. u has a density where z has none.
+- `state_space`: K of a Markov process, in O(Q).
 - `rank_one`: a channel that is constant within a group, K = s 1 1'.
 
 All functions take and return any leading batch dimensions.
@@ -28,20 +29,33 @@ from fgp_gpytorch.gaussian.rank_one import RankOneFactor, rank_one_factor
 from fgp_gpytorch.gaussian.repeated_members import PooledMembers, pool_repeated, precise_limit
 from fgp_gpytorch.gaussian.repeated_rows import RepeatedRows, row_products
 from fgp_gpytorch.gaussian.square_root import symmetric_square_root
+from fgp_gpytorch.gaussian.state_space import (
+    MarkovChain,
+    MarkovTerm,
+    StateSpaceMarginals,
+    markov_chain,
+    state_space_draws,
+    state_space_marginals,
+    state_space_paths,
+)
 
 __all__ = [
     "DenseFactor",
     "DenseMarginals",
     "LowRankFactor",
+    "MarkovChain",
+    "MarkovTerm",
     "MeanFieldFactor",
     "PooledMembers",
     "RankOneFactor",
     "RepeatedRows",
+    "StateSpaceMarginals",
     "check_finite",
     "check_residual_variance",
     "dense_factor",
     "dense_marginals",
     "low_rank_factor",
+    "markov_chain",
     "masked_precision",
     "mean_field_factor",
     "pool_repeated",
@@ -51,5 +65,8 @@ __all__ = [
     "root_precision",
     "rounding_tolerance",
     "row_products",
+    "state_space_draws",
+    "state_space_marginals",
+    "state_space_paths",
     "symmetric_square_root",
 ]

@@ -1,15 +1,19 @@
 """Channels that vary within a group."""
 
+from typing import Literal, get_args
+
 import torch
 from gpytorch.kernels import Kernel
 from gpytorch.means import Mean
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.errors import ShapeError
+from fgp_gpytorch._modes import transforms_active
+from fgp_gpytorch.errors import DataError, ShapeError
 from fgp_gpytorch.gaussian import (
     DenseFactor,
     DenseMarginals,
+    MarkovTerm,
     PooledMembers,
     dense_factor,
     dense_marginals,
@@ -17,14 +21,24 @@ from fgp_gpytorch.gaussian import (
     precise_limit,
     symmetric_square_root,
 )
-from fgp_gpytorch.kernels import LocalKernel, kernel_matrix, seen_features
+from fgp_gpytorch.kernels import LocalKernel, kernel_matrix, markov_terms, seen_features
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
 from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.channel_block import ChannelBlock
+from fgp_gpytorch.prior.state_space_posterior import StateSpaceBlockPosterior, state_space_prior_draws
+
+Inference = Literal["auto", "dense", "state_space"]
+
+_DENSE_MEMBERS = 256  # up to here the dense algebra is faster
+_MOST_BYTES = 2**32  # of the covariance matrices of a batch; the dense algebra holds about six times as much
 
 
 class LocalChannels(ChannelBlock):
     r"""Channels that vary within a group: k1(x_i, x_j) = delta(d_i, d_j) k(w_i, w_j) (paper, Section 3).
+
+    Inference is exact. "dense" takes any kernel and costs O(Q^3) per group. "state_space" takes sums of `MaternKernel`
+    (nu = 1/2, 3/2, 5/2) and `ConstantKernel`, scaled or not, on one feature. It costs O(Q): 100,000 members take
+    seconds. "auto" takes the state space for such kernels in groups of more than 256 members, else the dense algebra.
 
     Args:
         num_channels: J.
@@ -33,23 +47,43 @@ class LocalChannels(ChannelBlock):
             `PeriodicKernel()` with `period_length = 2 pi` and `lengthscale = r ** 2`: GPyTorch divides by the
             lengthscale, the paper by its square. `kernels.WithinKernel` makes channels of inner groups.
         mean: A GPyTorch mean with `batch_shape` [] or [J]; None for zero.
+        inference: "auto", "dense" or "state_space".
 
     Raises:
-        ArgumentError: If `kernel` is not a kernel, or `num_channels` is below 1.
+        ArgumentError: If `kernel` is not a kernel, `num_channels` is below 1, or `inference` is another word.
         ShapeError: If the batch shape of the kernel or the mean is neither [] nor [J].
+        DataError: In use, if the kernel has no state space, or its dense matrices take more than 4 GiB.
 
     Example:
         >>> block = LocalChannels(8, gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5)))
     """
 
-    def __init__(self, num_channels: int, kernel: Kernel, mean: Mean | None = None) -> None:
+    def __init__(
+        self, num_channels: int, kernel: Kernel, mean: Mean | None = None, inference: Inference = "auto"
+    ) -> None:
         super().__init__(num_channels, mean)
         check.instance(kernel, "kernel", Kernel, "Try LocalChannels(8, gpytorch.kernels.PeriodicKernel()).")
         self.check_batch_shape(kernel.batch_shape, f"kernel {type(kernel).__name__}")
         self.kernel = kernel
+        check.choice(inference, "inference", get_args(Inference), 'Try "auto".')
+        self.inference = inference
 
     def covariance(self, x1: Tensor, x2: Tensor) -> Tensor:
-        """Base kernel within each group: (*b, G, J or 1, Q1, Q2)."""
+        """Base kernel within each group: (*b, G, J or 1, Q1, Q2).
+
+        Raises:
+            ShapeError: If the kernel does not take D features.
+            DataError: If the matrices take more than 4 GiB.
+        """
+        matrices = max(1, self.kernel.batch_shape.numel()) * x1.shape[:-2].numel()
+        size = matrices * x1.shape[-2] * x2.shape[-2] * x1.element_size()
+        if size > _MOST_BYTES:
+            raise DataError(
+                f"x: expected groups whose covariance matrices take at most {_MOST_BYTES / 2**30:g} GiB, got "
+                f"{matrices} of {x1.shape[-2]} x {x2.shape[-2]} members with {size / 2**30:.3g} GiB. Try a sum of "
+                "MaternKernel and ConstantKernel on one feature, for which marginals, KL, predictions and draws take "
+                "O(Q), CoregionalizedChannels, fewer groups at a time, or smaller groups."
+            )
         return _evaluate(self.kernel, x1.unsqueeze(-3), x2.unsqueeze(-3))
 
     def covariance_root(self, x: Tensor) -> Tensor:
@@ -62,13 +96,40 @@ class LocalChannels(ChannelBlock):
         return symmetric_square_root(self.covariance(x, x))
 
     def condition(self, x: Tensor, mean: Tensor, precision: Tensor) -> BlockPosterior:
-        """Exact GP regression per group and channel (paper, Appendix B)."""
+        """Exact GP regression per group and channel (paper, Appendix B).
+
+        Raises:
+            DataError: If `inference` is "state_space" and the kernel has none, or the dense matrices are too large.
+        """
+        chain = self._chain(x, mean, precision)
+        if chain is not None:
+            return StateSpaceBlockPosterior(self, x, precision, self.residual(mean, x), *chain)
         seen = x[..., seen_features(self.kernel, x.shape[-1])]
         return DenseBlockPosterior(self, x, precision, self.residual(mean, x), seen)
+
+    def sample(self, x: Tensor, sample_shape: torch.Size) -> Tensor:
+        """Draw paths of new groups at x (*b, G, Q, D): (*s, *b, G, J, Q)."""
+        chain = self._chain(x)
+        if chain is None:
+            return super().sample(x, sample_shape)
+        return self.add_mean(state_space_prior_draws(*chain, x, self.num_channels, sample_shape), x)
 
     def kernel_on_rows(self) -> Kernel:
         """`LocalKernel` of the block's kernel."""
         return LocalKernel(self.kernel)
+
+    def _chain(self, x: Tensor, *others: Tensor) -> tuple[list[MarkovTerm], int] | None:
+        """Terms and column of the state space, if it is to be used for groups at x (*b, G, Q, D)."""
+        many = x.shape[-2] > _DENSE_MEMBERS and not transforms_active(x, *others)
+        if self.inference == "dense" or (self.inference == "auto" and not many):
+            return None
+        found = markov_terms(self.kernel, x.shape[-1])
+        if found is None and self.inference == "state_space":
+            raise DataError(
+                f"kernel: expected a sum of MaternKernel and ConstantKernel on one feature for "
+                f"inference='state_space', got {type(self.kernel).__name__}. Try inference='auto'."
+            )
+        return found
 
 
 class DenseBlockPosterior(BlockPosterior):
