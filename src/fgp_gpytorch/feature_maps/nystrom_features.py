@@ -51,15 +51,7 @@ class NystromFeatures(Configurable, gpytorch.Module):
             raise ShapeError(
                 f"kernel: expected a gpytorch.kernels.Kernel without batch shape, got batch_shape {got}. {hint}"
             )
-        points = points.double() if isinstance(points, Tensor) and not points.is_complex() else points
-        points = check.as_reals(points, "points", hint="Try data.flat().x.unique(dim=0).").detach().double()
-        points = points.unsqueeze(-1) if points.dim() == 1 else points
-        check.finite(check.shape(points, "points", ("M", "D"), "Try data.flat().x.unique(dim=0)."), "points")
-        if not len(points) or len(points.unique(dim=0)) < len(points):
-            raise DataError(
-                f"points: expected distinct points, got {len(points)} of which {len(points.unique(dim=0))} differ. "
-                "Try points.unique(dim=0)."
-            )
+        points = checked_points(points)
         if "points" in self.constructor_arguments:
             self.constructor_arguments["points"] = points  # a tensor can be saved
         self.kernel = kernel
@@ -118,3 +110,27 @@ class NystromFeatures(Configurable, gpytorch.Module):
         missing = own - features.square().sum(-1)
         check_residual_variance(missing, among, cross, own)
         return missing.clamp_min(0.0)
+
+
+def checked_points(points: Any, name: str = "points") -> Tensor:
+    """Require distinct finite points, and return them as (M, D) in float64.
+
+    Args:
+        points: (M, D) or (M,): a tensor, an array or columns of a table.
+        name: Of the argument.
+
+    Raises:
+        ArgumentError: If they are not numbers.
+        ShapeError: If they are not (M, D).
+        DataError: If one is not finite, or occurs twice.
+    """
+    points = points.double() if isinstance(points, Tensor) and not points.is_complex() else points
+    points = check.as_reals(points, name, hint="Try data.flat().x.unique(dim=0).").detach().double()
+    points = points.unsqueeze(-1) if points.dim() == 1 else points
+    check.finite(check.shape(points, name, ("M", "D"), "Try data.flat().x.unique(dim=0)."), name)
+    if not len(points) or len(points.unique(dim=0)) < len(points):
+        raise DataError(
+            f"{name}: expected distinct points, got {len(points)} of which {len(points.unique(dim=0))} differ. "
+            f"Try {name}.unique(dim=0)."
+        )
+    return points

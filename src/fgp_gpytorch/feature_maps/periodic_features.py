@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.feature_maps._fourier import fourier_coefficients, fourier_features
 from fgp_gpytorch.gaussian import check_finite, rounding_tolerance
 from fgp_gpytorch.kernels import kernel_matrix
 from fgp_gpytorch.saving import Configurable
@@ -64,10 +65,7 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
         # aliases of harmonic n start at (points - H), three times beyond the truncation
         points = max(64, 4 * self.harmonics)
         steps = torch.fft.fftfreq(points, dtype=self._dtype, device=self._device)  # in [-1/2, 1/2)
-        spectrum = torch.fft.rfft(self._at(steps * self._exact_period())).real[..., : self.harmonics + 1] / points
-        weights = torch.full_like(spectrum[..., :1].detach(), 2.0).expand(spectrum.shape).clone()
-        weights[..., 0] = 1.0
-        coefficients = weights * spectrum
+        coefficients = fourier_coefficients(self._at(steps * self._exact_period()), self.harmonics)
         self._check(coefficients.detach())
         return coefficients.clamp_min(0.0)
 
@@ -94,16 +92,10 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
             DataError: If the kernel does not repeat after `period`.
         """
         check.shape(x, "x", ("...", "N", 1), "It takes one feature. Try NystromFeatures for more.")
-        coefficients = self.coefficients()
-        # a vanished harmonic is rounded to a tiny coefficient: its square root would have an unbounded gradient
-        noise = torch.finfo(coefficients.dtype).eps * coefficients.detach().amax(-1, keepdim=True)
-        kept = coefficients > noise
-        roots = torch.where(kept, torch.where(kept, coefficients, 1.0).sqrt(), 0.0).unsqueeze(-2)  # (*k, 1, H + 1)
-        order = torch.arange(self.harmonics + 1, dtype=roots.dtype, device=roots.device)
-        for _ in range(roots.dim() - 2):
+        coefficients = self.coefficients().unsqueeze(-2)  # (*k, 1, H + 1)
+        for _ in range(coefficients.dim() - 2):
             x = x.unsqueeze(-3)
-        angle = (2 * math.pi / self._exact_period()) * x.to(roots.dtype) * order
-        return torch.cat([roots * angle.cos(), roots[..., 1:] * angle[..., 1:].sin()], dim=-1)
+        return fourier_features(coefficients, (2 * math.pi / self._exact_period()) * x.to(coefficients.dtype))
 
     @property
     def _dtype(self) -> torch.dtype:

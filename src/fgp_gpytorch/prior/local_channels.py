@@ -1,6 +1,7 @@
 """Channels that vary within a group."""
 
-from typing import Literal, get_args
+import functools
+from typing import Any, Literal, get_args
 
 import torch
 from gpytorch.kernels import Kernel
@@ -9,12 +10,14 @@ from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import transforms_active
-from fgp_gpytorch.errors import DataError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
+from fgp_gpytorch.feature_maps import checked_points, kernel_features
 from fgp_gpytorch.gaussian import (
     DenseFactor,
     DenseMarginals,
     MarkovTerm,
     PooledMembers,
+    check_finite,
     dense_factor,
     dense_marginals,
     pool_repeated,
@@ -25,20 +28,32 @@ from fgp_gpytorch.kernels import LocalKernel, kernel_matrix, markov_terms, seen_
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
 from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.channel_block import ChannelBlock
+from fgp_gpytorch.prior.low_rank_posterior import InducingBlockPosterior, LowRankBlockPosterior
 from fgp_gpytorch.prior.state_space_posterior import StateSpaceBlockPosterior, state_space_prior_draws
 
-Inference = Literal["auto", "dense", "state_space"]
+Inference = Literal["auto", "dense", "state_space", "low_rank", "inducing"]
 
-_DENSE_MEMBERS = 256  # up to here the dense algebra is faster
+_DENSE_MEMBERS = 128  # up to here the dense algebra is faster
+_JITTER = 1e-8  # of the mean variance of inducing points
 _MOST_BYTES = 2**32  # of the covariance matrices of a batch; the dense algebra holds about six times as much
 
 
 class LocalChannels(ChannelBlock):
     r"""Channels that vary within a group: k1(x_i, x_j) = delta(d_i, d_j) k(w_i, w_j) (paper, Section 3).
 
-    Inference is exact. "dense" takes any kernel and costs O(Q^3) per group. "state_space" takes sums of `MaternKernel`
-    (nu = 1/2, 3/2, 5/2) and `ConstantKernel`, scaled or not, on one feature. It costs O(Q): 100,000 members take
-    seconds. "auto" takes the state space for such kernels in groups of more than 256 members, else the dense algebra.
+    Inference costs, for a group of Q members:
+
+    | `inference` | kernel | cost |
+    | --- | --- | --- |
+    | "dense" | any | O(Q^3) |
+    | "state_space" | `MaternKernel` (nu = 1/2, 3/2, 5/2), `ConstantKernel`, on one feature | O(Q) |
+    | "low_rank" | `LinearKernel`, `PolynomialKernel`, `PeriodicKernel` (on one feature), `ConstantKernel` | O(Q M^2) |
+    | "inducing" | any, through M inducing points that all groups share | O(Q M^2) |
+
+    Sums of these kernels, scaled or not, have the same inference; "low_rank" takes products too. The first three are
+    exact. A periodic kernel has so many harmonics that the rest is below 1e-10 of its variance. "inducing" is a lower
+    bound of the ELBO (Titsias 2009), exact if the points are the members. "auto" takes the cheapest exact one in groups
+    of more than 128 members, and "dense" in others.
 
     Args:
         num_channels: J.
@@ -47,19 +62,28 @@ class LocalChannels(ChannelBlock):
             `PeriodicKernel()` with `period_length = 2 pi` and `lengthscale = r ** 2`: GPyTorch divides by the
             lengthscale, the paper by its square. `kernels.WithinKernel` makes channels of inner groups.
         mean: A GPyTorch mean with `batch_shape` [] or [J]; None for zero.
-        inference: "auto", "dense" or "state_space".
+        inference: See above.
+        inducing_points: X_u of "inducing", (M, D) or (M,), such as some distinct rows of `data.flat().x`. They are
+            learned. `block.inducing_points.requires_grad_(False)` keeps them.
 
     Raises:
-        ArgumentError: If `kernel` is not a kernel, `num_channels` is below 1, or `inference` is another word.
+        ArgumentError: If `kernel` is not a kernel, `num_channels` is below 1, `inference` is another word, or
+            `inducing_points` and `inference` do not belong together.
         ShapeError: If the batch shape of the kernel or the mean is neither [] nor [J].
-        DataError: In use, if the kernel has no state space, or its dense matrices take more than 4 GiB.
+        DataError: If an inducing point is not finite or occurs twice. In use, if the kernel does not have the
+            inference, or its dense matrices take more than 4 GiB.
 
     Example:
         >>> block = LocalChannels(8, gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5)))
     """
 
     def __init__(
-        self, num_channels: int, kernel: Kernel, mean: Mean | None = None, inference: Inference = "auto"
+        self,
+        num_channels: int,
+        kernel: Kernel,
+        mean: Mean | None = None,
+        inference: Inference = "auto",
+        inducing_points: Any = None,
     ) -> None:
         super().__init__(num_channels, mean)
         check.instance(kernel, "kernel", Kernel, "Try LocalChannels(8, gpytorch.kernels.PeriodicKernel()).")
@@ -67,6 +91,17 @@ class LocalChannels(ChannelBlock):
         self.kernel = kernel
         check.choice(inference, "inference", get_args(Inference), 'Try "auto".')
         self.inference = inference
+        if (inference == "inducing") != (inducing_points is not None):
+            raise ArgumentError(
+                f"inducing_points: expected points with inference='inducing' and with no other, got inference="
+                f"{inference!r} and {'none' if inducing_points is None else 'some'}. Try inference='inducing', "
+                "inducing_points=torch.linspace(0, 1, 20)."
+            )
+        self.inducing_points = None
+        if inducing_points is not None:
+            points = checked_points(inducing_points, "inducing_points")
+            self.constructor_arguments["inducing_points"] = points  # a tensor can be saved
+            self.inducing_points = torch.nn.Parameter(points.clone())
 
     def covariance(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Base kernel within each group: (*b, G, J or 1, Q1, Q2).
@@ -81,8 +116,8 @@ class LocalChannels(ChannelBlock):
             raise DataError(
                 f"x: expected groups whose covariance matrices take at most {_MOST_BYTES / 2**30:g} GiB, got "
                 f"{matrices} of {x1.shape[-2]} x {x2.shape[-2]} members with {size / 2**30:.3g} GiB. Try a sum of "
-                "MaternKernel and ConstantKernel on one feature, for which marginals, KL, predictions and draws take "
-                "O(Q), CoregionalizedChannels, fewer groups at a time, or smaller groups."
+                "MaternKernel and ConstantKernel on one feature (state space, O(Q)), a linear or periodic kernel "
+                "(low rank), inference='inducing' with inducing_points=, CoregionalizedChannels, or smaller groups."
             )
         return _evaluate(self.kernel, x1.unsqueeze(-3), x2.unsqueeze(-3))
 
@@ -96,40 +131,94 @@ class LocalChannels(ChannelBlock):
         return symmetric_square_root(self.covariance(x, x))
 
     def condition(self, x: Tensor, mean: Tensor, precision: Tensor) -> BlockPosterior:
-        """Exact GP regression per group and channel (paper, Appendix B).
+        """GP regression per group and channel (paper, Appendix B).
 
         Raises:
-            DataError: If `inference` is "state_space" and the kernel has none, or the dense matrices are too large.
+            DataError: If the kernel does not have the inference, or its dense matrices are too large.
         """
+        residual = self.residual(mean, x)
+        if self.inference == "inducing":
+            return InducingBlockPosterior(
+                self, x, precision, residual, self._inducing_features, functools.partial(_variance, self)
+            )
         chain = self._chain(x, mean, precision)
         if chain is not None:
-            return StateSpaceBlockPosterior(self, x, precision, self.residual(mean, x), *chain)
+            return StateSpaceBlockPosterior(self, x, precision, residual, *chain)
+        if self._has_features(x, mean, precision):
+            return LowRankBlockPosterior(self, x, precision, residual, self._features)
         seen = x[..., seen_features(self.kernel, x.shape[-1])]
-        return DenseBlockPosterior(self, x, precision, self.residual(mean, x), seen)
+        return DenseBlockPosterior(self, x, precision, residual, seen)
 
     def sample(self, x: Tensor, sample_shape: torch.Size) -> Tensor:
         """Draw paths of new groups at x (*b, G, Q, D): (*s, *b, G, J, Q)."""
         chain = self._chain(x)
-        if chain is None:
+        if chain is not None:
+            return self.add_mean(state_space_prior_draws(*chain, x, self.num_channels, sample_shape), x)
+        if not self._has_features(x):
             return super().sample(x, sample_shape)
-        return self.add_mean(state_space_prior_draws(*chain, x, self.num_channels, sample_shape), x)
+        root = self._features(x)
+        shape = (*sample_shape, *x.shape[:-2], self.num_channels, root.shape[-1], 1)
+        return self.add_mean((root @ torch.randn(shape, dtype=x.dtype, device=x.device)).squeeze(-1), x)
 
     def kernel_on_rows(self) -> Kernel:
         """`LocalKernel` of the block's kernel."""
         return LocalKernel(self.kernel)
 
+    def _may_be(self, inference: Inference, x: Tensor, *others: Tensor) -> bool:
+        many = x.shape[-2] > _DENSE_MEMBERS and not transforms_active(x, *others)
+        return self.inference == inference or (self.inference == "auto" and many)
+
     def _chain(self, x: Tensor, *others: Tensor) -> tuple[list[MarkovTerm], int] | None:
         """Terms and column of the state space, if it is to be used for groups at x (*b, G, Q, D)."""
-        many = x.shape[-2] > _DENSE_MEMBERS and not transforms_active(x, *others)
-        if self.inference == "dense" or (self.inference == "auto" and not many):
+        if not self._may_be("state_space", x, *others):
             return None
         found = markov_terms(self.kernel, x.shape[-1])
         if found is None and self.inference == "state_space":
-            raise DataError(
-                f"kernel: expected a sum of MaternKernel and ConstantKernel on one feature for "
-                f"inference='state_space', got {type(self.kernel).__name__}. Try inference='auto'."
-            )
+            raise self._other_kernel("a sum of MaternKernel and ConstantKernel on one feature")
         return found
+
+    def _has_features(self, x: Tensor, *others: Tensor) -> bool:
+        """Whether the features of the kernel are to be used for groups at x (*b, G, Q, D)."""
+        if not self._may_be("low_rank", x, *others):
+            return False
+        found = kernel_features(self.kernel, x[..., :1, :].unsqueeze(-3))
+        if self.inference == "low_rank" and found is None:
+            raise self._other_kernel(
+                "sums and products of LinearKernel, PolynomialKernel, PeriodicKernel (on one feature)"
+            )
+        return found is not None and (self.inference == "low_rank" or 2 * found.shape[-1] <= x.shape[-2])
+
+    def _other_kernel(self, expected: str) -> DataError:
+        name = type(self.kernel).__name__
+        return DataError(
+            f"kernel: expected {expected} for inference={self.inference!r}, got {name}. Try inference='auto'."
+        )
+
+    def _features(self, x: Tensor) -> Tensor:
+        """Phi of a kernel with features, (*b, G, J or 1, Q, M)."""
+        found = kernel_features(self.kernel, x.unsqueeze(-3))
+        assert found is not None
+        return found.expand(*x.shape[:-2], *found.shape[-3:])
+
+    def _inducing_features(self, x: Tensor) -> Tensor:
+        """k(x, X_u) L^-T with L L' = k(X_u, X_u), (*b, G, J or 1, Q, M)."""
+        assert self.inducing_points is not None
+        points = check.shape(
+            self.inducing_points, "inducing_points", ("M", x.shape[-1]), "One column for each feature of x."
+        ).to(x.dtype)
+        among = self.covariance(points.unsqueeze(0), points.unsqueeze(0)).squeeze(0)
+        noise = max(_JITTER, 10 * torch.finfo(x.dtype).eps) * among.diagonal(dim1=-2, dim2=-1).mean(-1)
+        identity = torch.eye(len(points), dtype=x.dtype, device=x.device)
+        cholesky, failed = torch.linalg.cholesky_ex(among + noise[..., None, None] * identity)
+        if bool(failed.any()):
+            check_finite(among)
+            raise DataError(
+                f"inducing_points: expected a positive definite covariance of the {len(points)} points, got a "
+                "singular one. Try fewer points, further apart."
+            )
+        # the points come first: GPyTorch centres on its first argument
+        cross = self.covariance(points.expand(*x.shape[:-2], *points.shape), x)
+        return torch.linalg.solve_triangular(cholesky, cross, upper=False).mT
 
 
 class DenseBlockPosterior(BlockPosterior):
@@ -175,11 +264,8 @@ class DenseBlockPosterior(BlockPosterior):
     def predict(self, x_new: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance at x_new (*b, G, Q*, D), each (*b, G, J, Q*)."""
         cross = self.block.covariance(self.x, x_new)
-        # only the diagonal: every new member is its own group of one
-        prior_variance = self.block.covariance(x_new.unsqueeze(-2), x_new.unsqueeze(-2))  # (*b, G, Q*, J or 1, 1, 1)
-        prior_variance = prior_variance.squeeze(-1).squeeze(-1).mT
         mean = self.block.add_mean(self.factor.predict_mean(cross), x_new)
-        return mean, self.factor.predict_variance(cross, prior_variance)
+        return mean, self.factor.predict_variance(cross, _variance(self.block, x_new))
 
     def kl(self) -> Tensor:
         """KL(q || p), nats, (*b, G, J)."""
@@ -188,6 +274,13 @@ class DenseBlockPosterior(BlockPosterior):
     def log_evidence(self) -> Tensor:
         """log Z, nats, (*b, G, J)."""
         return self.factor.log_evidence()
+
+
+def _variance(block: BlockPrior, x: Tensor) -> Tensor:
+    """k(x, x) at x (*b, G, Q, D), (*b, G, J or 1, Q)."""
+    # only the diagonal: every member is its own group of one
+    alone = block.covariance(x.unsqueeze(-2), x.unsqueeze(-2))  # shape: (*b, G, Q, J or 1, 1, 1)
+    return alone.squeeze(-1).squeeze(-1).mT
 
 
 def _evaluate(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
