@@ -211,5 +211,5 @@ def test_groups_too_large_for_their_matrices_are_refused_with_a_way_out():
 
 
 def test_an_unknown_inference_is_refused():
-    with pytest.raises(ArgumentError, match=r"inference: expected one of 'auto', 'dense', 'state_space', .*, got 'kalman'"):
+    with pytest.raises(ArgumentError, match=r"inference: expected one of 'auto', 'dense', .*, got 'kalman'"):
         LocalChannels(1, gpytorch.kernels.MaternKernel(), inference="kalman")
