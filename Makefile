@@ -40,9 +40,9 @@ tables: install  ## the league of tables: the missing runs, then the pages (need
 	$(BIN)/python -m benchmarks.runner --only tables more_tables $(ARGS)
 	$(BIN)/python -m benchmarks.tables
 
-bench: install  ## step time and posterior time beside their rivals, measured here
+bench: install  ## step time, posterior time and large groups beside their rivals, measured here
 	rm -rf runs/bench
-	$(BIN)/python -m benchmarks.runner --only step_time posterior --out runs/bench
+	$(BIN)/python -m benchmarks.runner --only step_time posterior large_groups --out runs/bench
 
 device-check: install  ## operations, training, times and memory on a GPU (ARGS='--device cpu --quick' without one)
 	$(BIN)/python -W ignore -m benchmarks.device_check $(ARGS)

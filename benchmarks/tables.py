@@ -19,7 +19,17 @@ from benchmarks.evaluation import SIZES
 from benchmarks.league import page as league
 from benchmarks.markdown import SD, spread, table
 from benchmarks.records import HERE, Plan, Record, identity
-from benchmarks.studies import STUDIES, ablations, coverage, epoch_time, reference, rivals, scaling, table1
+from benchmarks.studies import (
+    STUDIES,
+    ablations,
+    coverage,
+    epoch_time,
+    large_groups,
+    reference,
+    rivals,
+    scaling,
+    table1,
+)
 from benchmarks.systems import BUILD
 
 ROOT = HERE.parent
@@ -541,6 +551,22 @@ def posterior_times(plan: Plan) -> str:
     return table(heads, rows)
 
 
+def large_group_times(plan: Plan) -> str:
+    rows = []
+    for r in plan.read("large_groups"):
+        for way, t in r["tasks"].items():
+            longer = f"{r['times_longer'][way]:.1f}" if way in r["times_longer"] else ""
+            rows.append([f"{r.key['members']:,}", way, *numbers(t), longer, f"{r['added_memory_gb'][way]:.2f}"])
+    heads = ["members", "way", "s", "low quartile", "high quartile", "times as long as the state space", "memory, GB"]
+    return table(heads, rows)
+
+
+def large_group_slopes(plan: Plan) -> str:
+    records = plan.read("large_groups")
+    found = [(way, large_groups.slope(records, way)) for way in large_groups.WAYS]
+    return table(["way", "slope"], [[way, f"{slope:.2f}"] for way, slope in found if slope is not None])
+
+
 def process_differences(plan: Plan) -> str:
     parts = "parameters", "history"
     rows = [[r.key["case"], *(f"{r[part]:.1e}" for part in parts)] for r in plan.read("processes")]
@@ -773,6 +799,19 @@ SECTIONS: dict[str, list[Section]] = {
     ],
     "posterior": [
         Section("Times", "Medians and quartiles. Peak memory is that of the process so far.", posterior_times),
+    ],
+    "large_groups": [
+        Section(
+            "Times and memory",
+            "Medians and quartiles. Memory is what the computation adds to the process.",
+            large_group_times,
+        ),
+        Section(
+            "Slopes",
+            "Of the logarithm of time over the logarithm of the members, from the smallest to the largest group of the "
+            "way: 1 is linear.",
+            large_group_slopes,
+        ),
     ],
     "tables": [
         Section("Overview", league.ABOUT, league.overview),

@@ -4,6 +4,7 @@ from benchmarks.studies import (
     ablations,
     coverage,
     epoch_time,
+    large_groups,
     more_tables,
     patients,
     posterior,
@@ -24,6 +25,6 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (
         presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
-        coverage, epoch_time, step_time, posterior, processes, tables, more_tables,
+        coverage, epoch_time, step_time, posterior, large_groups, processes, tables, more_tables,
     )
 }  # fmt: skip
