@@ -136,8 +136,8 @@ STUDY = Study(
     "large_groups",
     "Large groups",
     "Posterior means, variances and KL of one group with 8 channels, with the gradient in the pseudo-observations and "
-    "the kernel. Dense inference and the state space give the same numbers (Matern 3/2). Low rank has periodic kernels, "
-    "inducing points have Gaussian kernels and 32 points. GPyTorch computes the marginal likelihood and its gradient "
-    "only.",
+    "the kernel. Dense inference and the state space give the same numbers (Matern 3/2). Low rank has periodic "
+    "kernels, inducing points have Gaussian kernels and 32 points. GPyTorch computes the marginal likelihood and its "
+    "gradient only.",
     keys, run, say, alone=True,
 )  # fmt: skip

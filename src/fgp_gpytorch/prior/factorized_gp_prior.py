@@ -27,7 +27,8 @@ class FactorizedGPPrior(LatentPrior):
         p(Z | X) = prod_groups prod_channels N(z_p^l | m^l(X_p), K^l(X_p, X_p))
 
     The prior contains no networks. It takes means and variances of pseudo-observations, so it serves any VAE. Exact
-    inference costs O(G Q^3). A new group needs no training. A minibatch of groups gives unbiased gradients.
+    inference costs O(G Q^3), and less for some kernels (`LocalChannels`). A new group needs no training. A minibatch of
+    groups gives unbiased gradients.
 
     With `effects`, all groups share additive functions of x, whose weights are a global latent (`SharedEffects`):
 
