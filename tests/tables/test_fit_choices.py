@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 import torch
 
-from fgp_gpytorch import TableModel
+from fgp_gpytorch import GroupedDataset, TableModel
 from fgp_gpytorch.errors import DataError, ShapeError
-from fgp_gpytorch.kernels import PrincipalFunctionKernel
+from fgp_gpytorch.kernels import PrincipalFunctionKernel, markov_terms
 from fgp_gpytorch.metrics import gaussian_crps
 from fgp_gpytorch.models.linear_start import rounding, smallest_errors
 from fgp_gpytorch.tables import Binary, table_model
@@ -289,3 +289,26 @@ def test_numbers_whose_square_is_infinite_are_refused():
     df = table(5, 5)
     with pytest.raises(DataError, match="expected numbers up to 1e"):
         TableModel(y=["y"], x=["t"], group="g").fit(df.assign(y=df["y"] * 1e300))
+
+
+def test_long_groups_have_a_state_space_and_no_curve():
+    r = np.random.default_rng(0)
+    t = np.sort(r.uniform(0, 40, (3, 1200)))
+    y = np.sin(t) + np.array([[-2.0], [0.0], [3.0]]) + 0.1 * r.normal(size=t.shape)
+    df = pd.DataFrame({"g": np.repeat(["a", "b", "c"], 1200), "t": t.ravel(), "y": y.ravel()})
+    model = TableModel(y=["y"], x=["t"], group="g", hidden=()).fit(df)
+    assert markov_terms(model.vae_.prior.blocks[0].kernel, 1) is not None
+    gap = (df.t > 20) & (df.t < 20.3)
+    scores = model.score(df[~gap], df[gap])
+    assert scores.mse["y"] < 0.1**2 * 1.5
+    assert 0.8 < scores.coverage_90["y"] <= 1
+    assert len(model.sample_groups(2, at={"t": [1.0, 2.0]})) == 4
+
+
+def test_long_groups_are_shortened_at_random():
+    groups = np.repeat([0, 1], [5, 2500])
+    data = GroupedDataset(np.arange(2505.0)[:, None], np.arange(2505.0)[:, None], groups)
+    short = module.shortened(data, seed=0)
+    assert short.group_sizes.tolist() == [5, 1000]
+    assert 1000 < float(short[[1]].y.mean()) < 1510
+    assert module.shortened(data.subset([0]), seed=0).group_sizes.tolist() == [5]

@@ -34,6 +34,7 @@ _REFITS = 10  # steps of L-BFGS
 _MOVES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # from the linear start to the end of the second stage
 _FEWEST_ERRORS = 20
 _LARGEST_SPREAD = 3.0
+_MOST_MEMBERS = 1000
 _LEAST_GAIN = 0.05  # of the squared error, by the other rows of a group
 
 
@@ -263,6 +264,12 @@ def known_members(data: GroupedDataset, seed: int, share: int = 2) -> Tensor:  #
     group, later = data.features().group, data.random_places(torch.Generator().manual_seed(seed))
     place = torch.where(group % share == 0, data.ordered_places(), later)
     return place < (data.group_sizes[group] / 2).ceil()
+
+
+def shortened(data: GroupedDataset, seed: int) -> GroupedDataset:
+    """At most 1,000 random members of each group: factors of groups need their dense covariance."""
+    places = data.random_places(torch.Generator().manual_seed(seed))
+    return data if int(data.group_sizes.max()) <= _MOST_MEMBERS else data.select(places < _MOST_MEMBERS)
 
 
 def gaussian_elements(vae: FGPVAE) -> list[int]:

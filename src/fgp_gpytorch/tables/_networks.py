@@ -23,7 +23,13 @@ _ROWS_PER_KNOT = 4
 _EVIDENCE_STEPS = 40  # of L-BFGS
 MOST_KNOTS = 12
 MANY_GROUPS = 100  # more learn their mean and their curves without help
+_LONG_GROUP = 300  # members; a curve that groups scale has no state space, and dense inference would be slow
 _CURVE_KNOTS, _CURVE_SCALE = 8, 0.3
+
+
+def may_scale_a_curve(data: GroupedDataset) -> bool:
+    """Whether groups may scale a common curve: they are few, and none is long."""
+    return len(data) <= MANY_GROUPS and int(data.group_sizes.max()) <= _LONG_GROUP
 
 
 def kernel_of(

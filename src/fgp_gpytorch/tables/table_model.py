@@ -40,11 +40,12 @@ from fgp_gpytorch.tables._fitting import (
     num_channels,
     num_knots,
     second_stage,
+    shortened,
     train_networks,
     warn_of_equal_groups,
 )
 from fgp_gpytorch.tables._frames import fill_gaps, grid_of, group_names, require, targets_of, warn_of_rows
-from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_evidence, model_of
+from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_evidence, may_scale_a_curve, model_of
 from fgp_gpytorch.tables._plot import forecast_figure
 from fgp_gpytorch.tables._scores import mean_scores, scores_of
 from fgp_gpytorch.tables._units import check_units
@@ -68,8 +69,8 @@ class TableModel:
     answers are in the table's own units. It is a thin layer over `FGPVAE`, which is `model.vae_`.
 
     `fit` starts the model as an exact multi-output Gaussian process: a level and a Matern 3/2 process for each channel,
-    a mean over x, and linear networks. With up to 100 groups, each of them may also scale a common curve. Then it
-    trains nonlinear networks. Groups that are held out decide on the curve and on the networks.
+    a mean over x, and linear networks. With up to 100 groups of up to 300 rows, each group may also scale a common
+    curve. Then it trains nonlinear networks. Groups that are held out decide on the curve and on the networks.
 
     Args:
         y: Columns to model: names, which are `Gaussian` columns, or `Log`, `Binary`, `Categorical`, `Ordinal`, `Count`.
@@ -249,7 +250,7 @@ class TableModel:
         self.vae_.eval()
         warn_of_equal_groups(self.vae_, train, seed)
         if len(train) > 1:
-            self.vae_.fit_groups(train)
+            self.vae_.fit_groups(shortened(train, seed))
 
     def _start(self, train: GroupedDataset, seed: int) -> tuple[FGPVAE, float, Verdict | None]:
         """A linear model, its ELBO, and what held-out groups say of it, if they were asked.
@@ -259,7 +260,7 @@ class TableModel:
         plain = self._linear(train, curve=False)
         own = self.channels == "auto" and train.y_shape[0] <= MOST_CHANNELS
         numbers = any(feature.is_number for feature in self.features_)
-        if self.kernel is not None or not own or not numbers or len(train) > MANY_GROUPS:
+        if self.kernel is not None or not own or not numbers or not may_scale_a_curve(train):
             return *plain, None
         curved = self._linear(train, curve=True)
         if curved[1] <= plain[1]:
@@ -297,7 +298,7 @@ class TableModel:
         data = self._grouped(df, numbers, level_codes([df], self.group)[0])
         evidence = column_evidence(
             data.only_observed(), self.features_, self._first_level, MOST_KNOTS,
-            curve=len(data) <= MANY_GROUPS,
+            curve=may_scale_a_curve(data),
         )  # fmt: skip
         for place, (values, warp) in enumerate(both):
             evidence[place] += float(warp.log_slope(values[~np.isnan(values)]).sum())
@@ -319,7 +320,9 @@ class TableModel:
                 if gaussian is None or len(data) > MANY_GROUPS:
                     feature.set_scale(values, logarithmic=False)
                     return
-                evidence = column_evidence(gaussian, self.features_, self._first_level, MOST_KNOTS, curve=True)
+                evidence = column_evidence(
+                    gaussian, self.features_, self._first_level, MOST_KNOTS, may_scale_a_curve(data)
+                )
                 found.append(float(evidence.sum()))
             feature.set_scale(values, logarithmic=found[1] > found[0] + _DECISIVE)
 
