@@ -166,6 +166,16 @@ def test_batches_are_computed_apart():
             torch.testing.assert_close(own, other[group], rtol=1e-12, atol=1e-14)
 
 
+def test_kl_of_observations_that_say_almost_nothing_keeps_its_digits():
+    x, terms = times(40), terms_of([2], channels=1)
+    residual = torch.zeros(1, 40, dtype=F64)
+    precision = torch.full((1, 40), 1e-9, dtype=F64)
+    found = state_space_marginals(markov_chain(terms, gaps_of(x)), precision, residual).kl
+    # to second order 1/4 sum_ij R_i^2 R_j^2 K_ij^2
+    expected = 0.25 * 1e-18 * covariance(terms, x, x).square().sum((-2, -1))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+
+
 # against sequential smoothers
 
 

@@ -175,9 +175,10 @@ def state_space_marginals(chain: MarkovChain, precision: Tensor, residual: Tenso
     observed = precision > 0
     log_sigma = torch.where(observed, math.log(2 * math.pi) - torch.where(observed, precision, 1.0).log(), 0.0)
     surprise = g * e.square()
-    log_evidence = -0.5 * (inflation.log() + log_sigma + surprise).sum(-1)
+    log_inflation = torch.log1p(precision * p)
+    log_evidence = -0.5 * (log_inflation + log_sigma + surprise).sum(-1)
     # E_q log p(mu | z) - log Z, with mu - m = e / (1 + R^2 p) - f' a
-    kl = inflation.log() + surprise - precision * ((e / inflation - later).square() + variance)
+    kl = log_inflation + surprise - precision * ((e / inflation - later).square() + variance)
     return StateSpaceMarginals(mean, variance, 0.5 * kl.sum(-1), log_evidence)
 
 
