@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from fgp_gpytorch.errors import NonFiniteError
 from fgp_gpytorch.gaussian import (
@@ -127,6 +127,20 @@ def test_gradcheck_of_all_results_and_arguments():
 
     inputs = [t.clone().requires_grad_() for t in (*chain[:3], precision.clamp_min(1e-3), residual)]
     assert gradcheck(results, inputs, atol=1e-6)
+
+
+def test_second_derivatives_equal_those_of_plain_operations():
+    precision, residual = observations(6, channels=1)
+    x, seen = times(6, repeats=True), precision > 0
+    k_terms = terms_of([3, 0], channels=1)
+
+    def results(variance, rate, precision, residual):
+        terms = [MarkovTerm(3, variance, rate), k_terms[1]]
+        precision = torch.where(seen, precision, 0.0)
+        return tuple(state_space_marginals(markov_chain(terms, gaps_of(x)), precision, residual))
+
+    inputs = [t.clone().requires_grad_() for t in (k_terms[0].variance, k_terms[0].rate, precision, residual)]
+    assert gradgradcheck(results, inputs, atol=1e-5)
 
 
 def test_gradient_of_x_equals_that_of_the_dense_algebra():

@@ -140,6 +140,23 @@ def test_auto_takes_the_features_of_large_groups_that_have_more_members_than_fea
     assert kind_of(LocalChannels(1, rough), 300) is DenseBlockPosterior
 
 
+@pytest.mark.parametrize("power", [0, 1.5])
+def test_powers_that_are_no_whole_number_have_no_features(power):
+    assert kernel_features(PolynomialKernel(power), torch.rand(4, 1)) is None
+
+
+def test_precise_observations_through_a_period_keep_their_digits():
+    x = 6 * torch.rand(1, 200, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+    y, found = torch.exp(torch.sin(2 * math.pi * x / 3)), []
+    for inference in ("low_rank", "dense"):
+        kernel = PeriodicKernel().double()
+        kernel.lengthscale, kernel.period_length = torch.tensor(0.7).double(), torch.tensor(3.0).double()
+        posterior = FactorizedGPPrior([LocalChannels(1, kernel, inference=inference)]).posterior(x, y, 0 * y + 1e-6)
+        posterior.kl.sum().backward()
+        found.append([posterior.kl.detach(), kernel.raw_period_length.grad])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
 class Doubled(LinearKernel):
     """A kernel of a user, which is not what its base class is."""
 

@@ -29,7 +29,8 @@ def observations(groups=2, members=300, channels=2, features=1, seed=0):
     """Unsorted, with repeated x and masks, in groups of different sizes."""
     g = torch.Generator().manual_seed(seed)
     x = members / 10 * torch.rand(groups, members, features, generator=g, dtype=F64)
-    x[:, 20:30] = x[:, :10]
+    x[:, members // 2] = x[:, 0]
+    x[:, 20:30] = x[:, : len(x[0, 20:30])]
     mean = torch.randn(groups, members, channels, generator=g, dtype=F64)
     variance = 0.01 * 1000 ** torch.rand(groups, members, channels, generator=g, dtype=F64)
     mask = torch.rand(groups, members, generator=g) > 0.2
@@ -174,6 +175,24 @@ def test_channels_that_take_turns_give_the_same(monkeypatch):
         found.append([*numbers, *torch.autograd.grad(numbers[2].sum() + numbers[4].sum(), list(prior.parameters()))])
     for own, other in zip(*found, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-13)
+
+
+def test_no_groups_and_no_draws_have_empty_answers():
+    x, mean, variance, _ = (t[:0] for t in observations())
+    prior = FactorizedGPPrior([level_and_process(inference="state_space")])
+    assert prior.posterior(x, mean, variance).mean.shape == (0, 300, 2)
+    x, mean, variance, _ = observations(members=4)
+    for inference in ("state_space", "dense"):
+        prior = FactorizedGPPrior([level_and_process(inference=inference)])
+        assert prior.posterior(x, mean, variance).rsample((0,)).shape == (0, 2, 4, 2)
+        assert prior.sample(x[:, :0], (3,)).shape == (3, 2, 0, 2)
+
+
+def test_transforms_of_torch_func_are_refused_in_words():
+    x, mean, variance, _ = observations(members=4)
+    prior = FactorizedGPPrior([level_and_process(inference="state_space")])
+    with pytest.raises(DataError, match=r"inference: expected no transform of torch.func.*Try inference='dense'"):
+        torch.func.grad(lambda m: prior.condition(x, m, variance).kl.sum())(mean)
 
 
 def test_float32_is_close_to_float64():

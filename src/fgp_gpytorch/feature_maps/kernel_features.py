@@ -20,14 +20,13 @@ from fgp_gpytorch.feature_maps._fourier import fourier_coefficients, fourier_fea
 
 _POINTS = 256  # of a period
 _MOST_HARMONICS = 64
-_TOLERANCE = 1e-10  # of a periodic kernel's variance
 
 
 def kernel_features(kernel: Kernel, x: Tensor) -> Tensor | None:
     """Features Phi(x) with Phi(x) Phi(x')' = k(x, x'), with gradients to the kernel's hyperparameters and to x.
 
     Linear and polynomial kernels and constants have them exactly. A periodic kernel on one feature has those of its
-    Fourier series, whose rest is below 1e-10 of its variance. Sums and products have those of their parts.
+    Fourier series down to rounding. Sums and products have those of their parts.
 
     Args:
         kernel: `LinearKernel`, `PolynomialKernel`, `PeriodicKernel`, `ConstantKernel`, or their sums, products and
@@ -43,12 +42,12 @@ def kernel_features(kernel: Kernel, x: Tensor) -> Tensor | None:
 def _features(kernel: Kernel, x: Tensor, called: bool = True) -> Tensor | None:
     """Features of a kernel. One that is not called does not select its `active_dims`."""
     if called and kernel.active_dims is not None:
-        x = x.index_select(-1, torch.as_tensor(kernel.active_dims, device=x.device))
+        x = x[..., torch.as_tensor(kernel.active_dims, device=x.device)]
     if type(kernel) is ConstantKernel:
         return kernel.constant.to(x).sqrt().unsqueeze(-1) * torch.ones_like(x[..., :1])
     if type(kernel) is LinearKernel:
         return x * kernel.variance.to(x).sqrt()
-    if type(kernel) is PolynomialKernel:
+    if type(kernel) is PolynomialKernel and kernel.power >= 1 and kernel.power == int(kernel.power):
         root = kernel.offset.to(x).sqrt().unsqueeze(-1) * torch.ones_like(x[..., :1])
         one = torch.cat([x.expand(*root.shape[:-1], x.shape[-1]), root], -1)
         return _product([one] * int(kernel.power))
@@ -77,12 +76,11 @@ def _periodic(kernel: PeriodicKernel, x: Tensor) -> Tensor | None:
     turns = torch.arange(_POINTS, dtype=x.dtype, device=x.device) / _POINTS
     values = (-2 * (math.pi * turns).sin().square() / lengthscale.to(x).squeeze(-1)).exp()  # (*k, N)
     coefficients = fourier_coefficients(values, _MOST_HARMONICS).clamp_min(0.0)
-    missing = 1 - coefficients.detach().cumsum(-1)
-    while missing.dim() > 1:
-        missing = missing.amax(0)
-    tolerance = max(_TOLERANCE, 8 * torch.finfo(x.dtype).eps)
-    needed = int((missing > tolerance).sum())
-    if needed > _MOST_HARMONICS:
+    largest = coefficients.detach()
+    while largest.dim() > 1:
+        largest = largest.amax(0)
+    needed = int((largest > torch.finfo(x.dtype).eps * largest.amax()).nonzero().max())
+    if needed == _MOST_HARMONICS:
         return None
     return fourier_features(coefficients[..., : needed + 1].unsqueeze(-2), 2 * math.pi / period.to(x) * x)
 

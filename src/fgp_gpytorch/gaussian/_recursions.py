@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fgp_gpytorch.gaussian._small_matrices import matmul, matvec, outer, symmetric, transposed
 
@@ -68,7 +67,6 @@ class _Forwards(torch.autograd.Function):
         return x, X
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         D, x, X = ctx.saved_tensors
         dx, dX = grad_outputs

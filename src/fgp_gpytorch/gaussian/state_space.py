@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fgp_gpytorch.errors import NonFiniteError
 from fgp_gpytorch.gaussian._recursions import backwards, forwards, joined, stretches
@@ -120,8 +119,11 @@ def markov_chain(terms: Sequence[MarkovTerm], gaps: Tensor) -> MarkovChain:
             continue
         time, size = gaps * term.rate, term.order
         powers = [(-time).exp() * time**n / math.factorial(n) for n in range(size)]
-        shares = [-torch.expm1(-2 * time)]  # n = 1, whose gradient gammainc does not have at 0
-        shares += [torch.special.gammainc(torch.full_like(time, n), 2 * time) for n in range(2, 2 * size)]
+        apart = time > 0  # at 0 gammainc has no gradients
+        twice = torch.where(apart, 2 * time, 1.0)
+        shares = [-torch.expm1(-2 * time)]  # n = 1
+        for n in range(2, 2 * size):
+            shares.append(torch.where(apart, torch.special.gammainc(torch.full_like(time, n), twice), 0.0))
         zero = torch.zeros_like(time)
         transitions.append([[powers[k - j] if k >= j else zero for k in range(size)] for j in range(size)])
         noises.append([[stationary[j][k] * shares[2 * (size - 1) - j - k] for k in range(size)] for j in range(size)])
@@ -154,7 +156,8 @@ def state_space_marginals(chain: MarkovChain, precision: Tensor, residual: Tenso
     """
     chain = _aligned(chain, torch.broadcast_shapes(precision.shape, residual.shape))
     transition, places, size = chain.transition, chain.places, len(chain.transition)
-    predicted, spread = _Filter.apply(*chain, precision, residual)  # pyright: ignore[reportGeneralTypeIssues]
+    state, covariance = _Filter.apply(*chain, precision, residual)  # pyright: ignore[reportGeneralTypeIssues]
+    predicted, spread = picked(state, places), picked(covariance, places)
     p = picked(spread, places)
     inflation = 1 + precision * p
     g, e = precision / inflation, residual - predicted
@@ -168,7 +171,7 @@ def state_space_marginals(chain: MarkovChain, precision: Tensor, residual: Tenso
     mean = predicted + p * g * e + later
     variance = p / inflation - quadratic(f, n)
     with torch.no_grad():  # one transfer; written so that NaN fails
-        sound = (variance >= -rounding_tolerance(p.dtype) * p / inflation) & torch.isfinite(mean)
+        sound = (variance >= -rounding_tolerance(p.dtype) * p / inflation) & torch.isfinite(mean) & (inflation > 0)
         if not bool(sound.all()):
             raise _inaccurate(precision, p)
     variance = variance.clamp_min(torch.finfo(variance.dtype).tiny)
@@ -246,7 +249,7 @@ def _inaccurate(precision: Tensor, variance: Tensor) -> NonFiniteError:
 
 
 class _Filter(torch.autograd.Function):
-    """h' m_k and P_k h of all members, (*b, Q) and (S, *b, Q).
+    """m_k and P_k of all members, (S, *b, Q) and (S, S, *b, Q).
 
     With the cotangents A of m_{k+1} and W of P_{k+1}, which are recursions like the smoother's:
 
@@ -261,12 +264,11 @@ class _Filter(torch.autograd.Function):
         m, C = _filter(F, V, P, places, R2, r)
         ctx.places = places
         ctx.save_for_backward(F, V, P, R2, r, m, C)
-        return picked(m, places), picked(C, places)
+        return m, C
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        dm, dPh = grad_outputs
+        dm, dC = grad_outputs
         F, V, P, R2, r, m, C = ctx.saved_tensors
         Ph = picked(C, ctx.places)
         inflation = 1 + R2 * picked(Ph, ctx.places)
@@ -274,9 +276,9 @@ class _Filter(torch.autograd.Function):
         f = matvec(F, Ph) / inflation
         one = embedded(torch.ones_like(ge), ctx.places, len(F))
         D = F - outer(R2 * f, one)
-        A, _ = backwards(D, one * dm, None)
+        A, _ = backwards(D, dm, None)
         assert A is not None
-        added = symmetric(outer(dPh + ge * matvec(transposed(D), A), one))
+        added = symmetric(dC + outer(ge * matvec(transposed(D), A), one))
         _, W = backwards(D, None, added)
         assert W is not None
         D1, W1 = D[..., :1], W[..., :1]

@@ -55,10 +55,13 @@ def _terms(kernel: Kernel, columns: Sequence[int], called: bool = True) -> _Term
 
 def _product(factors: list[_Terms | None]) -> _Terms | None:
     """A product in which one factor at most depends on x."""
-    product: _Terms = [(MarkovTerm(0, torch.ones(1)), None)]
+    product: _Terms | None = None
     for factor in factors:
         if factor is None:
             return None
+        if product is None:
+            product = factor
+            continue
         if all(column is None for _, column in product):
             product, factor = factor, product
         if any(column is not None for _, column in factor):

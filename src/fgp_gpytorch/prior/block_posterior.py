@@ -96,7 +96,7 @@ class BlockPosterior(ABC):
         factor = self.whitened(x_new)
         x = self.x if x_new is None else torch.cat([self.x, x_new], dim=-2)
         paths = factor.root @ factor.rsample_weights(sample_shape).unsqueeze(-1)
-        return self.block.add_mean(paths.reshape(*paths.shape[:-3], -1, x.shape[-2]), x)
+        return self.block.add_mean(paths.reshape(*paths.shape[:-3], self.block.num_channels, x.shape[-2]), x)
 
     def joint_covariances(self) -> list[Tensor]:
         """Posterior covariances of independent sets of channels, each (*b, G, N, N), rows by channel, then member."""

@@ -51,7 +51,7 @@ class LocalChannels(ChannelBlock):
     | "inducing" | any, through M inducing points that all groups share | O(Q M^2) |
 
     Sums of these kernels, scaled or not, have the same inference; "low_rank" takes products too. The first three are
-    exact. A periodic kernel has so many harmonics that the rest is below 1e-10 of its variance. "inducing" is a lower
+    exact: a periodic kernel has as many harmonics as rounding can tell, up to 64. "inducing" is a lower
     bound of the ELBO (Titsias 2009), exact if the points are the members. "auto" takes the cheapest exact one in groups
     of more than 128 members, and "dense" in others.
 
@@ -151,7 +151,7 @@ class LocalChannels(ChannelBlock):
 
     def sample(self, x: Tensor, sample_shape: torch.Size) -> Tensor:
         """Draw paths of new groups at x (*b, G, Q, D): (*s, *b, G, J, Q)."""
-        chain = self._chain(x)
+        chain = self._chain(x) if x.shape[-2] else None
         if chain is not None:
             return self.add_mean(state_space_prior_draws(*chain, x, self.num_channels, sample_shape), x)
         if not self._has_features(x):
@@ -165,7 +165,13 @@ class LocalChannels(ChannelBlock):
         return LocalKernel(self.kernel)
 
     def _may_be(self, inference: Inference, x: Tensor, *others: Tensor) -> bool:
-        many = x.shape[-2] > _DENSE_MEMBERS and not transforms_active(x, *others)
+        plain = not transforms_active(x, *others)
+        if self.inference == "state_space" and not plain:
+            raise DataError(
+                "inference: expected no transform of torch.func and no forward-mode derivative with 'state_space', got "
+                "one. Try inference='dense'."
+            )
+        many = x.shape[-2] > _DENSE_MEMBERS and plain
         return self.inference == inference or (self.inference == "auto" and many)
 
     def _chain(self, x: Tensor, *others: Tensor) -> tuple[list[MarkovTerm], int] | None:
@@ -184,7 +190,8 @@ class LocalChannels(ChannelBlock):
         found = kernel_features(self.kernel, x[..., :1, :].unsqueeze(-3))
         if self.inference == "low_rank" and found is None:
             raise self._other_kernel(
-                "sums and products of LinearKernel, PolynomialKernel, PeriodicKernel (on one feature)"
+                "sums and products of LinearKernel, PolynomialKernel (whole powers), PeriodicKernel (one feature, 64 "
+                "harmonics)"
             )
         return found is not None and (self.inference == "low_rank" or 2 * found.shape[-1] <= x.shape[-2])
 

@@ -92,11 +92,11 @@ class InducingBlockPosterior(LowRankBlockPosterior):
         variance: FeatureMap,
     ) -> None:
         super().__init__(block, x, precision, residual, features)
-        self.variance = variance
+        self.variance, self.own_variance = variance, variance(x)
 
     def log_evidence(self) -> Tensor:
         """The lower bound of log Z, nats, (*b, G, J)."""
-        missing = self._missing(self.root, self.x)
+        missing = _missing(self.own_variance, self.root)
         return super().log_evidence() - 0.5 * (self.precision * missing).sum(-1)
 
     def rsample(self, sample_shape: torch.Size, x_new: Tensor | None = None) -> Tensor:
@@ -115,13 +115,16 @@ class InducingBlockPosterior(LowRankBlockPosterior):
 
     def _at(self, root: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, variance = super()._at(root, x)
-        return mean, variance + self._missing(root, x)
-
-    def _missing(self, root: Tensor, x: Tensor) -> Tensor:
-        return (self.variance(x) - root.square().sum(-1)).clamp_min(0.0)
+        own = self.own_variance if x is self.x else self.variance(x)
+        return mean, variance + _missing(own, root)
 
     def _root_of_rest(self, root: Tensor, x: Tensor) -> Tensor:
         covariance = self.block.covariance(x, x)
         noise = torch.finfo(x.dtype).eps ** _NOISE * covariance.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None]
         identity = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
         return torch.linalg.cholesky(covariance - root @ root.mT + noise * identity)
+
+
+def _missing(variance: Tensor, root: Tensor) -> Tensor:
+    """k(x, x) - Phi(x) Phi(x)'."""
+    return (variance - root.square().sum(-1)).clamp_min(0.0)

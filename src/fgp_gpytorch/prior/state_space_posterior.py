@@ -84,7 +84,7 @@ class StateSpaceBlockPosterior(BlockPosterior):
         precision, residual = _placed(precision, order), _placed(residual, order)
         channels = precision.shape[-2]
         size = sum(max(term.order, 1) for term in self.terms) ** 2
-        step = max(1, _NUMBERS_AT_ONCE * channels // (size * precision.numel()))
+        step = max(1, _NUMBERS_AT_ONCE * channels // max(1, size * precision.numel()))
         if step >= channels:
             found = state_space_marginals(chain_of(self.terms, time), precision, residual)
         else:
