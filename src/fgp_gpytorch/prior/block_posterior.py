@@ -65,6 +65,10 @@ class BlockPosterior(ABC):
     def __init__(self, block: BlockPrior, x: Tensor, precision: Tensor, residual: Tensor) -> None:
         self.block, self.x, self.precision, self.residual = block, x, precision, residual
 
+    def replace_block(self, block: BlockPrior) -> None:
+        """Let the answers have the prior mean of another block, whose covariance is the same."""
+        self.block = block
+
     @abstractmethod
     def marginals(self) -> tuple[Tensor, Tensor]:
         """Mean and variance at the members, each (*b, G, J, Q)."""

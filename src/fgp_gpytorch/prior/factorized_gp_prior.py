@@ -286,7 +286,7 @@ def _with_effects(
     for posterior in posteriors:
         own = slice(start, start + posterior.block.num_channels)
         start = own.stop
-        posterior.block = ShiftedBlock(posterior.block, lambda x, c=own: effects.values(x, given)[..., c, :])
+        posterior.replace_block(ShiftedBlock(posterior.block, lambda x, c=own: effects.values(x, given)[..., c, :]))
         if weights is None:
             root = effects.root[own]
             posterior = EffectsBlockPosterior(

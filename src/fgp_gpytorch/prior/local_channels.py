@@ -29,6 +29,7 @@ from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
 from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.channel_block import ChannelBlock
 from fgp_gpytorch.prior.low_rank_posterior import InducingBlockPosterior, LowRankBlockPosterior
+from fgp_gpytorch.prior.split_posterior import SplitBlockPosterior, parts_of
 from fgp_gpytorch.prior.state_space_posterior import StateSpaceBlockPosterior, state_space_prior_draws
 
 Inference = Literal["auto", "dense", "state_space", "low_rank", "inducing"]
@@ -137,14 +138,21 @@ class LocalChannels(ChannelBlock):
             DataError: If the kernel does not have the inference, or its dense matrices are too large.
         """
         residual = self.residual(mean, x)
+        if self.inference != "inducing" and not transforms_active(x, mean, precision):
+            dense = self._chain(x) is None and not self._has_features(x)
+            parts = parts_of(x, precision, dense)
+            if parts:
+                return SplitBlockPosterior(self, x, precision, residual, parts, self._condition)
+        return self._condition(x, precision, residual)
+
+    def _condition(self, x: Tensor, precision: Tensor, residual: Tensor) -> BlockPosterior:
         if self.inference == "inducing":
-            return InducingBlockPosterior(
-                self, x, precision, residual, self._inducing_features, functools.partial(_variance, self)
-            )
-        chain = self._chain(x, mean, precision)
+            variance = functools.partial(_variance, self)
+            return InducingBlockPosterior(self, x, precision, residual, self._inducing_features, variance)
+        chain = self._chain(x, residual, precision)
         if chain is not None:
             return StateSpaceBlockPosterior(self, x, precision, residual, *chain)
-        if self._has_features(x, mean, precision):
+        if self._has_features(x, residual, precision):
             return LowRankBlockPosterior(self, x, precision, residual, self._features)
         seen = x[..., seen_features(self.kernel, x.shape[-1])]
         return DenseBlockPosterior(self, x, precision, residual, seen)
