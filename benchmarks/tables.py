@@ -563,7 +563,8 @@ def large_group_times(plan: Plan) -> str:
 
 def large_group_slopes(plan: Plan) -> str:
     records = plan.read("large_groups")
-    found = [(way, large_groups.slope(records, way)) for way in large_groups.WAYS]
+    ways = [way for way in large_groups.WAYS if any(way in record["tasks"] for record in records)]
+    found = [(way, large_groups.slope(records, way)) for way in ways]
     return table(["way", "slope"], [[way, f"{slope:.2f}"] for way, slope in found if slope is not None])
 
 
