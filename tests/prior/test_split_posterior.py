@@ -4,6 +4,7 @@ import pytest
 import torch
 from gpytorch.kernels import ConstantKernel, MaternKernel, PeriodicKernel, RBFKernel, ScaleKernel
 from gpytorch.means import LinearMean
+from prior_cases import answers
 from torch import nn
 
 from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, GroupedDataset, LocalChannels
@@ -37,17 +38,9 @@ def batch(channels=2, features=1):
     return x, mean, variance, mask
 
 
-def answers(prior, data, x_new):
+def with_gradients(prior, data, x_new):
     posterior = prior.posterior(*data)
-    predicted = posterior.predict(x_new)
-    numbers = [
-        posterior.mean,
-        posterior.variance,
-        posterior.kl,
-        posterior.log_evidence,
-        predicted.mean,
-        predicted.variance,
-    ]
+    numbers = list(answers(posterior, x_new).values())
     parameters = [p for p in prior.parameters() if p.requires_grad]
     loss = sum(n.square().sum() for n in numbers)
     return posterior, [*numbers, *torch.autograd.grad(loss, [data[1], data[2], *parameters])]
@@ -55,9 +48,9 @@ def answers(prior, data, x_new):
 
 def both(monkeypatch, make, data, x_new):
     data = data[0], data[1].requires_grad_(), data[2].requires_grad_(), data[3]
-    split, found = answers(make(), data, x_new)
+    split, found = with_gradients(make(), data, x_new)
     monkeypatch.setattr(split_posterior, "_LEAST_GAIN", 0.0)
-    whole, expected = answers(make(), data, x_new)
+    whole, expected = with_gradients(make(), data, x_new)
     assert isinstance(split.blocks[0], SplitBlockPosterior)
     assert not isinstance(whole.blocks[0], SplitBlockPosterior)
     return found, expected, split
