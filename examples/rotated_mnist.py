@@ -343,7 +343,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="short",
-        help="short: coregionalized, 150 epochs, under 3 minutes on 2 cores (default). paper: Appendix A (GECO, J = 8, "
+        help="short: coregionalized, 150 epochs, 2 to 4 minutes on 2 cores (default). paper: Appendix A (GECO, J = 8, "
         "fixed kernel, 1000 epochs). best: same networks and data, our best training, 1000 epochs. coregionalized: "
         "beyond the paper, a learned covariance between channels, 1000 epochs. larger: coregionalized, with larger "
         "networks, 200 epochs. any_context: larger, trained for contexts of one image and more")  # fmt: skip
