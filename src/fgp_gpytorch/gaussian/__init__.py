@@ -25,7 +25,7 @@ from fgp_gpytorch.gaussian.precision import (
     root_precision,
     rounding_tolerance,
 )
-from fgp_gpytorch.gaussian.rank_one import RankOneFactor, rank_one_factor
+from fgp_gpytorch.gaussian.rank_one import RankOneFactor, RankOneMarginals, rank_one_factor, rank_one_marginals
 from fgp_gpytorch.gaussian.repeated_members import PooledMembers, pool_repeated, precise_limit
 from fgp_gpytorch.gaussian.repeated_rows import RepeatedRows, row_products
 from fgp_gpytorch.gaussian.square_root import symmetric_square_root
@@ -48,6 +48,7 @@ __all__ = [
     "MeanFieldFactor",
     "PooledMembers",
     "RankOneFactor",
+    "RankOneMarginals",
     "RepeatedRows",
     "StateSpaceMarginals",
     "check_finite",
@@ -61,6 +62,7 @@ __all__ = [
     "pool_repeated",
     "precise_limit",
     "rank_one_factor",
+    "rank_one_marginals",
     "require_covariance",
     "root_precision",
     "rounding_tolerance",

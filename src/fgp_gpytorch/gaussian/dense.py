@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch._modes import transforms_active
+from fgp_gpytorch.gaussian._gradients import gradients_with_graph
 from fgp_gpytorch.gaussian.precision import (
     check_residual_variance,
     factorize,
@@ -92,11 +93,7 @@ class _DenseMarginals(torch.autograd.Function):
         dm, dv, dKL, _ = grad_outputs
         K, D, r, r_minus_m, w, S, DS, E = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            # independent copies: pooled residuals depend on the pooled precisions, and that path must not count twice
-            K, D, r = K.view_as(K), D.view_as(D), r.view_as(r)
-            wanted = [t for t, needed in zip((K, D, r), ctx.needs_input_grad, strict=True) if needed]
-            found = iter(torch.autograd.grad(_plain_marginals(K, D, r), wanted, (dm, dv, dKL), create_graph=True))
-            return (*(next(found) if needed else None for needed in ctx.needs_input_grad),)
+            return gradients_with_graph(_plain_marginals, (K, D, r), ctx.needs_input_grad, (dm, dv, dKL))
         dKL = dKL.unsqueeze(-1)
         h = dm + dKL * w
         Sh = _matvec(S, h)

@@ -28,7 +28,7 @@ from fgp_gpytorch.kernels import LocalKernel, kernel_matrix, markov_terms, seen_
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
 from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.channel_block import ChannelBlock
-from fgp_gpytorch.prior.low_rank_posterior import InducingBlockPosterior, LowRankBlockPosterior
+from fgp_gpytorch.prior.low_rank_posterior import InducingBlockPosterior, LowRankBlockPosterior, root_of_rest
 from fgp_gpytorch.prior.split_posterior import SplitBlockPosterior, parts_of
 from fgp_gpytorch.prior.state_space_posterior import StateSpaceBlockPosterior, state_space_prior_draws
 
@@ -123,13 +123,19 @@ class LocalChannels(ChannelBlock):
         return _evaluate(self.kernel, x1.unsqueeze(-3), x2.unsqueeze(-3))
 
     def covariance_root(self, x: Tensor) -> Tensor:
-        """Symmetric square root of the within-group covariance, (*b, G, J or 1, Q, Q).
+        """Phi with Phi Phi' = K(x, x), (*b, G, J or 1, Q, N).
+
+        It has the M features of a kernel that is used by them. Inducing points have M features, and a root of what they
+        leave. Otherwise it is the symmetric root, N = Q.
 
         Raises:
             ShapeError: If the kernel does not take D features.
             DataError: If the covariance has a negative eigenvalue beyond rounding.
         """
-        return symmetric_square_root(self.covariance(x, x))
+        if self.inference == "inducing":
+            root = self._inducing_features(x)
+            return torch.cat([root, root_of_rest(self.covariance(x, x), root)], dim=-1)
+        return self._features(x) if self._has_features(x) else symmetric_square_root(self.covariance(x, x))
 
     def condition(self, x: Tensor, mean: Tensor, precision: Tensor) -> BlockPosterior:
         """GP regression per group and channel (paper, Appendix B).
