@@ -9,11 +9,12 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from benchmarks.records import HERE, Key, Plan, Record
 from benchmarks.study import Study
@@ -25,6 +26,7 @@ GROUPS = (5, 20, 80)  # of one process, in a step
 BYTES = (4, 1000, 10_000, 100_000, 1_000_000, 10_000_000)
 DEVICES = (8, 64, 512)
 VALUE = 8  # bytes of a gathered value
+TIME = "low"  # the lower quartile is the constant: other programs only add time
 DEVICE_RECORD = HERE / "records" / "device_check.json"
 
 
@@ -116,14 +118,14 @@ def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 def link_of(record: Record) -> Link:
     """The latency and the bandwidth of the measured all-reduces of two processes: each sends two halves."""
-    start, per_byte = line([(int(size), t["median"]) for size, t in record["all_reduce"].items()])
+    start, per_byte = line([(int(size), t[TIME]) for size, t in record["all_reduce"].items()])
     return Link(start / 2, 1 / per_byte)
 
 
 def step_of(record: Record) -> Step:
     """The step of one process of this machine."""
-    fixed, per_group = line([(int(g), t["median"]) for g, t in record["alone"].items()])
-    return Step(fixed, per_group, *(record[name] for name in ("gradient", "buffers", "gathered")))
+    fixed, per_group = line([(int(g), t[TIME]) for g, t in record["alone"].items()])
+    return Step(fixed, per_group, record["gradient"], tuple(record["buffers"]), record["gathered"])
 
 
 def step_of_gpu(record: Record, check: dict[str, Any]) -> tuple[Step, list[int]] | None:
@@ -135,7 +137,7 @@ def step_of_gpu(record: Record, check: dict[str, Any]) -> tuple[Step, list[int]]
     """
     parts = check["parts"].get("step time", {})
     points = [
-        (int(name.split()[0]), part["times"]["FGP-VAE"]["median"] / 1e3)
+        (int(name.split()[0]), part["times"]["FGP-VAE"][TIME] / 1e3)
         for name, part in parts.items()
         if isinstance(part, dict) and "times" in part
     ]
@@ -170,17 +172,23 @@ def run(key: Key, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
             for name, part in found.items():
                 seconds[name] += part["seconds"]
                 sent = part["messages"]  # of the largest batch and two processes, at the end
-    parameters = [p for p in build(PRESETS[key["part"]]).parameters() if p.requires_grad]
+    model = build(PRESETS[key["part"]])
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    dtypes = dict.fromkeys(b.dtype for b in model.buffers())
     named = {name: [size for kind, size in sent if kind == name] for name, _ in sent}
     return {"threads of a process": 1, "backend": "gloo"}, {
         "parameters": sum(p.numel() for p in parameters),
-        "gradient": sum(p.numel() * p.element_size() for p in parameters),
-        "buffers": [4 * size for size in named["broadcast"]],
+        "gradient": bytes_of(parameters),
+        "buffers": [bytes_of(b for b in model.buffers() if b.dtype == dtype) for dtype in dtypes],
         "gathered": VALUE * sum(named["all_gather"]) // groups[-1],
         "messages": {name: len(sizes) for name, sizes in named.items()},
         "alone": {name: quartiles(values) for name, values in alone.items()},
         "together": {name: quartiles(values) for name, values in together.items()},
     }
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def measured(processes: int, *arguments: Any) -> dict[str, Any]:
