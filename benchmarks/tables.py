@@ -833,8 +833,9 @@ SECTIONS: dict[str, list[Section]] = {
     "several_devices": [
         Section(
             "Constants",
-            "Times are lines through the steps of several batch sizes, in lower quartiles: other programs only add time. "
-            "Those of the GPU are of the bare steps of [its check](device_check.md); `fit` adds work of the processor to them.",
+            "Times are lines through the steps of several batch sizes, in lower quartiles: other programs only add "
+            "time. Those of the GPU are of the bare steps of [its check](device_check.md); `fit` adds work of the "
+            "processor to them.",
             device_pages.constants,
         ),
         Section(

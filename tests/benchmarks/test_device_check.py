@@ -38,6 +38,7 @@ def test_a_part_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatc
         return {"mean": torch.tensor([next(values), 2.0])}
 
     monkeypatch.setattr(device_cases, "OPERATIONS", {"broken": broken, "drifting": drifting})
+    monkeypatch.setitem(device_check.PARTS, "state space", lambda check: {"fine": 1})
     out = tmp_path / "check.json"
     assert device_check.main(["--device", "cpu", "--out", str(out), "--only", "operations", "state space"]) == 1
     record = json.loads(out.read_text())
