@@ -8,16 +8,16 @@ import functools
 import math
 import statistics
 import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks import device_pages
 from benchmarks.evaluation import SIZES
 from benchmarks.league import page as league
-from benchmarks.markdown import SD, spread, table
+from benchmarks.markdown import SD, spread, table, wrapped
 from benchmarks.records import HERE, Plan, Record, identity
 from benchmarks.studies import (
     STUDIES,
@@ -30,6 +30,7 @@ from benchmarks.studies import (
     scaling,
     table1,
 )
+from benchmarks.studies.several_devices import device_record
 from benchmarks.systems import BUILD
 
 ROOT = HERE.parent
@@ -829,6 +830,40 @@ SECTIONS: dict[str, list[Section]] = {
             league.more,
         ),
     ],
+    "several_devices": [
+        Section(
+            "Constants",
+            "Times are lines through the steps of several batch sizes, in lower quartiles: other programs only add "
+            "time. Those of the GPU are of the bare steps of [its check](device_check.md); `fit` adds work of the "
+            "processor to them.",
+            device_pages.constants,
+        ),
+        Section(
+            "All-reduce of two processes",
+            "gloo, on one machine. The model is 2 messages plus the bytes over the bandwidth.",
+            device_pages.all_reduces,
+        ),
+        Section(
+            "Two processes beside the model",
+            "Each process has so many groups in a step. They share a processor with each other, which the model "
+            "leaves out.",
+            device_pages.two_processes,
+        ),
+        Section(
+            "Predicted efficiency, the same groups for each device",
+            "The time of a step alone over the time in n devices. Interconnects are assumptions: latency of a message "
+            "and bandwidth of a device. An all-reduce takes the faster of a ring, 2 (n - 1) (latency + bytes / n / "
+            "bandwidth), and a tree, 2 log2(n) (latency + bytes / bandwidth). An all-gather takes log2(n) rounds. In "
+            "the last column both take rings, as an all-gather may. No message is hidden behind computation.",
+            device_pages.efficiencies,
+        ),
+        Section(
+            "Predicted speed-up of one minibatch",
+            "How many times faster n devices take the steps of one device with the whole minibatch. Devices without a "
+            "group of their own gain nothing.",
+            device_pages.speed_ups,
+        ),
+    ],
     "processes": [
         Section("Differences", "A difference is |a - b| / max(1, |b|), after three epochs.", process_differences),
     ],
@@ -853,7 +888,10 @@ def page(study: str, plan: Plan) -> str:
 def index(plan: Plan) -> str:
     """The page that lists the others."""
     lines = ["# Experiments", "One page for each study, with all its tables. [Results](../results.md) is the summary."]
-    lines.append("\n".join(f"- [{study.title}]({name}.md)" for name, study in STUDIES.items()))
+    pages = {name: study.title for name, study in STUDIES.items()}
+    if plan.folder == HERE:
+        pages["device_check"] = "Check of a GPU"
+    lines.append("\n".join(f"- [{title}]({name}.md)" for name, title in pages.items()))
     about_cost = (
         "Hours of training on one thread, two runs at a time on machines of two cores. "
         '"In all" counts the missing runs of the plan at the mean of their system.'
@@ -862,17 +900,13 @@ def index(plan: Plan) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def wrapped(text: str) -> str:
-    """A paragraph with lines of at most 120 characters."""
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
-
-
 def documents(plan: Plan) -> dict[Path, str]:
     """Every document that has generated parts, as it should be. Plans with other folders have only the study pages."""
     docs = ROOT / "docs" if plan.folder == HERE else plan.folder / "docs"
     found = {docs / "experiments" / f"{name}.md": page(name, plan) for name in STUDIES}
     found[docs / "experiments" / "README.md"] = index(plan)
     if plan.folder == HERE:
+        found[docs / "experiments" / "device_check.md"] = device_pages.device_page(device_record())
         parts = {"results": results(plan), "overview": overview(plan), "patients": patients(plan), "speed": speed(plan)}
         for path in (ROOT / "README.md", ROOT / "docs" / "results.md"):
             text = path.read_text()

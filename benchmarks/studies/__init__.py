@@ -15,6 +15,7 @@ from benchmarks.studies import (
     rivals,
     scaling,
     settings,
+    several_devices,
     step_time,
     table1,
     tables,
@@ -25,6 +26,7 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (
         presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
-        coverage, epoch_time, step_time, posterior, large_groups, processes, tables, more_tables,
+        coverage, epoch_time, step_time, posterior, large_groups, processes, several_devices, tables,
+        more_tables,
     )
 }  # fmt: skip
