@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/results.md, and the pages of docs/experiments, from the records.
+"""Write the generated parts of README.md and docs, and the pages of docs/experiments, from the records.
 
 python -m benchmarks.tables [--check]
 """
@@ -102,7 +102,7 @@ def systems_of(plan: Plan, protocol: str = "equal") -> list[tuple[str, str, list
     return found
 
 
-# README.md and docs/results.md
+# README.md, docs/results.md and docs/performance.md
 
 
 def results(plan: Plan) -> str:
@@ -145,18 +145,23 @@ def speed(plan: Plan) -> str:
     """Ratios of times that must keep below a bound, and the posterior beside its rivals."""
     rows = []
     for record in plan.read("step_time"):
-        rows += [[name, *numbers(r), bound(r.get("must"))] for name, r in record["ratios"].items()]
+        threads = record.key["threads"]
+        rows += [[name, str(threads), *numbers(r), bound(r.get("must"))] for name, r in record["ratios"].items()]
     for record in plan.read("epoch_time"):
         r = epoch_time.over(record, epoch_time.FGP_VAE, epoch_time.CVAE)
-        rows.append(["epoch of FGP-VAE (paper) over CVAE", *numbers(r), bound(epoch_time.MUST[epoch_time.FGP_VAE])])
+        rows.append(
+            ["epoch of FGP-VAE (paper) over CVAE", "2", *numbers(r), bound(epoch_time.MUST[epoch_time.FGP_VAE])]
+        )
     for record in plan.read("scaling", set="mnist"):
         low, high = record["step_ratio_quartiles"]
         r = {"median": record["step_ratio"], "low": low, "high": high}
-        rows.append(["image of complete MNIST over one of the smallest set", *numbers(r), bound(scaling.MUST_RATIO)])
+        rows.append(
+            ["image of complete MNIST over one of the smallest set", "2", *numbers(r), bound(scaling.MUST_RATIO)]
+        )
     for record in plan.read("posterior")[1:]:  # the page of the study has the smallest one too
         for name, times_longer in record["times_longer"].items():
-            rows.append([f"posterior, {record['rows']} rows: {name} over ours", f"{times_longer:.1f}", "", "", ""])
-    return table(["ratio of times", "median", "low quartile", "high quartile", "must be at most"], rows)
+            rows.append([f"posterior, {record['rows']} rows: {name} over ours", "2", f"{times_longer:.1f}", "", "", ""])
+    return table(["ratio of times", "threads", "median", "low quartile", "high quartile", "must be at most"], rows)
 
 
 def numbers(r: Mapping[str, float], digits: int = 3) -> list[str]:
@@ -528,9 +533,21 @@ def epoch_times(plan: Plan) -> str:
 
 
 def step_times(plan: Plan) -> str:
-    tasks = [(name, t) for record in plan.read("step_time") for name, t in record["tasks"].items()]
-    rows = [[name, t["unit"], *numbers(t)] for name, t in tasks]
-    return table(["task", "unit", "median", "low quartile", "high quartile"], rows)
+    rows = [
+        [name, str(record.key["threads"]), t["unit"], *numbers(t)]
+        for record in plan.read("step_time")
+        if record.key["part"] != "pieces"
+        for name, t in record["tasks"].items()
+    ]
+    return table(["task", "threads", "unit", "median", "low quartile", "high quartile"], rows)
+
+
+def step_pieces(plan: Plan) -> str:
+    """Medians of the pieces of a step, ms, with a column for each number of threads."""
+    records = plan.read("step_time", part="pieces")
+    names = dict.fromkeys(name for record in records for name in record["tasks"])
+    rows = [[name, *(f"{record['tasks'][name]['median']:.2f}" for record in records)] for name in names]
+    return table(["ms", *(f"threads: {record.key['threads']}" for record in records)], rows)
 
 
 def step_ratios(plan: Plan) -> str:
@@ -538,8 +555,8 @@ def step_ratios(plan: Plan) -> str:
     for record in plan.read("step_time"):
         for name, r in record["ratios"].items():
             met = "" if "must" not in r else "met" if r["median"] <= r["must"] else "MISSED"
-            rows.append([name, *numbers(r), bound(r.get("must")), met])
-    return table(["ratio", "median", "low quartile", "high quartile", "must be at most", ""], rows)
+            rows.append([name, str(record.key["threads"]), *numbers(r), bound(r.get("must")), met])
+    return table(["ratio", "threads", "median", "low quartile", "high quartile", "must be at most", ""], rows)
 
 
 def posterior_times(plan: Plan) -> str:
@@ -797,6 +814,7 @@ SECTIONS: dict[str, list[Section]] = {
     ],
     "step_time": [
         Section("Times", "", step_times),
+        Section("Pieces of a step", "Medians, of the paper's model.", step_pieces),
         Section("Ratios", "", step_ratios),
     ],
     "posterior": [
@@ -908,7 +926,8 @@ def documents(plan: Plan) -> dict[Path, str]:
     if plan.folder == HERE:
         found[docs / "experiments" / "device_check.md"] = device_pages.device_page(device_record())
         parts = {"results": results(plan), "overview": overview(plan), "patients": patients(plan), "speed": speed(plan)}
-        for path in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+        parts |= {"pieces": step_pieces(plan), "large groups": large_group_times(plan)}
+        for path in (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "performance.md"):
             text = path.read_text()
             for name, content in parts.items():
                 text = replaced(text, name, content)
