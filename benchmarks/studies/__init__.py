@@ -2,6 +2,7 @@
 
 from benchmarks.studies import (
     ablations,
+    beyond_memory,
     coverage,
     epoch_time,
     large_groups,
@@ -25,6 +26,6 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (
         presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
-        coverage, epoch_time, step_time, posterior, large_groups, processes, tables, more_tables,
+        coverage, epoch_time, step_time, posterior, large_groups, beyond_memory, processes, tables, more_tables,
     )
 }  # fmt: skip
