@@ -175,9 +175,9 @@ def test_arrays_inside_a_zarr_group_have_names(tmp_path):
     zarr = pytest.importorskip("zarr")
     zarr.save_group(str(tmp_path / "two.zarr"), a=numbers(seed=1), b=numbers(seed=2))
     assert torch.equal(ArrayRows(tmp_path / "two.zarr", "b").read(range(25)), torch.from_numpy(numbers(seed=2)))
-    with pytest.raises(ArgumentError, match="name: expected that of an array .*, got None"):
+    with pytest.raises(ArgumentError, match=r"name: expected that of an array .*, got None"):
         ArrayRows(tmp_path / "two.zarr")
-    with pytest.raises(ArgumentError, match="name: expected that of an array .*, got 'c'"):
+    with pytest.raises(ArgumentError, match=r"name: expected that of an array .*, got 'c'"):
         ArrayRows(tmp_path / "two.zarr", "c")
 
 
