@@ -84,8 +84,11 @@ def run(key: Key, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def alone(task: Any, *arguments: Any) -> Any:
-    """Run a task in a new process, which may have workers."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    """Run a task in a new process. Its workers start as they do by default on this system, not as it did."""
+    usual = multiprocessing.get_all_start_methods()[0]
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), initializer=multiprocessing.set_start_method, initargs=(usual, True)
+    ) as pool:
         return pool.submit(task, *arguments).result()
 
 
