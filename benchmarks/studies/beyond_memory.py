@@ -32,7 +32,7 @@ from fgp_gpytorch import FGPVAE, FactorizedGPPrior, GlobalChannels, GroupedDatas
 from fgp_gpytorch.data import LazyDataset
 from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
-ELEMENTS, VIEWS, BATCH_SIZE = 128 * 128, 16, 20
+ELEMENTS, VIEWS, BATCH_SIZE, CURVES = 128 * 128, 16, 20, 32
 GROUP_BYTES = 4 * ELEMENTS * VIEWS
 MUST_GB, MUST_RATE = 2.0, 0.8
 MEMORY, THREADS = "memory", 1  # workers need the other core
@@ -93,16 +93,19 @@ def alone(task: Any, *arguments: Any) -> Any:
 
 
 def write(path: Path, groups: int, seed: int) -> None:
-    """Write groups of vectors that turn with the angle, one after the other, and remove them from the page cache."""
+    """Write groups of vectors that turn with the angle, one after the other: a few curves with many amplitudes."""
     generator = np.random.default_rng(seed)
-    x = 2 * np.pi / VIEWS * np.arange(VIEWS, dtype=np.float32)[:, None]
-    noise = generator.normal(scale=0.05, size=(VIEWS, 2 * ELEMENTS)).astype(np.float32)
-    place = np.linspace(0, 1, ELEMENTS, dtype=np.float32)
+    x = 2 * np.pi / VIEWS * np.arange(VIEWS)[:, None]
+    place = 2 * np.pi * np.linspace(0, 1, ELEMENTS)
+    curves = [
+        sum(np.sin(n * place) * turn for n, turn in zip(waves, (np.cos(x), np.sin(x), 1.0), strict=True))
+        + 0.1 * generator.normal(size=(VIEWS, ELEMENTS))
+        for waves in generator.integers(1, 9, size=(CURVES, 3))
+    ]
+    bank = [curve.astype(np.float32) for curve in curves]
     with path.open("wb") as file:
         for _ in range(groups):
-            waves, start = generator.integers(1, 9, size=3), generator.integers(ELEMENTS)
-            a, b, c = (np.sin(2 * np.pi * n * place) / 3 for n in waves)
-            (np.cos(x) * a + np.sin(x) * b + c + noise[:, start : start + ELEMENTS]).astype(np.float32).tofile(file)
+            (bank[generator.integers(CURVES)] * np.float32(generator.uniform(0.1, 0.5))).tofile(file)
         file.flush()
         os.fsync(file.fileno())
 

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from torch.utils.data import DataLoader
 
@@ -212,10 +213,14 @@ def test_errors_of_arrays_say_what_to_try(tmp_path):
     for array, error, words in cases:
         with pytest.raises(error, match=words):
             ArrayRows(array)
-    with pytest.raises(ArgumentError, match="name: expected None for an array that is no file, got 'y'"):
+    with pytest.raises(ArgumentError, match="name: expected None for an array that is no path, got 'y'"):
         ArrayRows(y, "y")
     with pytest.raises(ArgumentError, match=r"name: expected None for a NumPy file, .* got 'y'"):
         ArrayRows(tmp_path / "y.npy", "y")
+    with pytest.raises(ArgumentError, match="name: expected a string or None, got int"):
+        ArrayRows(tmp_path / "y.npy", 3)
+    with pytest.raises(DataError, match=r"array: expected slices of 2 rows \(2, 3\), got \(\) of csr_array"):
+        ArrayRows(scipy.sparse.csr_array(y)).read([0, 1])
     with pytest.raises(ArgumentError, match="transform: expected a function of rows, or None, got int"):
         ArrayRows(y, transform=255)
 

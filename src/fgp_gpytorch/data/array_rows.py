@@ -2,6 +2,7 @@
 
 import itertools
 import mmap
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -157,12 +158,22 @@ class ArrayRows:
         with self._opened() as array:
             if hasattr(array, "oindex"):  # zarr: a chunk is unpacked once a request
                 distinct, place = np.unique(rows, return_inverse=True)
-                found[:] = array.oindex[distinct][place]
+                found[:] = self._checked(array.oindex[distinct], len(distinct))[place]
                 return found
             ends = [0, *(np.flatnonzero(np.diff(ordered) != 1) + 1).tolist(), len(rows)]
             for start, stop in itertools.pairwise(ends):
-                found[order[start:stop]] = array[int(ordered[start]) : int(ordered[stop - 1]) + 1]
+                block = array[int(ordered[start]) : int(ordered[stop - 1]) + 1]
+                found[order[start:stop]] = self._checked(block, stop - start)
         return found
+
+    def _checked(self, block: Any, number: int) -> np.ndarray:
+        block = np.asarray(block)
+        if block.shape != (number, *self.shape[1:]):
+            raise DataError(
+                f"array: expected slices of {number} rows {(number, *self.shape[1:])}, got {block.shape} of "
+                f"{self._source}. Try a NumPy array, or a file."
+            )
+        return block
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -198,16 +209,18 @@ class _NumpyFile:
 
 def _opener(array: Any, name: str | None) -> tuple[Callable[[], AbstractContextManager[Any]], str]:
     """A function that opens an array, and its source in words. Both can be pickled."""
-    if isinstance(array, str | Path):
+    if name is not None and not isinstance(name, str):
+        raise ArgumentError(f"name: expected a string or None, got {type(name).__name__}. Try name='y'.")
+    if isinstance(array, str | os.PathLike):
         return _opener_of_file(Path(array).absolute(), name)
+    if name is not None:
+        raise ArgumentError(f"name: expected None for an array that is no path, got {name!r}. Try None.")
     if type(array).__module__.startswith("h5py."):
         if not array:
             raise DataError("array: expected an open file, or its path, got a closed one. Try the path.")
         if not hasattr(array, "shape"):
             raise ArgumentError(f"array: expected a Dataset, got a {type(array).__name__} of h5py. Try file['y'].")
         return _opener_of_file(Path(array.file.filename).absolute(), array.name, ".h5")
-    if name is not None:
-        raise ArgumentError(f"name: expected None for an array that is no file, got {name!r}. Try array={name!r}.")
     if isinstance(array, np.memmap):
         return partial(nullcontext, _unmapped(array)), str(array.filename)
     if isinstance(array, Tensor) or not all(hasattr(array, part) for part in ("shape", "dtype", "__getitem__")):
