@@ -49,7 +49,7 @@ class Budget:
     rounds: int
 
 
-WHOLE, QUICK = Budget(10.0, 0.25, (1.0, 0.1), 5), Budget(0.1, 0.02, (1.0, 0.5), 2)
+WHOLE, QUICK = Budget(10.0, 1.0, (1.0, 0.1), 5), Budget(0.1, 0.02, (1.0, 0.5), 2)
 
 
 def keys(plan: Plan) -> list[Key]:
