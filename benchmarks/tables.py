@@ -22,6 +22,7 @@ from benchmarks.records import HERE, Plan, Record, identity
 from benchmarks.studies import (
     STUDIES,
     ablations,
+    beyond_memory,
     coverage,
     epoch_time,
     large_groups,
@@ -586,6 +587,27 @@ def large_group_slopes(plan: Plan) -> str:
     return table(["way", "slope"], [[way, f"{slope:.2f}"] for way, slope in found if slope is not None])
 
 
+def epochs_on_disk(plan: Plan) -> str:
+    rows = []
+    for r in plan.read("beyond_memory"):
+        for e in r["epochs"]:
+            done = [f"{r['file_gb']:.1f}", f"{r['members']:,}", str(e["workers"]), f"{e['share']:.0%}"]
+            memory = [f"{e['resident_gb']:.2f}", f"{e['anonymous_gb']:.2f}"]
+            rows.append([*done, f"{e['members_a_second']:.0f}", *memory, bound(beyond_memory.MUST_GB)])
+    heads = ["file, GB", "members", "workers", "of an epoch", "members/s", "resident, GB", "with workers, GB"]
+    return table([*heads, "must be at most"], rows)
+
+
+def rates_on_disk(plan: Plan) -> str:
+    rows = []
+    for r in plan.read("beyond_memory"):
+        for way, t in r["members_a_second"].items():
+            over = r["rate_over_memory"].get(way)
+            rows.append([way, *numbers(t, 0), *([""] * 4 if over is None else [*numbers(over), bound(over["must"])])])
+    heads = ["way", "members/s", "low quartile", "high quartile", "over memory", "low quartile", "high quartile"]
+    return table([*heads, "must be at least"], rows)
+
+
 def process_differences(plan: Plan) -> str:
     parts = "parameters", "history"
     rows = [[r.key["case"], *(f"{r[part]:.1e}" for part in parts)] for r in plan.read("processes")]
@@ -831,6 +853,20 @@ SECTIONS: dict[str, list[Section]] = {
             "Of the logarithm of time over the logarithm of the members, from the smallest to the largest group of the "
             "way: 1 is linear.",
             large_group_slopes,
+        ),
+    ],
+    "beyond_memory": [
+        Section(
+            "Memory",
+            "Resident memory is the largest of the process (`ru_maxrss`), with pages of files. The other figure is the "
+            "largest sum of anonymous and shared memory of the process and its workers.",
+            epochs_on_disk,
+        ),
+        Section(
+            "Rates",
+            "Epochs on a part of the file, in memory and on disk in turn. Medians and quartiles; ratios are taken "
+            "within a round.",
+            rates_on_disk,
         ),
     ],
     "tables": [

@@ -2,6 +2,7 @@
 
 from benchmarks.studies import (
     ablations,
+    beyond_memory,
     coverage,
     epoch_time,
     large_groups,
@@ -26,7 +27,7 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (
         presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
-        coverage, epoch_time, step_time, posterior, large_groups, processes, several_devices, tables,
+        coverage, epoch_time, step_time, posterior, large_groups, beyond_memory, processes, several_devices, tables,
         more_tables,
     )
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Grouped data: data sets of groups, padded batches of them, and held-out members."""
 
+from fgp_gpytorch.data.array_rows import ArrayRows
 from fgp_gpytorch.data.grouped_batch import GroupedBatch, same_labels
 from fgp_gpytorch.data.grouped_dataset import Features, FlatRows, GroupedDataset, Members, Reference
 from fgp_gpytorch.data.held_out import HeldOut, HeldOutBatch
@@ -7,6 +8,7 @@ from fgp_gpytorch.data.lazy_dataset import LazyDataset
 from fgp_gpytorch.data.levels import Level
 
 __all__ = [
+    "ArrayRows",
     "Features",
     "FlatRows",
     "GroupedBatch",

@@ -5,7 +5,6 @@
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
 
 import copy
-import importlib
 import json
 import math
 import os
@@ -568,7 +567,7 @@ class TableModel:
             ImportError: If xarray is not installed.
             ArgumentError, DataError, GroupError: As in `forecast`.
         """
-        xarray = _optional("xarray")
+        xarray = check.package("xarray")
         keys, found = self.draws(df, at, num_draws, seed)
         coordinates = {str(name): ("row", keys[name].to_numpy()) for name in keys.columns}
         variables = {str(name): (("draw", "row"), values) for name, values in found.items()}
@@ -589,7 +588,7 @@ class TableModel:
             ImportError: If ArviZ is not installed.
             ArgumentError, DataError, GroupError: As in `forecast`.
         """
-        arviz = _optional("arviz")
+        arviz = check.package("arviz")
         data = self.to_xarray(df, at, num_draws, seed).expand_dims("chain")
         return arviz.InferenceData(posterior_predictive=data)
 
@@ -891,15 +890,3 @@ def _curves(x: np.ndarray, z: np.ndarray, points: int) -> np.ndarray:  # shape: 
     order = np.argsort(x, kind="stable")
     at = np.linspace(x.min(), x.max(), points)
     return np.concatenate([np.interp(at, x[order], channel) for channel in z[order].T])
-
-
-def _optional(name: str) -> Any:
-    """Import a package that the library can do without.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"expected the package {name}, got no such package. Try pip install {name}.") from error

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data import GroupedDataset, HeldOut
+from fgp_gpytorch.data import GroupedDataset, HeldOut, LazyDataset
 from fgp_gpytorch.errors import ArgumentError, CheckpointError
 from fgp_gpytorch.objectives import GECO, Objective
 
@@ -98,7 +98,8 @@ class RunSettings:
 def fingerprint(data: GroupedDataset | HeldOut) -> dict[str, int]:
     """Return numbers that tell data sets apart: their sizes, and a checksum.
 
-    The checksum is over all features and sizes, and over a million values of y as stored, at equal distances.
+    The checksum is over all features and sizes, and over a million values of y as stored, at equal distances. Of an
+    array on disk it is over 64 rows.
     """
     if isinstance(data, HeldOut):
         new = [part for part in (data.x_new, _thinned(data.y_new), data.y_new_mask) if part is not None]
@@ -106,6 +107,9 @@ def fingerprint(data: GroupedDataset | HeldOut) -> dict[str, int]:
     parts = [*data.features(), _thinned(data.members.y)]
     if data.members.y_mask is not None:
         parts.append(_thinned(data.members.y_mask))
+    rows = data.sample() if isinstance(data, LazyDataset) else None
+    if rows is not None:
+        parts.append(_thinned(rows))
     checksum = _checksum(parts, data.labels_digest or 0)
     return {"groups": len(data), "members": data.num_members, "checksum of the data": checksum}
 
