@@ -16,7 +16,13 @@ All functions take and return any leading batch dimensions.
 """
 
 from fgp_gpytorch.gaussian.dense import DenseFactor, DenseMarginals, dense_factor, dense_marginals
-from fgp_gpytorch.gaussian.low_rank import LowRankFactor, MeanFieldFactor, low_rank_factor, mean_field_factor
+from fgp_gpytorch.gaussian.low_rank import (
+    LowRankFactor,
+    MeanFieldFactor,
+    features_at_points,
+    low_rank_factor,
+    mean_field_factor,
+)
 from fgp_gpytorch.gaussian.precision import (
     check_finite,
     check_residual_variance,
@@ -55,6 +61,7 @@ __all__ = [
     "check_residual_variance",
     "dense_factor",
     "dense_marginals",
+    "features_at_points",
     "low_rank_factor",
     "markov_chain",
     "masked_precision",

@@ -17,9 +17,9 @@ from fgp_gpytorch.gaussian import (
     DenseMarginals,
     MarkovTerm,
     PooledMembers,
-    check_finite,
     dense_factor,
     dense_marginals,
+    features_at_points,
     pool_repeated,
     precise_limit,
     symmetric_square_root,
@@ -228,18 +228,9 @@ class LocalChannels(ChannelBlock):
             self.inducing_points, "inducing_points", ("M", x.shape[-1]), "One column for each feature of x."
         ).to(x.dtype)
         among = self.covariance(points.unsqueeze(0), points.unsqueeze(0)).squeeze(0)
-        noise = max(_JITTER, 10 * torch.finfo(x.dtype).eps) * among.diagonal(dim1=-2, dim2=-1).mean(-1)
-        identity = torch.eye(len(points), dtype=x.dtype, device=x.device)
-        cholesky, failed = torch.linalg.cholesky_ex(among + noise[..., None, None] * identity)
-        if bool(failed.any()):
-            check_finite(among)
-            raise DataError(
-                f"inducing_points: expected a positive definite covariance of the {len(points)} points, got a "
-                "singular one. Try fewer points, further apart."
-            )
         # the points come first: GPyTorch centres on its first argument
         cross = self.covariance(points.expand(*x.shape[:-2], *points.shape), x)
-        return torch.linalg.solve_triangular(cholesky, cross, upper=False).mT
+        return features_at_points(among, cross, "inducing_points", max(_JITTER, 10 * torch.finfo(x.dtype).eps))
 
 
 class DenseBlockPosterior(BlockPosterior):
