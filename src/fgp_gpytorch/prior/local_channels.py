@@ -145,8 +145,7 @@ class LocalChannels(ChannelBlock):
         """
         residual = self.residual(mean, x)
         if self.inference != "inducing" and not transforms_active(x, mean, precision):
-            dense = self._chain(x) is None and not self._has_features(x)
-            parts = parts_of(x, precision, dense)
+            parts = parts_of(x, precision, lambda: self._chain(x) is None and not self._has_features(x))
             if parts:
                 return SplitBlockPosterior(self, x, precision, residual, parts, self._condition)
         return self._condition(x, precision, residual)
