@@ -271,7 +271,7 @@ SYSTEMS = {
     "SVGP-VAE, representation network": "The group vectors are a function of the images, unlike in its paper.",
     "FGP-VAE": "The paper's model: local and global channels.",
     "FGP-VAE, any context": "`member_dropout=(0, 1)`, learned means and variances of the prior, beta 1.",
-    "FGP-VAE, inducing points": "Local channels through 8 angles that all digits share, learned (the paper's conclusion).",
+    "FGP-VAE, inducing points": "Local channels through 8 learned angles, shared by all digits (the conclusion).",
     "FGP-VAE, coregionalized": "Ours: 16 channels share 16 factors of their digit. Their loadings vary with the angle.",
     "FGP-VAE, coregionalized, any context": "The same with `member_dropout=(0, 1)` and beta 1, not tuned.",
     "FGP-VAE, correlated by PCA": "Global channels correlated between digits, with group vectors of a PCA.",
