@@ -25,6 +25,7 @@ from benchmarks.studies import (
     coverage,
     epoch_time,
     large_groups,
+    long_groups,
     reference,
     rivals,
     scaling,
@@ -570,6 +571,33 @@ def large_group_slopes(plan: Plan) -> str:
     return table(["way", "slope"], [[way, f"{slope:.2f}"] for way, slope in found if slope is not None])
 
 
+def long_group_scores(plan: Plan, kind: str) -> str:
+    """Means and standard deviations over the folds, in one kind of stretch."""
+    names, rows = {"mse": 3, "crps": 3, "nll": 3, "coverage_90": 3}, []
+    for system in long_groups.SYSTEMS:
+        runs = [r for r in plan.read("long_groups", system=system) if kind in r.result]
+        if runs:
+            cells = [cell for name, digits in names.items() for cell in spread([r[kind][name] for r in runs], digits)]
+            rows.append([system, str(len(runs)), *cells])
+    return table(["system", "folds", "MSE +-", "CRPS +-", "NLL +-", "coverage of 90 % +-"], rows)
+
+
+def long_group_costs(plan: Plan) -> str:
+    names, rows = {"fit_seconds": 0, "predict_seconds": 1, "added_memory_gb": 2}, []
+    for system in long_groups.SYSTEMS:
+        runs = [r for r in plan.read("long_groups", system=system) if "fit_seconds" in r.result]
+        if runs:
+            rows.append([system, *(spread([r[name] for r in runs], digits)[0] for name, digits in names.items())])
+    return table(["system", "fit, s", "predict, s", "memory, GB"], rows)
+
+
+def long_groups_dense(plan: Plan) -> str:
+    lines = []
+    for record in plan.read("long_groups", system=long_groups.DENSE):
+        lines += [wrapped(f"> {record['refused']}").replace("\n", "\n> ")]
+    return "\n\n".join(lines) or TO_COME
+
+
 def process_differences(plan: Plan) -> str:
     parts = "parameters", "history"
     rows = [[r.key["case"], *(f"{r[part]:.1e}" for part in parts)] for r in plan.read("processes")]
@@ -815,6 +843,21 @@ SECTIONS: dict[str, list[Section]] = {
             "way: 1 is linear.",
             large_group_slopes,
         ),
+    ],
+    "long_groups": [
+        *(
+            Section(heading, sentence, functools.partial(long_group_scores, kind=kind))
+            for kind, heading, sentence in (
+                ("gap", "Gaps", "All columns are lost. NLL in nats a value, of densities per standard deviation."),
+                ("lost columns", "Lost columns", "Three of the eight columns, drawn for each stretch, are lost."),
+            )
+        ),
+        Section(
+            "Cost",
+            "Seconds of processor time on one thread, means over folds. Memory is what the run adds to the process.",
+            long_group_costs,
+        ),
+        Section("Dense inference", "The error of the same model with dense inference, one airport.", long_groups_dense),
     ],
     "tables": [
         Section("Overview", league.ABOUT, league.overview),

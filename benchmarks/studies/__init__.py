@@ -5,6 +5,7 @@ from benchmarks.studies import (
     coverage,
     epoch_time,
     large_groups,
+    long_groups,
     more_tables,
     patients,
     posterior,
@@ -25,6 +26,7 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (
         presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
-        coverage, epoch_time, step_time, posterior, large_groups, processes, tables, more_tables,
+        coverage, epoch_time, step_time, posterior, large_groups, long_groups, processes, tables,
+        more_tables,
     )
 }  # fmt: skip
