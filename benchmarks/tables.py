@@ -579,7 +579,10 @@ def long_group_scores(plan: Plan, kind: str) -> str:
         if runs:
             cells = [cell for name, digits in names.items() for cell in spread([r[kind][name] for r in runs], digits)]
             rows.append([system, str(len(runs)), *cells])
-    return table(["system", "folds", "MSE +-", "CRPS +-", "NLL +-", "coverage of 90 % +-"], rows)
+    scored = [system for system in long_groups.SYSTEMS if system != long_groups.DENSE]
+    missing = [system for system in scored if not plan.read("long_groups", system=system)]
+    found = table(["system", "folds", "MSE +-", "CRPS +-", "NLL +-", "coverage of 90 % +-"], rows)
+    return found + (f"\n\nNo run yet: {', '.join(missing)}." if missing else "")
 
 
 def long_group_costs(plan: Plan) -> str:
@@ -617,8 +620,8 @@ def cost(plan: Plan) -> str:
         minutes: dict[str, list[float]] = {}
         for run in runs:
             minutes.setdefault(run.key.get("system", study), []).append(minutes_of(run))
-        more = sum(statistics.mean(minutes.get(key.get("system", study), [0.0])) for key in missing)
         found = [m for of_system in minutes.values() for m in of_system]
+        more = sum(statistics.mean(minutes.get(key.get("system", study), found or [0.0])) for key in missing)
         everything, absent, later = everything + found, absent + len(missing), later + more
         if found:
             spent = [f"{statistics.median(found):.0f}", f"{min(found):.0f}", f"{max(found):.0f}"]
@@ -901,7 +904,7 @@ def index(plan: Plan) -> str:
     lines.append("\n".join(f"- [{study.title}]({name}.md)" for name, study in STUDIES.items()))
     about_cost = (
         "Hours of training on one thread, two runs at a time on machines of two cores. "
-        '"In all" counts the missing runs of the plan at the mean of their system.'
+        '"In all" counts the missing runs of the plan at the mean of their system, or of all if it has no run.'
     )
     lines += ["## Cost", wrapped(about_cost), cost(plan)]
     return "\n\n".join(lines) + "\n"
