@@ -63,7 +63,7 @@ class Settings:
     """Of the state-space models. They were chosen on the weeks of practice."""
 
     iterations: int = 40  # of L-BFGS
-    epochs: int = 60  # of three steps
+    epochs: int = 20  # of three steps
     learning_rate: float = 3e-3
     hidden: tuple[int, ...] = (64, 64)
     element_dropout: tuple[float, float] = (0.0, 0.5)
