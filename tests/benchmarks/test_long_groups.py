@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks import tables
 from benchmarks.league.rules import interpolation
 from benchmarks.league.sources import Table
 from benchmarks.league.tasks import Question, divided_by_element
@@ -19,7 +20,7 @@ from benchmarks.league.weather import (
     lost_weather,
     stretches,
 )
-from benchmarks.records import Plan
+from benchmarks.records import Plan, Record
 from benchmarks.studies import long_groups
 
 STATIONS = ("A", "B")
@@ -155,3 +156,20 @@ def test_quick_form_is_a_part_of_the_plan() -> None:
     assert 0 < len(quick) <= 2
     assert all(key in whole for key in quick)
     assert sum(key["system"] == long_groups.DENSE for key in whole) == 1
+
+
+def test_page_has_scores_by_kind_the_refusal_and_what_is_missing(tmp_path) -> None:
+    plan = Plan(tmp_path)
+    for fold, error in enumerate((0.2, 0.4)):
+        score = {"mse": error, "crps": 0.1, "nll": 0.5, "coverage_90": 0.9}
+        result = {"gap": score, "lost columns": {**score, "mse": 2 * error}}
+        result |= {"fit_seconds": 10.0, "predict_seconds": 1.0, "added_memory_gb": 0.25}
+        plan.add("long_groups", Record({"system": "last value", "fold": fold}, {}, result, {}))
+    key = {"system": long_groups.DENSE, "fold": 0}
+    plan.add("long_groups", Record(key, {}, {"refused": "x: too many members", "covariance_gib": 5.0}, {}))
+    page = tables.page("long_groups", plan)
+    assert "| last value | 2 | 0.300 | 0.141 |" in page
+    assert "| last value | 2 | 0.600 | 0.283 |" in page
+    assert "| last value | 10 | 1.0 | 0.25 |" in page
+    assert "> x: too many members" in page
+    assert page.count("No run yet: hour and month, linear interpolation,") == 2
