@@ -572,17 +572,19 @@ def large_group_slopes(plan: Plan) -> str:
 
 
 def long_group_scores(plan: Plan, kind: str) -> str:
-    """Means and standard deviations over the folds, in one kind of stretch."""
+    """Means and standard deviations over the folds that all systems with a run have, in one kind of stretch."""
     names, rows = {"mse": 3, "crps": 3, "nll": 3, "coverage_90": 3}, []
-    for system in long_groups.SYSTEMS:
-        runs = [r for r in plan.read("long_groups", system=system) if kind in r.result]
-        if runs:
-            cells = [cell for name, digits in names.items() for cell in spread([r[kind][name] for r in runs], digits)]
-            rows.append([system, str(len(runs)), *cells])
     scored = [system for system in long_groups.SYSTEMS if system != long_groups.DENSE]
-    missing = [system for system in scored if not plan.read("long_groups", system=system)]
-    found = table(["system", "folds", "MSE +-", "CRPS +-", "NLL +-", "coverage of 90 % +-"], rows)
-    return found + (f"\n\nNo run yet: {', '.join(missing)}." if missing else "")
+    found = {system: {r.key["fold"]: r for r in plan.read("long_groups", system=system)} for system in scored}
+    folds = [set(runs) for runs in found.values() if runs]
+    common = sorted(set.intersection(*folds)) if folds else []
+    for system, runs in found.items():
+        if runs:
+            values = {name: [runs[fold][kind][name] for fold in common] for name in names}
+            rows.append([system, str(len(common)), *(c for n, d in names.items() for c in spread(values[n], d))])
+    missing = [system for system, runs in found.items() if not runs]
+    scores = table(["system", "folds", "MSE +-", "CRPS +-", "NLL +-", "coverage of 90 % +-"], rows)
+    return scores + (f"\n\nNo run yet: {', '.join(missing)}." if missing else "")
 
 
 def long_group_costs(plan: Plan) -> str:
