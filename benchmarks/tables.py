@@ -26,6 +26,7 @@ from benchmarks.studies import (
     coverage,
     epoch_time,
     large_groups,
+    long_groups,
     reference,
     rivals,
     scaling,
@@ -46,6 +47,7 @@ COMPLEXITY = {
     "GP-VAE": GP_VAE_COST, "GP-VAE, representation network": GP_VAE_COST,
     "SVGP-VAE": SVGP_COST, "SVGP-VAE, representation network": SVGP_COST,
     "FGP-VAE": "O(P Q^3)", "FGP-VAE, any context": "O(P Q^3)",
+    "FGP-VAE, inducing points": "O(P Q M^2 + M^3)",
     "FGP-VAE, coregionalized": "O(P L Q R^2)", "FGP-VAE, coregionalized, any context": "O(P L Q R^2)",
     "FGP-VAE, correlated by PCA": "O(P Q^3 + N m^2)", "FGP-VAE, correlated, learned": "O(P Q^3 + N m^2)",
     "FGP-VAE, correlated, representation network": "O(P Q^3 + N m^2)",
@@ -277,6 +279,7 @@ SYSTEMS = {
     "SVGP-VAE, representation network": "The group vectors are a function of the images, unlike in its paper.",
     "FGP-VAE": "The paper's model: local and global channels.",
     "FGP-VAE, any context": "`member_dropout=(0, 1)`, learned means and variances of the prior, beta 1.",
+    "FGP-VAE, inducing points": "Local channels through 8 learned angles, shared by all digits (the conclusion).",
     "FGP-VAE, coregionalized": "Ours: 16 channels share 16 factors of their digit. Their loadings vary with the angle.",
     "FGP-VAE, coregionalized, any context": "The same with `member_dropout=(0, 1)` and beta 1, not tuned.",
     "FGP-VAE, correlated by PCA": "Global channels correlated between digits, with group vectors of a PCA.",
@@ -608,6 +611,38 @@ def rates_on_disk(plan: Plan) -> str:
     return table([*heads, "must be at least"], rows)
 
 
+def long_group_scores(plan: Plan, kind: str) -> str:
+    """Means and standard deviations over the folds that all systems with a run have, in one kind of stretch."""
+    names, rows = {"mse": 3, "crps": 3, "nll": 3, "coverage_90": 3}, []
+    scored = [system for system in long_groups.SYSTEMS if system != long_groups.DENSE]
+    found = {system: {r.key["fold"]: r for r in plan.read("long_groups", system=system)} for system in scored}
+    folds = [set(runs) for runs in found.values() if runs]
+    common = sorted(set.intersection(*folds)) if folds else []
+    for system, runs in found.items():
+        if runs:
+            values = {name: [runs[fold][kind][name] for fold in common] for name in names}
+            rows.append([system, str(len(common)), *(c for n, d in names.items() for c in spread(values[n], d))])
+    missing = [system for system, runs in found.items() if not runs]
+    scores = table(["system", "folds", "MSE +-", "CRPS +-", "NLL +-", "coverage of 90 % +-"], rows)
+    return scores + (f"\n\nNo run yet: {', '.join(missing)}." if missing else "")
+
+
+def long_group_costs(plan: Plan) -> str:
+    names, rows = {"fit_seconds": 0, "predict_seconds": 1, "added_memory_gb": 2}, []
+    for system in long_groups.SYSTEMS:
+        runs = [r for r in plan.read("long_groups", system=system) if "fit_seconds" in r.result]
+        if runs:
+            rows.append([system, *(spread([r[name] for r in runs], digits)[0] for name, digits in names.items())])
+    return table(["system", "fit, s", "predict, s", "memory, GB"], rows)
+
+
+def long_groups_dense(plan: Plan) -> str:
+    lines = []
+    for record in plan.read("long_groups", system=long_groups.DENSE):
+        lines += [wrapped(f"> {record['refused']}").replace("\n", "\n> ")]
+    return "\n\n".join(lines) or TO_COME
+
+
 def process_differences(plan: Plan) -> str:
     parts = "parameters", "history"
     rows = [[r.key["case"], *(f"{r[part]:.1e}" for part in parts)] for r in plan.read("processes")]
@@ -627,8 +662,8 @@ def cost(plan: Plan) -> str:
         minutes: dict[str, list[float]] = {}
         for run in runs:
             minutes.setdefault(run.key.get("system", study), []).append(minutes_of(run))
-        more = sum(statistics.mean(minutes.get(key.get("system", study), [0.0])) for key in missing)
         found = [m for of_system in minutes.values() for m in of_system]
+        more = sum(statistics.mean(minutes.get(key.get("system", study), found or [0.0])) for key in missing)
         everything, absent, later = everything + found, absent + len(missing), later + more
         if found:
             spent = [f"{statistics.median(found):.0f}", f"{min(found):.0f}", f"{max(found):.0f}"]
@@ -869,6 +904,21 @@ SECTIONS: dict[str, list[Section]] = {
             rates_on_disk,
         ),
     ],
+    "long_groups": [
+        *(
+            Section(heading, sentence, functools.partial(long_group_scores, kind=kind))
+            for kind, heading, sentence in (
+                ("gap", "Gaps", "All columns are lost. NLL in nats a value, of densities per standard deviation."),
+                ("lost columns", "Lost columns", "Three of the eight columns, drawn for each stretch, are lost."),
+            )
+        ),
+        Section(
+            "Cost",
+            "Seconds of processor time on one thread, means over folds. Memory is what the run adds to the process.",
+            long_group_costs,
+        ),
+        Section("Dense inference", "The error of the same model with dense inference, one airport.", long_groups_dense),
+    ],
     "tables": [
         Section("Overview", league.ABOUT, league.overview),
         *(Section(*league.heading(task), functools.partial(league.systems, task)) for task in league.TASKS),
@@ -948,7 +998,7 @@ def index(plan: Plan) -> str:
     lines.append("\n".join(f"- [{title}]({name}.md)" for name, title in pages.items()))
     about_cost = (
         "Hours of training on one thread, two runs at a time on machines of two cores. "
-        '"In all" counts the missing runs of the plan at the mean of their system.'
+        '"In all" counts the missing runs of the plan at the mean of their system, or of all if it has no run.'
     )
     lines += ["## Cost", wrapped(about_cost), cost(plan)]
     return "\n\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ from benchmarks.studies import (
     coverage,
     epoch_time,
     large_groups,
+    long_groups,
     more_tables,
     patients,
     posterior,
@@ -27,7 +28,8 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (
         presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
-        coverage, epoch_time, step_time, posterior, large_groups, beyond_memory, processes, several_devices, tables,
+        coverage, epoch_time, step_time, posterior, large_groups, long_groups, beyond_memory, processes,
+        several_devices, tables,
         more_tables,
     )
 }  # fmt: skip
