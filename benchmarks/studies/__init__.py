@@ -16,6 +16,7 @@ from benchmarks.studies import (
     scaling,
     settings,
     step_time,
+    streaming,
     table1,
     tables,
     unknown_angles,
@@ -25,6 +26,6 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (
         presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
-        coverage, epoch_time, step_time, posterior, large_groups, processes, tables, more_tables,
+        coverage, epoch_time, step_time, posterior, large_groups, streaming, processes, tables, more_tables,
     )
 }  # fmt: skip
