@@ -138,7 +138,7 @@ class ConditionedVAE(nn.Module):
             GroupError, ShapeError, DataError: As in `predict`.
         """
         x_new, shape, parts = self._to_generate(x_new, context, sample_shape, batch_size, progress)
-        return filled(parts, *x_new.shape[:2], shape or ())
+        return filled(parts, x_new.shape[0], x_new.shape[1], shape or ())
 
     def generate_batches(
         self,

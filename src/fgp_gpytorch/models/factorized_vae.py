@@ -213,7 +213,7 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
         check.finite(x_new, "x_new")
         shape = check.as_sample_shape(sample_shape)
         parts = new_group_parts(x_new, shape.numel(), False, batch_size, progress)
-        return filled(self._sampled_groups(x_new, shape, parts), *x_new.shape[:2], shape)
+        return filled(self._sampled_groups(x_new, shape, parts), x_new.shape[0], x_new.shape[1], shape)
 
     @torch.no_grad()
     def _sampled_groups(

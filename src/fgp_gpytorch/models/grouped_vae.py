@@ -620,7 +620,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             DataError: If a value is not finite or a dtype is not floating.
         """
         x_new, shape, parts = self._to_generate(x_new, context, sample_shape, batch_size, progress)
-        return filled(parts, *x_new.shape[:2], shape or ())
+        return filled(parts, x_new.shape[0], x_new.shape[1], shape or ())
 
     def generate_batches(
         self,
