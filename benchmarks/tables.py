@@ -30,6 +30,7 @@ from benchmarks.studies import (
     reference,
     rivals,
     scaling,
+    streaming,
     table1,
 )
 from benchmarks.studies.several_devices import device_record
@@ -643,6 +644,34 @@ def long_groups_dense(plan: Plan) -> str:
     return "\n\n".join(lines) or TO_COME
 
 
+def streamed(plan: Plan) -> str:
+    rows = []
+    for r in plan.read("streaming"):
+        for way, t in r["tasks"].items() if r.key["task"] == "generate" else ():
+            longer = r["times_longer"].get(way)
+            must = [f"{1000 * streaming.MUST_MEMORY_GB:.0f}" if way == streaming.STREAM else ""]
+            many, timed = (f"{r.settings[n] * r.settings['members']:,}" for n in ("groups", "timed_groups"))
+            times = [*numbers(t), "" if longer is None else f"{longer['median']:.2f}"]
+            rows.append([way, f"{1000 * r['added_memory_gb'][way]:.0f}", *must, many, *times, timed])
+    heads = ["way", "memory, MB", "must be at most", "of images"]
+    heads += ["s", "low quartile", "high quartile", "over one batch", "for images"]
+    return table(heads, rows)
+
+
+def padded(plan: Plan) -> str:
+    rows = []
+    for r in plan.read("streaming"):
+        if r.key["task"] == "generate":
+            continue
+        memory = r["added_memory_gb"]
+        parts = {"time": r["time_ratio"]["median"]}
+        if "memory" in streaming.MUST[r.key["task"]]:
+            parts["memory"] = memory[streaming.TOGETHER] / max(memory[streaming.ALONE], 1e-3)
+        for name, value in parts.items():
+            rows.append([r.key["task"], name, f"{value:.2f}", f"{streaming.MUST[r.key['task']][name]}"])
+    return table(["groups", "of", "together over alone", "must be at most"], rows)
+
+
 def process_differences(plan: Plan) -> str:
     parts = "parameters", "history"
     rows = [[r.key["case"], *(f"{r[part]:.1e}" for part in parts)] for r in plan.read("processes")]
@@ -918,6 +947,20 @@ SECTIONS: dict[str, list[Section]] = {
             long_group_costs,
         ),
         Section("Dense inference", "The error of the same model with dense inference, one airport.", long_groups_dense),
+    ],
+    "streaming": [
+        Section(
+            "Generating images",
+            "From 11 images of each group, at another angle. `one batch` pads the whole data set, and a network takes "
+            "all members at once. The result of 88,000 images holds 276 MB. `generate_batches` yields it part by part.",
+            streamed,
+        ),
+        Section(
+            "Padding",
+            "Loss and gradient with dense inference, of all groups in one batch over the group of 500 alone, or over "
+            "the sum of batches of one group (Zipf sizes 500, 250, 166, ... of 64 groups).",
+            padded,
+        ),
     ],
     "tables": [
         Section("Overview", league.ABOUT, league.overview),

@@ -19,6 +19,7 @@ from benchmarks.studies import (
     settings,
     several_devices,
     step_time,
+    streaming,
     table1,
     tables,
     unknown_angles,
@@ -28,8 +29,7 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (
         presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
-        coverage, epoch_time, step_time, posterior, large_groups, long_groups, beyond_memory, processes,
-        several_devices, tables,
-        more_tables,
+        coverage, epoch_time, step_time, posterior, large_groups, long_groups, beyond_memory, streaming, processes,
+        several_devices, tables, more_tables,
     )
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Grouped data: data sets of groups, padded batches of them, and held-out members."""
 
+from fgp_gpytorch.data._parts import group_parts
 from fgp_gpytorch.data.array_rows import ArrayRows
 from fgp_gpytorch.data.grouped_batch import GroupedBatch, same_labels
 from fgp_gpytorch.data.grouped_dataset import Features, FlatRows, GroupedDataset, Members, Reference
@@ -19,5 +20,6 @@ __all__ = [
     "Level",
     "Members",
     "Reference",
+    "group_parts",
     "same_labels",
 ]
