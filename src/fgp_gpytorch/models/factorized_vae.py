@@ -61,7 +61,8 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
         the ELBO over everything but the residual networks, which are zero. `fit` trains all from there.
 
         Args:
-            data: Training groups. Large data sets are thinned to evenly spaced groups and members.
+            data: Training groups. Large data sets are thinned to evenly spaced groups. Of a large group, evenly spaced
+                members and a run of neighbours are kept.
             iterations: Of L-BFGS, first over kernels and noise, then over all; 0 for none.
             rotation: "components" starts with principal components, "columns" with one channel for each element of y.
 
