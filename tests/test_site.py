@@ -1,6 +1,7 @@
 """The site has an entry for every public name, its checker finds what is wrong, and its new pages' programs run."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,35 @@ def test_checker_reports_missing_names(tmp_path) -> None:
 
 def test_checker_refuses_an_empty_site(tmp_path) -> None:
     assert check_site.problems(tmp_path) == [f"{tmp_path}: expected HTML pages, got none. Try make docs."]
+
+
+def programs(page: Path) -> str:
+    """All Python blocks of a page, as one program."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
+
+
+NEW_PAGES = [*sorted((ROOT / "docs/models").glob("*.md")), *sorted((ROOT / "docs/how_to").glob("*.md"))]
+NEW_PAGES += [ROOT / "docs" / name for name in ("sharp_bits.md", "users.md")]
+
+
+@pytest.mark.parametrize("page", [page for page in NEW_PAGES if programs(page)], ids=lambda page: page.stem)
+def test_programs_of_the_page_run(page: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # programs that train for seconds are warned of what is missing
+        exec(compile(programs(page), page.name, "exec"), {"__name__": page.stem})
+
+
+def test_program_of_the_home_page_forecasts_countries() -> None:
+    program, call = programs(ROOT / "docs/index.md"), "model.fit(table[~new])"
+    assert program.count(call) == 1
+    names: dict = {}
+    exec(program.replace(call, "model.fit(table[~new & (table['year'] % 10 == 0)], max_steps=0)"), names)
+    assert len(names["forecast"]) == 6 * 16 * 3  # countries, years, columns
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs/index.md", *NEW_PAGES], ids=lambda page: page.stem)
+def test_page_is_short_and_wrapped(page: Path) -> None:
+    lines = page.read_text().splitlines()
+    assert len(lines) < 200
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
