@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 PARALLEL := --numprocesses auto --dist loadfile
 ARGS ?=
+QUIET_NOTEBOOKS := 'ignore:IProgress not found,ignore:`torch.jit.script` is deprecated'
 
 .PHONY: help install rotated-mnist test test-oldest lint types tables bench device-check paper kill-test docs ci clean
 
@@ -59,7 +60,7 @@ $(VENV)/.docs: pyproject.toml
 	touch $@
 
 docs: $(VENV)/.docs  ## the documentation site in site/; a warning, a dead link or a missing name fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 PYTHONWARNINGS=$(QUIET_NOTEBOOKS) $(BIN)/mkdocs build --strict
 	$(BIN)/python -W ignore -m scripts.check_site site
 
 ci: lint types test  ## what .ci/run does in an environment that exists

@@ -100,6 +100,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return re.sub(r"(?<!!)\[([^\]\n]+)\]\(([^)#:\s]+)\)", replaced, markdown)
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Lead the links of notebooks, which MkDocs leaves alone, to the pages of their sources."""
+    if not page.file.src_uri.endswith(".py"):
+        return html
+    return re.sub(r'href="(?![a-z]+:)([^"#]+)\.(?:md|py)(#[^"]*)?"', r'href="\1.html\2"', html)
+
+
 def _names_of(module: str) -> list[str]:
     loaded = importlib.import_module(module)
     own = [name for name, value in vars(loaded).items() if getattr(value, "__module__", None) == module]

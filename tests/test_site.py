@@ -60,6 +60,13 @@ def test_links_out_of_the_documents_lead_to_pages_of_the_site(page: str, text: s
     assert site_hooks.on_page_markdown(text, type("Page", (), {"file": file}), None, None) == expected
 
 
+def test_links_of_notebooks_lead_to_pages() -> None:
+    page = type("Page", (), {"file": type("File", (), {"src_uri": "tutorials/table.py"})})
+    html = '<a href="../tables.md#columns">1</a><a href="images.py">2</a><a href="https://x.org/a.md">3</a>'
+    changed = '<a href="../tables.html#columns">1</a><a href="images.html">2</a><a href="https://x.org/a.md">3</a>'
+    assert site_hooks.on_page_content(html, page, None, None) == changed
+
+
 def test_checker_reports_dead_links_dead_anchors_and_the_network(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(check_site, "missing_names", lambda site, pages: [])
     (tmp_path / "b.html").write_text('<h1 id="top">B</h1>')

@@ -12,6 +12,7 @@
 # data. Every line is one group.
 
 # %%
+# %matplotlib inline
 import gpytorch
 import torch
 from gpytorch.kernels import ConstantKernel, LinearKernel, MaternKernel, PeriodicKernel, RBFKernel, ScaleKernel

@@ -12,6 +12,7 @@
 # paper's model on handwritten threes. The digits ship with the package.
 
 # %%
+# %matplotlib inline
 import math
 
 import gpytorch
@@ -31,7 +32,7 @@ print(f"{len(data.train)} digits, {data.train.num_members} images, {len(data.ang
 
 # %%
 digit = data.train[0]
-print({"y": tuple(digit.y.shape), "x": tuple(digit.x.shape), "mask": tuple(digit.mask.shape)})
+print("y", digit.y.shape, "x", digit.x.shape, "mask", digit.mask.shape)
 degrees = [f"{angle:.0f}" for angle in digit.x[0, :, 0].rad2deg().tolist()]
 image_rows([("a training digit", digit.y[0])], columns=degrees)
 
@@ -61,7 +62,8 @@ model = FGPVAE(ConvEncoder(16), ConvDecoder(16), prior, member_dropout=0.2)
 # Twenty epochs take less than a minute. The paper trains 1000.
 
 # %%
-result = fit(model, data.train, epochs=20, learning_rate=1e-2, lr_schedule="cosine", folder=None, progress=False)
+options = {"learning_rate": 1e-2, "lr_schedule": "cosine", "folder": None, "progress": False}
+result = fit(model, data.train, epochs=20, **options)
 training_curves(result.history)
 
 # %% [markdown]
@@ -71,8 +73,8 @@ training_curves(result.history)
 # never showed either. Figures are errors per pixel; the mean image has 0.058 at this angle.
 
 # %%
-for name, held_out in {"seen digits": data.test, "unseen digits": data.extrapolation}.items():
-    print(f"{name}: {held_out_mse(model, held_out):.4f}")
+print(f"seen digits:   {held_out_mse(model, data.test):.4f}")
+print(f"unseen digits: {held_out_mse(model, data.extrapolation):.4f}")
 
 # %% [markdown]
 # `generate` returns images at any angle, for digits of a context. Here are three unseen digits at all 16 angles.
@@ -83,7 +85,9 @@ x_new = data.angles.expand(len(context.mask), -1).unsqueeze(-1)  # (G, Q*, D)
 with torch.no_grad():
     images = model.generate(x_new, context=context)
 truth = data.truth(data.extrapolation.labels[:3])
-rows = [(label, part[g]) for g in range(3) for label, part in (("true", truth), ("generated", images))]
+rows = []
+for g in range(3):
+    rows += [("true", truth[g]), ("generated", images[g])]
 image_rows(rows, columns=[f"{angle:.0f}" for angle in data.angles.rad2deg().tolist()])
 
 # %% [markdown]
@@ -93,7 +97,7 @@ image_rows(rows, columns=[f"{angle:.0f}" for angle in data.angles.rad2deg().toli
 # encoder says of each image.
 
 # %%
-latent_paths(model, data.extrapolation.context[0], data.angles, "angle, radians")
+latent_paths(model, data.extrapolation.context[0], data.angles, "radians")
 
 # %% [markdown]
 # ## New digits

@@ -12,12 +12,14 @@
 # uses a table that ships with the package: health of 185 countries by year.
 
 # %%
+# %matplotlib inline
 import pandas as pd
 
 from fgp_gpytorch import TableModel, datasets
 
-table = datasets.gapminder().query("year <= 2015 and year % 5 == 0")  # every fifth year: quick on one core
-table = table[["country", "continent", "year", "life_expectancy", "fertility", "infant_mortality"]]
+y = ["life_expectancy", "fertility", "infant_mortality"]
+table = datasets.gapminder().query("year <= 2015 and year % 5 == 0")  # every fifth year: quick
+table = table[["country", "continent", "year", *y]]
 table.head()
 
 # %% [markdown]
@@ -35,10 +37,10 @@ table.head()
 # We keep every eighth country from the model. For the others, `fit` needs no settings.
 
 # %%
-y = ["life_expectancy", "fertility", "infant_mortality"]
 new = table["country"].isin(table["country"].unique()[::8])
 train = table[~new]
-past, future = table[new & (table["year"] < 2000)], table[new & (table["year"] >= 2000)]
+past = table[new & (table["year"] < 2000)]
+future = table[new & (table["year"] >= 2000)]
 
 model = TableModel(y=y, x=["year"], group="country")
 model.fit(train, seed=0)
@@ -67,7 +69,7 @@ forecast.head(6).round(2)
 # %%
 countries = past["country"].unique()[:6]
 figure = model.plot_forecast(past, groups=countries, at={"year": range(1960, 2016, 5)})
-for axes, country in zip(figure.axes, countries, strict=True):  # what happened, which the model never saw
+for axes, country in zip(figure.axes, countries, strict=True):  # what happened
     rows = future[future["country"] == country]
     axes.scatter(rows["year"], rows["life_expectancy"], color="tab:red", s=12, zorder=3)
 figure
@@ -79,7 +81,8 @@ figure
 
 # %%
 score = model.score(past, future)
-last = past.groupby("country")[y].last().loc[future["country"]].set_axis(future.index)
+last = past.groupby("country")[y].last()
+last = last.loc[future["country"]].set_axis(future.index)
 score["mse_of_last_value"] = ((future[y] - last) ** 2).mean()
 score.round(3)
 
@@ -99,11 +102,11 @@ score.round(3)
 gaps = table[new].reset_index(drop=True)
 gaps.loc[::7, "fertility"] = float("nan")
 filled = model.impute(gaps)
-comparison = pd.DataFrame({"true": table[new].reset_index(drop=True)["fertility"], "filled": filled["fertility"]})
-comparison[::7].head().round(2)
+true = table[new].reset_index(drop=True)["fertility"]
+pd.DataFrame({"true": true, "filled": filled["fertility"]})[::7].head().round(2)
 
 # %%
-model.impute(gaps, spread=True).head().round(2)  # one row for each gap, with its uncertainty
+model.impute(gaps, spread=True).head().round(2)  # a row for each gap
 
 # %% [markdown]
 # ## Compare groups, invent groups
@@ -128,7 +131,8 @@ from pathlib import Path
 with tempfile.TemporaryDirectory() as folder:
     model.save(Path(folder) / "countries.pt")
     again = TableModel.load(Path(folder) / "countries.pt")
-again.forecast(past, at={"year": [2015]}).equals(model.forecast(past, at={"year": [2015]}))
+at = {"year": [2015]}
+again.forecast(past, at).equals(model.forecast(past, at))
 
 # %% [markdown]
 # ## Next
