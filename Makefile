@@ -60,7 +60,8 @@ $(VENV)/.docs: pyproject.toml
 	touch $@
 
 docs: $(VENV)/.docs  ## the documentation site in site/; a warning, a dead link or a missing name fails
-	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 PYTHONWARNINGS=$(QUIET_NOTEBOOKS) $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 MPLCONFIGDIR=$(CURDIR)/.cache/matplotlib \
+		PYTHONWARNINGS=$(QUIET_NOTEBOOKS) $(BIN)/mkdocs build --strict
 	$(BIN)/python -W ignore -m scripts.check_site site
 
 ci: lint types test  ## what .ci/run does in an environment that exists
