@@ -59,11 +59,11 @@ model = FGPVAE(ConvEncoder(16), ConvDecoder(16), prior, member_dropout=0.2)
 #
 # ## Training
 #
-# Twenty epochs take less than a minute. The paper trains 1000.
+# 28 epochs take about a minute. The paper trains 1000.
 
 # %%
 options = {"learning_rate": 1e-2, "lr_schedule": "cosine", "folder": None, "progress": False}
-result = fit(model, data.train, epochs=20, **options)
+result = fit(model, data.train, epochs=28, **options)
 training_curves(result.history)
 
 # %% [markdown]
