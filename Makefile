@@ -43,7 +43,7 @@ tables: install  ## the league of tables: the missing runs, then the pages (need
 
 bench: install  ## step time, posterior time and large groups beside their rivals, measured here
 	rm -rf runs/bench
-	$(BIN)/python -m benchmarks.runner --only step_time posterior large_groups --out runs/bench
+	$(BIN)/python -m benchmarks.runner --only step_time posterior large_groups streaming --out runs/bench
 
 device-check: install  ## operations, training, times and memory on a GPU (ARGS='--device cpu --quick' without one)
 	$(BIN)/python -W ignore -m benchmarks.device_check $(ARGS)

@@ -47,7 +47,7 @@ from fgp_gpytorch import (
     plots,
 )
 from fgp_gpytorch.data import LazyDataset
-from fgp_gpytorch.feature_maps import NystromFeatures, PeriodicFeatures
+from fgp_gpytorch.feature_maps import LinearFeatures, NystromFeatures, PeriodicFeatures
 from fgp_gpytorch.kernels import GlobalKernel, LocalKernel
 from fgp_gpytorch.means import FourierMean
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
@@ -142,20 +142,41 @@ def coregionalized_blocks() -> list[ChannelBlock]:
     ]
 
 
-def independent_blocks() -> list[ChannelBlock]:
-    return [IndependentChannels(CHANNELS)]
-
-
 def all_blocks() -> list[ChannelBlock]:
     return [*local_blocks()[1:], *global_blocks()[1:], *coregionalized_blocks()[:1], IndependentChannels(1)]
 
 
-BLOCKS = {
-    "local": local_blocks,
-    "global": global_blocks,
-    "coregionalized": coregionalized_blocks,
-    "independent": independent_blocks,
-    "all blocks": all_blocks,
+def state_space_blocks() -> list[ChannelBlock]:
+    kernel = ScaleKernel(MaternKernel(1.5, batch_shape=torch.Size([2])), batch_shape=torch.Size([2]))
+    kernel += gpytorch.kernels.ConstantKernel()
+    return [LocalChannels(2, kernel, FourierMean(2), inference="state_space")]
+
+
+def low_rank_blocks() -> list[ChannelBlock]:
+    kernel = ScaleKernel(periodic()) + gpytorch.kernels.LinearKernel()
+    return [LocalChannels(2, kernel, FourierMean(2), inference="low_rank")]
+
+
+def inducing_blocks() -> list[ChannelBlock]:
+    kernel, points = ScaleKernel(MaternKernel(2.5)), torch.linspace(0, 6, 5)
+    return [LocalChannels(2, kernel, FourierMean(2), inference="inducing", inducing_points=points)]
+
+
+def effects() -> list[torch.nn.Module]:
+    """Effects that all groups share."""
+    return [LinearFeatures(), NystromFeatures(RBFKernel(), torch.linspace(0, 6, 4))]
+
+
+PRIORS: dict[str, Callable[[torch.dtype], FactorizedGPPrior]] = {
+    "local": lambda dtype: FactorizedGPPrior(local_blocks(), dtype),
+    "state space": lambda dtype: FactorizedGPPrior(state_space_blocks(), dtype),
+    "low rank": lambda dtype: FactorizedGPPrior(low_rank_blocks(), dtype),
+    "inducing points": lambda dtype: FactorizedGPPrior(inducing_blocks(), dtype),
+    "global": lambda dtype: FactorizedGPPrior(global_blocks(), dtype),
+    "coregionalized": lambda dtype: FactorizedGPPrior(coregionalized_blocks(), dtype),
+    "independent": lambda dtype: FactorizedGPPrior([IndependentChannels(CHANNELS)], dtype),
+    "shared effects": lambda dtype: FactorizedGPPrior([*local_blocks()[:1], GlobalChannels(1)], dtype, effects()),
+    "all blocks": lambda dtype: FactorizedGPPrior(all_blocks(), dtype),
 }
 
 
@@ -177,7 +198,7 @@ def pseudo_observations(groups: int, members: int, channels: int, ragged: bool =
 
 
 def prior_case(
-    blocks: Callable[[], list[ChannelBlock]],
+    make: Callable[[torch.dtype], FactorizedGPPrior],
     device: torch.device,
     dtype: torch.dtype = torch.float64,
     groups: int = 7,
@@ -185,7 +206,7 @@ def prior_case(
     whole: bool = True,
 ) -> Results:
     """Every answer of a factorized prior and its posterior, and the gradients. `whole` adds joint covariances."""
-    prior = FactorizedGPPrior(blocks(), dtype).to(device)
+    prior = make(dtype).to(device)
     values = pseudo_observations(groups, members, prior.num_channels)
     x, mask, x_new = (values[name].to(device) for name in ("x", "mask", "x_new"))
     mean, variance = (values[name].to(device).requires_grad_() for name in ("mean", "variance"))
@@ -309,6 +330,9 @@ MODELS: dict[str, Callable[[], GroupedVAE]] = {
     "FGPVAE, all blocks": lambda: FGPVAE(
         MLPEncoder([5], 6, (16,)), MLPDecoder(6, [5], (16,)), FactorizedGPPrior(all_blocks()),
         DiagonalGaussianLikelihood([5]), (0.0, 1.0),
+    ),
+    "FGPVAE, state space, shared effects": lambda: FGPVAE(
+        encoder(), decoder(), FactorizedGPPrior([*state_space_blocks(), GlobalChannels(2)], effects=effects())
     ),
     "FGPVAE, Bernoulli": lambda: FGPVAE(encoder(), decoder(), plain_prior(), BernoulliLikelihood()),
     "FGPVAE, images": images_model,
@@ -613,7 +637,7 @@ FITS: dict[str, Case] = {
 }
 
 OPERATIONS: dict[str, Case] = {
-    **{f"prior, {name}": partial(prior_case, blocks) for name, blocks in BLOCKS.items()},
+    **{f"prior, {name}": partial(prior_case, make) for name, make in PRIORS.items()},
     "kernels on tables": kernels_case,
     "exact_gp": exact_gp_case,
     **{f"model, {name}": partial(model_case, name) for name in MODELS},
@@ -622,3 +646,4 @@ OPERATIONS: dict[str, Case] = {
     "metrics": metrics_case,
     "plots": plots_case,
 }
+LONG = ("save and load",)  # the quick check leaves it out

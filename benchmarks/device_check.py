@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import device_cases as cases
 from benchmarks.records import HERE, made_now
+from benchmarks.studies import large_groups
 from benchmarks.studies.step_time import VAE, fgp_vae
 from benchmarks.timing import interleaved, peak_memory_gb, ratio, times
 from examples.rotated_mnist import PRESETS, build, objective_of
@@ -35,6 +36,8 @@ from fgp_gpytorch.datasets import rotated_mnist
 from fgp_gpytorch.metrics import held_out_mse
 
 SEED = 0
+RECORD = HERE / "records" / "device_check.json"  # of a GPU: docs/experiments/device_check.md shows it
+OTHER = Path("runs/device_check.json")
 # Largest difference from the CPU, as a fraction of the largest entry. Joint draws use square roots of matrices that are
 # nearly singular, which keep half of the digits.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
@@ -80,7 +83,7 @@ class Check:
             torch.cuda.synchronize(self.device)
 
     def compare(self, name: str, case: cases.Case, tolerance: float, on_device: bool = True) -> None:
-        """Run a case on the CPU and on the device, and compare all results.
+        """Run a case on the CPU and on the device, and compare all results. The short form on a CPU runs it once.
 
         Args:
             name: Of the case.
@@ -90,7 +93,7 @@ class Check:
         """
         with self.isolated(name):
             here = cases.run(case, torch.device("cpu"))
-            there = cases.run(case, self.device)
+            there = here if self.quick and self.device.type == "cpu" else cases.run(case, self.device)
             self.synchronize()
             self.expect(here.keys() == there.keys(), f"{name}: other results on the device")
             worst = 0.0
@@ -139,7 +142,9 @@ def _numbers(value: Any) -> Any:
 def operations(check: Check) -> dict[str, Any]:
     """Compare every public operation on tensors of the device with the CPU, in float64."""
     free = {"data", "metrics", "save and load"}
-    for name, case in cases.OPERATIONS.items():
+    left_out = cases.LONG if check.quick else ()
+    for name in (name for name in cases.OPERATIONS if name not in left_out):
+        case = cases.OPERATIONS[name]
         with exact_convolutions():
             check.compare(name, case, TOLERANCE[torch.float64], on_device=name not in free)
     return {"unit": "largest difference / largest entry, float64", "differences": check.differences}
@@ -159,13 +164,13 @@ def algebra(check: Check) -> dict[str, Any]:
     sizes = {"8 groups of 6": (8, 6)} if check.quick else {"100 groups of 11": (100, 11), "4 groups of 100": (4, 100)}
     results: dict[str, Any] = {"unit": "largest difference / largest entry"}
     for size, (groups, members) in sizes.items():
-        for name, blocks in cases.BLOCKS.items():
+        for name, make in cases.PRIORS.items():
             title = f"{name}, {size}"
             with check.isolated(title):
                 found = {}
-                for device in (torch.device("cpu"), check.device):
+                for device in {torch.device("cpu"), check.device}:
                     for dtype in TOLERANCE:
-                        case = partial(cases.prior_case, blocks, dtype=dtype, groups=groups, members=members)
+                        case = partial(cases.prior_case, make, dtype=dtype, groups=groups, members=members)
                         found[device.type, dtype] = cases.run(partial(case, whole=False), device)
                 exact = found["cpu", torch.float64]
                 rows = {}
@@ -304,8 +309,26 @@ def workers(check: Check) -> dict[str, Any]:
 
 
 def state_space(check: Check) -> dict[str, Any]:
-    """Groups of 100,000 members need a method that the library does not have."""
-    return {"100,000 members": "not available"}
+    """Posterior, KL and gradient of one large group: as dense inference where it can run, as the CPU where not."""
+    members, small = (2000, 300) if check.quick else (100_000, 1000)
+    dense, short = (large_groups.task(way, small, SEED, check.device)() for way in ("dense", "state space"))
+    from_dense = max(map(relative_difference, dense, short))
+    task = large_groups.task("state space", members, SEED, check.device)
+    from_cpu = max(map(relative_difference, large_groups.task("state space", members, SEED)(), task()))
+    for name, apart in {"dense inference": from_dense, "the CPU": from_cpu}.items():
+        check.expect(apart < TOLERANCE[torch.float64], f"the state space differs from {name} by {apart:.1e}")
+    start_memory(check)
+
+    def timed() -> None:
+        task()
+        check.synchronize()
+
+    seconds = interleaved({f"{members:,} members": timed}, 3 if check.quick else 5, warm_up=1)
+    return {
+        "channels": large_groups.CHANNELS, "precision": "float64", "direction": "lower is better",
+        f"difference from dense inference, {small:,} members": from_dense, "difference from the CPU": from_cpu,
+        "times": times(seconds, "s"), "peak memory of the largest group": peak_memory(check),
+    }  # fmt: skip
 
 
 PARTS: dict[str, Callable[[Check], dict[str, Any]]] = {
@@ -379,10 +402,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu, ...")
     add("--quick", action="store_true", help="a short form")
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"some of: {', '.join(PARTS)}")
-    add("--out", type=Path, default=HERE / "records" / "device_check.json", help="the file to write")
+    add("--out", type=Path, help=f"the file to write (default: {RECORD} for the whole check on a GPU, else {OTHER})")
     add("--commit", help="of the code, where git cannot tell")
     options = parser.parse_args(arguments)
     device = torch.empty(0, device=options.device).device
+    whole = device.type == "cuda" and not options.quick and options.only == list(PARTS)
+    out = options.out or (RECORD if whole else OTHER)
     started = time.perf_counter()
     record: dict[str, Any] = {"device": describe(device), "seed": SEED, "quick": options.quick, "made": made_now()}
     if options.commit:
@@ -395,9 +420,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"    {failure}", flush=True)
         record["passed"] = all(part["passed"] for part in record["parts"].values())
         record["seconds"] = time.perf_counter() - started
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(record, indent=1) + "\n")  # after every part: a cut keeps what was measured
-    print(f"wrote {options.out}: {'passed' if record['passed'] else 'FAILED'}, {record['seconds']:.0f} s on {device}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=1) + "\n")  # after every part: a cut keeps what was measured
+    print(f"wrote {out}: {'passed' if record['passed'] else 'FAILED'}, {record['seconds']:.0f} s on {device}")
     return 0 if record["passed"] else 1
 
 

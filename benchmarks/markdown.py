@@ -1,6 +1,7 @@
-"""Tables in Markdown."""
+"""Tables and paragraphs in Markdown."""
 
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 
 SD = "+-"
@@ -20,3 +21,8 @@ def spread(values: Iterable[float | None], digits: int) -> list[str]:
     if not known:
         return ["n/a", ""]
     return [f"{statistics.mean(known):.{digits}f}", f"{statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""]
+
+
+def wrapped(text: str) -> str:
+    """A paragraph with lines of at most 120 characters."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)

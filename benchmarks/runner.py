@@ -62,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     for study in chosen:
         print(f"== {study.name}: {study.title}", flush=True)
+        begun = time.perf_counter()
         run_missing(study, plan, words, options.jobs)
+        print(f"== {study.name}: {time.perf_counter() - begun:.0f} s", flush=True)
     if options.quick or not (options.only or options.out != HERE):
         figures.draw(plan)
         tables.write(plan)

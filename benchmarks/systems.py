@@ -144,6 +144,15 @@ def fgp_vae(recipe: Recipe, groups: int) -> FGPVAE:
     return FGPVAE(encoder(), decoder(), prior, likelihood(recipe), recipe.member_dropout)
 
 
+def inducing_fgp_vae(recipe: Recipe, groups: int) -> FGPVAE:
+    """The FGP-VAE with inducing points inside the groups: evenly spaced angles at the start, learned."""
+    kernel = periodic(recipe, [recipe.num_local] if recipe.learn_lengthscale else [])
+    points = recipe.period * torch.arange(recipe.num_inducing) / recipe.num_inducing
+    local = LocalChannels(recipe.num_local, kernel, inference="inducing", inducing_points=points)
+    prior = FactorizedGPPrior([local, GlobalChannels(CHANNELS - recipe.num_local)])
+    return FGPVAE(encoder(), decoder(), prior, likelihood(recipe), recipe.member_dropout)
+
+
 def fgp_vae_of_any_context(recipe: Recipe, groups: int) -> FGPVAE:
     """Each channel learns its mean over the angle and its variance."""
     assert recipe.period == 2 * math.pi
@@ -204,6 +213,7 @@ BUILD: dict[str, Callable[[Recipe, int], FGPVAE]] = {
     "SVGP-VAE, representation network": svgp_vae_of_images,
     "FGP-VAE": fgp_vae,
     "FGP-VAE, any context": fgp_vae_of_any_context,
+    "FGP-VAE, inducing points": inducing_fgp_vae,
     "FGP-VAE, coregionalized": coregionalized_fgp_vae,
     "FGP-VAE, coregionalized, any context": coregionalized_fgp_vae,
     "FGP-VAE, correlated by PCA": pca_correlated_fgp_vae,

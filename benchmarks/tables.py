@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/results.md, and the pages of docs/experiments, from the records.
+"""Write the generated parts of README.md and docs, and the pages of docs/experiments, from the records.
 
 python -m benchmarks.tables [--check]
 """
@@ -8,28 +8,32 @@ import functools
 import math
 import statistics
 import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks import device_pages
 from benchmarks.evaluation import SIZES
 from benchmarks.league import page as league
-from benchmarks.markdown import SD, spread, table
+from benchmarks.markdown import SD, spread, table, wrapped
 from benchmarks.records import HERE, Plan, Record, identity
 from benchmarks.studies import (
     STUDIES,
     ablations,
+    beyond_memory,
     coverage,
     epoch_time,
     large_groups,
+    long_groups,
     reference,
     rivals,
     scaling,
+    streaming,
     table1,
 )
+from benchmarks.studies.several_devices import device_record
 from benchmarks.systems import BUILD
 
 ROOT = HERE.parent
@@ -44,6 +48,7 @@ COMPLEXITY = {
     "GP-VAE": GP_VAE_COST, "GP-VAE, representation network": GP_VAE_COST,
     "SVGP-VAE": SVGP_COST, "SVGP-VAE, representation network": SVGP_COST,
     "FGP-VAE": "O(P Q^3)", "FGP-VAE, any context": "O(P Q^3)",
+    "FGP-VAE, inducing points": "O(P Q M^2 + M^3)",
     "FGP-VAE, coregionalized": "O(P L Q R^2)", "FGP-VAE, coregionalized, any context": "O(P L Q R^2)",
     "FGP-VAE, correlated by PCA": "O(P Q^3 + N m^2)", "FGP-VAE, correlated, learned": "O(P Q^3 + N m^2)",
     "FGP-VAE, correlated, representation network": "O(P Q^3 + N m^2)",
@@ -101,7 +106,7 @@ def systems_of(plan: Plan, protocol: str = "equal") -> list[tuple[str, str, list
     return found
 
 
-# README.md and docs/results.md
+# README.md, docs/results.md and docs/performance.md
 
 
 def results(plan: Plan) -> str:
@@ -144,18 +149,23 @@ def speed(plan: Plan) -> str:
     """Ratios of times that must keep below a bound, and the posterior beside its rivals."""
     rows = []
     for record in plan.read("step_time"):
-        rows += [[name, *numbers(r), bound(r.get("must"))] for name, r in record["ratios"].items()]
+        threads = record.key["threads"]
+        rows += [[name, str(threads), *numbers(r), bound(r.get("must"))] for name, r in record["ratios"].items()]
     for record in plan.read("epoch_time"):
         r = epoch_time.over(record, epoch_time.FGP_VAE, epoch_time.CVAE)
-        rows.append(["epoch of FGP-VAE (paper) over CVAE", *numbers(r), bound(epoch_time.MUST[epoch_time.FGP_VAE])])
+        rows.append(
+            ["epoch of FGP-VAE (paper) over CVAE", "2", *numbers(r), bound(epoch_time.MUST[epoch_time.FGP_VAE])]
+        )
     for record in plan.read("scaling", set="mnist"):
         low, high = record["step_ratio_quartiles"]
         r = {"median": record["step_ratio"], "low": low, "high": high}
-        rows.append(["image of complete MNIST over one of the smallest set", *numbers(r), bound(scaling.MUST_RATIO)])
+        rows.append(
+            ["image of complete MNIST over one of the smallest set", "2", *numbers(r), bound(scaling.MUST_RATIO)]
+        )
     for record in plan.read("posterior")[1:]:  # the page of the study has the smallest one too
         for name, times_longer in record["times_longer"].items():
-            rows.append([f"posterior, {record['rows']} rows: {name} over ours", f"{times_longer:.1f}", "", "", ""])
-    return table(["ratio of times", "median", "low quartile", "high quartile", "must be at most"], rows)
+            rows.append([f"posterior, {record['rows']} rows: {name} over ours", "2", f"{times_longer:.1f}", "", "", ""])
+    return table(["ratio of times", "threads", "median", "low quartile", "high quartile", "must be at most"], rows)
 
 
 def numbers(r: Mapping[str, float], digits: int = 3) -> list[str]:
@@ -270,6 +280,7 @@ SYSTEMS = {
     "SVGP-VAE, representation network": "The group vectors are a function of the images, unlike in its paper.",
     "FGP-VAE": "The paper's model: local and global channels.",
     "FGP-VAE, any context": "`member_dropout=(0, 1)`, learned means and variances of the prior, beta 1.",
+    "FGP-VAE, inducing points": "Local channels through 8 learned angles, shared by all digits (the conclusion).",
     "FGP-VAE, coregionalized": "Ours: 16 channels share 16 factors of their digit. Their loadings vary with the angle.",
     "FGP-VAE, coregionalized, any context": "The same with `member_dropout=(0, 1)` and beta 1, not tuned.",
     "FGP-VAE, correlated by PCA": "Global channels correlated between digits, with group vectors of a PCA.",
@@ -527,9 +538,21 @@ def epoch_times(plan: Plan) -> str:
 
 
 def step_times(plan: Plan) -> str:
-    tasks = [(name, t) for record in plan.read("step_time") for name, t in record["tasks"].items()]
-    rows = [[name, t["unit"], *numbers(t)] for name, t in tasks]
-    return table(["task", "unit", "median", "low quartile", "high quartile"], rows)
+    rows = [
+        [name, str(record.key["threads"]), t["unit"], *numbers(t)]
+        for record in plan.read("step_time")
+        if record.key["part"] != "pieces"
+        for name, t in record["tasks"].items()
+    ]
+    return table(["task", "threads", "unit", "median", "low quartile", "high quartile"], rows)
+
+
+def step_pieces(plan: Plan) -> str:
+    """Medians of the pieces of a step, ms, with a column for each number of threads."""
+    records = plan.read("step_time", part="pieces")
+    names = dict.fromkeys(name for record in records for name in record["tasks"])
+    rows = [[name, *(f"{record['tasks'][name]['median']:.2f}" for record in records)] for name in names]
+    return table(["ms", *(f"threads: {record.key['threads']}" for record in records)], rows)
 
 
 def step_ratios(plan: Plan) -> str:
@@ -537,8 +560,8 @@ def step_ratios(plan: Plan) -> str:
     for record in plan.read("step_time"):
         for name, r in record["ratios"].items():
             met = "" if "must" not in r else "met" if r["median"] <= r["must"] else "MISSED"
-            rows.append([name, *numbers(r), bound(r.get("must")), met])
-    return table(["ratio", "median", "low quartile", "high quartile", "must be at most", ""], rows)
+            rows.append([name, str(record.key["threads"]), *numbers(r), bound(r.get("must")), met])
+    return table(["ratio", "threads", "median", "low quartile", "high quartile", "must be at most", ""], rows)
 
 
 def posterior_times(plan: Plan) -> str:
@@ -568,6 +591,87 @@ def large_group_slopes(plan: Plan) -> str:
     return table(["way", "slope"], [[way, f"{slope:.2f}"] for way, slope in found if slope is not None])
 
 
+def epochs_on_disk(plan: Plan) -> str:
+    rows = []
+    for r in plan.read("beyond_memory"):
+        for e in r["epochs"]:
+            done = [f"{r['file_gb']:.1f}", f"{r['members']:,}", str(e["workers"]), f"{e['share']:.0%}"]
+            memory = [f"{e['resident_gb']:.2f}", f"{e['anonymous_gb']:.2f}"]
+            rows.append([*done, f"{e['members_a_second']:.0f}", *memory, bound(beyond_memory.MUST_GB)])
+    heads = ["file, GB", "members", "workers", "of an epoch", "members/s", "resident, GB", "with workers, GB"]
+    return table([*heads, "must be at most"], rows)
+
+
+def rates_on_disk(plan: Plan) -> str:
+    rows = []
+    for r in plan.read("beyond_memory"):
+        for way, t in r["members_a_second"].items():
+            over = r["rate_over_memory"].get(way)
+            rows.append([way, *numbers(t, 0), *([""] * 4 if over is None else [*numbers(over), bound(over["must"])])])
+    heads = ["way", "members/s", "low quartile", "high quartile", "over memory", "low quartile", "high quartile"]
+    return table([*heads, "must be at least"], rows)
+
+
+def long_group_scores(plan: Plan, kind: str) -> str:
+    """Means and standard deviations over the folds that all systems with a run have, in one kind of stretch."""
+    names, rows = {"mse": 3, "crps": 3, "nll": 3, "coverage_90": 3}, []
+    scored = [system for system in long_groups.SYSTEMS if system != long_groups.DENSE]
+    found = {system: {r.key["fold"]: r for r in plan.read("long_groups", system=system)} for system in scored}
+    folds = [set(runs) for runs in found.values() if runs]
+    common = sorted(set.intersection(*folds)) if folds else []
+    for system, runs in found.items():
+        if runs:
+            values = {name: [runs[fold][kind][name] for fold in common] for name in names}
+            rows.append([system, str(len(common)), *(c for n, d in names.items() for c in spread(values[n], d))])
+    missing = [system for system, runs in found.items() if not runs]
+    scores = table(["system", "folds", "MSE +-", "CRPS +-", "NLL +-", "coverage of 90 % +-"], rows)
+    return scores + (f"\n\nNo run yet: {', '.join(missing)}." if missing else "")
+
+
+def long_group_costs(plan: Plan) -> str:
+    names, rows = {"fit_seconds": 0, "predict_seconds": 1, "added_memory_gb": 2}, []
+    for system in long_groups.SYSTEMS:
+        runs = [r for r in plan.read("long_groups", system=system) if "fit_seconds" in r.result]
+        if runs:
+            rows.append([system, *(spread([r[name] for r in runs], digits)[0] for name, digits in names.items())])
+    return table(["system", "fit, s", "predict, s", "memory, GB"], rows)
+
+
+def long_groups_dense(plan: Plan) -> str:
+    lines = []
+    for record in plan.read("long_groups", system=long_groups.DENSE):
+        lines += [wrapped(f"> {record['refused']}").replace("\n", "\n> ")]
+    return "\n\n".join(lines) or TO_COME
+
+
+def streamed(plan: Plan) -> str:
+    rows = []
+    for r in plan.read("streaming"):
+        for way, t in r["tasks"].items() if r.key["task"] == "generate" else ():
+            longer = r["times_longer"].get(way)
+            must = [f"{1000 * streaming.MUST_MEMORY_GB:.0f}" if way == streaming.STREAM else ""]
+            many, timed = (f"{r.settings[n] * r.settings['members']:,}" for n in ("groups", "timed_groups"))
+            times = [*numbers(t), "" if longer is None else f"{longer['median']:.2f}"]
+            rows.append([way, f"{1000 * r['added_memory_gb'][way]:.0f}", *must, many, *times, timed])
+    heads = ["way", "memory, MB", "must be at most", "of images"]
+    heads += ["s", "low quartile", "high quartile", "over one batch", "for images"]
+    return table(heads, rows)
+
+
+def padded(plan: Plan) -> str:
+    rows = []
+    for r in plan.read("streaming"):
+        if r.key["task"] == "generate":
+            continue
+        memory = r["added_memory_gb"]
+        parts = {"time": r["time_ratio"]["median"]}
+        if "memory" in streaming.MUST[r.key["task"]]:
+            parts["memory"] = memory[streaming.TOGETHER] / max(memory[streaming.ALONE], 1e-3)
+        for name, value in parts.items():
+            rows.append([r.key["task"], name, f"{value:.2f}", f"{streaming.MUST[r.key['task']][name]}"])
+    return table(["groups", "of", "together over alone", "must be at most"], rows)
+
+
 def process_differences(plan: Plan) -> str:
     parts = "parameters", "history"
     rows = [[r.key["case"], *(f"{r[part]:.1e}" for part in parts)] for r in plan.read("processes")]
@@ -587,8 +691,8 @@ def cost(plan: Plan) -> str:
         minutes: dict[str, list[float]] = {}
         for run in runs:
             minutes.setdefault(run.key.get("system", study), []).append(minutes_of(run))
-        more = sum(statistics.mean(minutes.get(key.get("system", study), [0.0])) for key in missing)
         found = [m for of_system in minutes.values() for m in of_system]
+        more = sum(statistics.mean(minutes.get(key.get("system", study), found or [0.0])) for key in missing)
         everything, absent, later = everything + found, absent + len(missing), later + more
         if found:
             spent = [f"{statistics.median(found):.0f}", f"{min(found):.0f}", f"{max(found):.0f}"]
@@ -796,6 +900,7 @@ SECTIONS: dict[str, list[Section]] = {
     ],
     "step_time": [
         Section("Times", "", step_times),
+        Section("Pieces of a step", "Medians, of the paper's model.", step_pieces),
         Section("Ratios", "", step_ratios),
     ],
     "posterior": [
@@ -814,6 +919,49 @@ SECTIONS: dict[str, list[Section]] = {
             large_group_slopes,
         ),
     ],
+    "beyond_memory": [
+        Section(
+            "Memory",
+            "Resident memory is the largest of the process (`ru_maxrss`), with pages of files. The other figure is the "
+            "largest sum of anonymous and shared memory of the process and its workers.",
+            epochs_on_disk,
+        ),
+        Section(
+            "Rates",
+            "Epochs on a part of the file, in memory and on disk in turn. Medians and quartiles; ratios are taken "
+            "within a round.",
+            rates_on_disk,
+        ),
+    ],
+    "long_groups": [
+        *(
+            Section(heading, sentence, functools.partial(long_group_scores, kind=kind))
+            for kind, heading, sentence in (
+                ("gap", "Gaps", "All columns are lost. NLL in nats a value, of densities per standard deviation."),
+                ("lost columns", "Lost columns", "Three of the eight columns, drawn for each stretch, are lost."),
+            )
+        ),
+        Section(
+            "Cost",
+            "Seconds of processor time on one thread, means over folds. Memory is what the run adds to the process.",
+            long_group_costs,
+        ),
+        Section("Dense inference", "The error of the same model with dense inference, one airport.", long_groups_dense),
+    ],
+    "streaming": [
+        Section(
+            "Generating images",
+            "From 11 images of each group, at another angle. `one batch` pads the whole data set, and a network takes "
+            "all members at once. The result of 88,000 images holds 276 MB. `generate_batches` yields it part by part.",
+            streamed,
+        ),
+        Section(
+            "Padding",
+            "Loss and gradient with dense inference, of all groups in one batch over the group of 500 alone, or over "
+            "the sum of batches of one group (Zipf sizes 500, 250, 166, ... of 64 groups).",
+            padded,
+        ),
+    ],
     "tables": [
         Section("Overview", league.ABOUT, league.overview),
         *(Section(*league.heading(task), functools.partial(league.systems, task)) for task in league.TASKS),
@@ -827,6 +975,40 @@ SECTIONS: dict[str, list[Section]] = {
             "curve, knots of the mean and a logarithmic x was decided on these tables: they are no test of those "
             "choices. The [league](tables.md) is.",
             league.more,
+        ),
+    ],
+    "several_devices": [
+        Section(
+            "Constants",
+            "Times are lines through the steps of several batch sizes, in lower quartiles: other programs only add "
+            "time. Those of the GPU are of the bare steps of [its check](device_check.md); `fit` adds work of the "
+            "processor to them.",
+            device_pages.constants,
+        ),
+        Section(
+            "All-reduce of two processes",
+            "gloo, on one machine. The model is 2 messages plus the bytes over the bandwidth.",
+            device_pages.all_reduces,
+        ),
+        Section(
+            "Two processes beside the model",
+            "Each process has so many groups in a step. They share a processor with each other, which the model "
+            "leaves out.",
+            device_pages.two_processes,
+        ),
+        Section(
+            "Predicted efficiency, the same groups for each device",
+            "The time of a step alone over the time in n devices. Interconnects are assumptions: latency of a message "
+            "and bandwidth of a device. An all-reduce takes the faster of a ring, 2 (n - 1) (latency + bytes / n / "
+            "bandwidth), and a tree, 2 log2(n) (latency + bytes / bandwidth). An all-gather takes log2(n) rounds. In "
+            "the last column both take rings, as an all-gather may. No message is hidden behind computation.",
+            device_pages.efficiencies,
+        ),
+        Section(
+            "Predicted speed-up of one minibatch",
+            "How many times faster n devices take the steps of one device with the whole minibatch. Devices without a "
+            "group of their own gain nothing.",
+            device_pages.speed_ups,
         ),
     ],
     "processes": [
@@ -853,18 +1035,16 @@ def page(study: str, plan: Plan) -> str:
 def index(plan: Plan) -> str:
     """The page that lists the others."""
     lines = ["# Experiments", "One page for each study, with all its tables. [Results](../results.md) is the summary."]
-    lines.append("\n".join(f"- [{study.title}]({name}.md)" for name, study in STUDIES.items()))
+    pages = {name: study.title for name, study in STUDIES.items()}
+    if plan.folder == HERE:
+        pages["device_check"] = "Check of a GPU"
+    lines.append("\n".join(f"- [{title}]({name}.md)" for name, title in pages.items()))
     about_cost = (
         "Hours of training on one thread, two runs at a time on machines of two cores. "
-        '"In all" counts the missing runs of the plan at the mean of their system.'
+        '"In all" counts the missing runs of the plan at the mean of their system, or of all if it has no run.'
     )
     lines += ["## Cost", wrapped(about_cost), cost(plan)]
     return "\n\n".join(lines) + "\n"
-
-
-def wrapped(text: str) -> str:
-    """A paragraph with lines of at most 120 characters."""
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def documents(plan: Plan) -> dict[Path, str]:
@@ -873,8 +1053,10 @@ def documents(plan: Plan) -> dict[Path, str]:
     found = {docs / "experiments" / f"{name}.md": page(name, plan) for name in STUDIES}
     found[docs / "experiments" / "README.md"] = index(plan)
     if plan.folder == HERE:
+        found[docs / "experiments" / "device_check.md"] = device_pages.device_page(device_record())
         parts = {"results": results(plan), "overview": overview(plan), "patients": patients(plan), "speed": speed(plan)}
-        for path in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+        parts |= {"pieces": step_pieces(plan), "large groups": large_group_times(plan)}
+        for path in (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "performance.md"):
             text = path.read_text()
             for name, content in parts.items():
                 text = replaced(text, name, content)

@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 THREADS = 2  # of every study that measures times
 
@@ -61,3 +62,25 @@ def peak_memory_gb() -> float:
     """Return the largest resident memory of this process so far, GB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def added_memory_gb(task: Callable[[], object]) -> float:
+    """Return the largest resident memory during a task less that before it, GB.
+
+    Linux forgets the largest one so far. Elsewhere an earlier peak may hide that of the task.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+    before = _high_water_gb()
+    kept = task()
+    after = _high_water_gb()
+    del kept
+    return after - before
+
+
+def _high_water_gb() -> float:
+    if sys.platform != "linux":
+        return peak_memory_gb()
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1e6

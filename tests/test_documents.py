@@ -50,6 +50,19 @@ def test_first_program_for_tables_runs_on_a_table_of_visits(tmp_path, monkeypatc
     assert (tmp_path / "forecasts.png").stat().st_size > 10_000
 
 
+def test_program_for_several_devices_runs_in_one_process(tmp_path, monkeypatch) -> None:
+    program, changes = programs("docs/devices.md")[1], {'"gpu"': '"cpu"', "epochs=200": "epochs=1, progress=False"}
+    for before, after in changes.items():
+        assert program.count(before) == 1
+        program = program.replace(before, after)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(program, names)
+    assert len(names["result"].history) == 1
+    assert names["result"].trainer.num_training_batches == 360 // 120
+    assert (tmp_path / "digits.pt").exists()
+
+
 def test_tables_are_those_of_the_records() -> None:
     assert tables.main(["--check"]) == 0
 

@@ -14,6 +14,7 @@ from fgp_gpytorch.metrics import held_out_calibration, held_out_mse
 from pretend_device import pretended_device
 
 LATENT = ["prior, all blocks", "kernels on tables", "exact_gp", "data", "metrics", "plots"]
+LATENT += [f"prior, {name}" for name in ("state space", "low rank", "inducing points", "shared effects")]
 MODELS = ["FGPVAE, gaps", "LatentAngleFGPVAE", "GPVAE", "SVGPVAE, representation", "CorrelatedFGPVAE, representation"]
 
 

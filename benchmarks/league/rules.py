@@ -88,8 +88,13 @@ RULES: dict[str, Rule] = {
 
 
 def rule_belief(question: Question, system: str) -> Belief:
+    """Predict by a rule of the list."""
+    return belief_of(question, RULES[system])
+
+
+def belief_of(question: Question, rule: Rule) -> Belief:
     """Predict by a rule. Each column has one standard deviation: the root mean square of its training errors."""
-    table, rule = question.table, RULES[system]
+    table = question.table
     mean, sd = np.empty((2, len(question.target), len(table.y)))
     context, target = question.practice
     for number, name in enumerate(table.y):

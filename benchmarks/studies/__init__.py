@@ -2,9 +2,11 @@
 
 from benchmarks.studies import (
     ablations,
+    beyond_memory,
     coverage,
     epoch_time,
     large_groups,
+    long_groups,
     more_tables,
     patients,
     posterior,
@@ -15,7 +17,9 @@ from benchmarks.studies import (
     rivals,
     scaling,
     settings,
+    several_devices,
     step_time,
+    streaming,
     table1,
     tables,
     unknown_angles,
@@ -25,6 +29,7 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (
         presets, settings, rivals, table1, unknown_angles, ablations, scaling, prior_samples, patients, reference,
-        coverage, epoch_time, step_time, posterior, large_groups, processes, tables, more_tables,
+        coverage, epoch_time, step_time, posterior, large_groups, long_groups, beyond_memory, streaming, processes,
+        several_devices, tables, more_tables,
     )
 }  # fmt: skip

@@ -54,12 +54,13 @@ def run(key: Key, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
-def task(way: str, members: int, seed: int) -> Callable[[], list[Tensor]]:
-    """A function that computes posterior and gradient."""
+def task(way: str, members: int, seed: int, device: str | torch.device = "cpu") -> Callable[[], list[Tensor]]:
+    """A function that computes posterior and gradient: the KL, and gradients of a loss. Inputs are made on the CPU."""
     g = torch.Generator().manual_seed(seed)
-    x = SPAN * torch.rand(1, members, 1, generator=g, dtype=torch.float64)
-    mean = torch.randn(1, members, CHANNELS, generator=g, dtype=torch.float64).requires_grad_()
-    variance = (0.1 + torch.rand(1, members, CHANNELS, generator=g, dtype=torch.float64)).requires_grad_()
+    x = SPAN * torch.rand(1, members, 1, generator=g, dtype=torch.float64).to(device)
+    mean = torch.randn(1, members, CHANNELS, generator=g, dtype=torch.float64).to(device).requires_grad_()
+    variance = 0.1 + torch.rand(1, members, CHANNELS, generator=g, dtype=torch.float64)
+    variance = variance.to(device).requires_grad_()
     if way == "GPyTorch's ExactGP":
         return exact_gp(x[0], mean[0].detach().mT, variance[0].detach().mT)
     own = torch.Size([CHANNELS])
@@ -75,6 +76,7 @@ def task(way: str, members: int, seed: int) -> Callable[[], list[Tensor]]:
     points = torch.linspace(0, SPAN, POINTS) if way == "inducing points" else None
     inference = {"inducing points": "inducing", "state space": "state_space", "low rank": "low_rank"}.get(way, way)
     prior = FactorizedGPPrior([LocalChannels(CHANNELS, kernel, inference=inference, inducing_points=points)])  # pyright: ignore
+    prior.to(device)
 
     def posterior_and_gradient() -> list[Tensor]:
         posterior = prior.posterior(x, mean, variance)

@@ -33,11 +33,13 @@ PUBLISHED = {name: Recipe() for name in ("VAE", "CVAE", "GP-VAE", "SVGP-VAE")} |
 FGP_VAE_BEST = Recipe(
     learning_rate=1e-2, cosine=True, beta=0.4, member_dropout=2 / 11, num_local=12, learn_lengthscale=True
 )
-# The FGP-VAE has the settings of `settings.py`. "Any context" trains for contexts of few images too.
+# The FGP-VAE has the settings of `settings.py`. "Any context" trains for contexts of few images too. The number of
+# inducing points was set before the first run.
 OWN = {
     "FGP-VAE": FGP_VAE_BEST,
     "CVAE of the context, any context": Recipe(learning_rate=2e-2, cosine=True, member_dropout=(0.0, 1.0)),
     "FGP-VAE, any context": dataclasses.replace(FGP_VAE_BEST, beta=1.0, member_dropout=(0.0, 1.0)),
+    "FGP-VAE, inducing points": dataclasses.replace(FGP_VAE_BEST, num_inducing=8),
     # r is fixed, as in the trials of the row without "any context"
     "FGP-VAE, coregionalized, any context": dataclasses.replace(
         FGP_VAE_BEST, beta=1.0, member_dropout=(0.0, 1.0), num_factors=16, learn_lengthscale=False

@@ -10,6 +10,7 @@ Code behind the door trusts its arguments. Import the module, so that a call rea
 """
 
 import datetime
+import importlib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -220,6 +221,18 @@ def as_reals(value: Any, name: str, like: Tensor | None = None, hint: str = "") 
         value = value if value.is_floating_point() or value.is_complex() else value.double()
         value = value if like is None else value.to(like.device)
     return floating(value, name, hint)
+
+
+def package(name: str) -> Any:
+    """Import a package that the library can do without.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"expected the package {name}, got no such package. Try pip install {name}.") from error
 
 
 def as_sample_shape(value: Any) -> torch.Size:

@@ -22,7 +22,10 @@ def test_short_form_on_the_cpu_passes_and_writes_one_record(tmp_path, monkeypatc
     assert {"commit", "versions", "threads"} <= record["made"].keys()
     step = record["parts"]["step time"]["20 groups, 220 images"]
     assert step["FGP-VAE over VAE"]["median"] > 0
-    assert record["parts"]["state space"]["100,000 members"] == "not available"
+    space = record["parts"]["state space"]
+    assert 0 < space["difference from dense inference, 300 members"] < 1e-6
+    assert space["difference from the CPU"] == 0
+    assert space["times"]["2,000 members"]["median"] > 0
 
 
 def test_a_part_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch) -> None:
@@ -35,6 +38,7 @@ def test_a_part_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatc
         return {"mean": torch.tensor([next(values), 2.0])}
 
     monkeypatch.setattr(device_cases, "OPERATIONS", {"broken": broken, "drifting": drifting})
+    monkeypatch.setitem(device_check.PARTS, "state space", lambda check: {"fine": 1})
     out = tmp_path / "check.json"
     assert device_check.main(["--device", "cpu", "--out", str(out), "--only", "operations", "state space"]) == 1
     record = json.loads(out.read_text())

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck
 
 import oracles
-from fgp_gpytorch.gaussian import dense_factor, dense_marginals, rank_one_factor
+from fgp_gpytorch.gaussian import dense_factor, dense_marginals, rank_one_factor, rank_one_marginals
 
 F64 = torch.float64
 
@@ -61,6 +61,36 @@ def test_gradients_pass_gradcheck(missing):
         return factor.mean(), factor.variance(), factor.log_evidence(), factor.kl()
 
     assert gradcheck(function, [t.requires_grad_() for t in (prior_variance, precision, residual)])
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_marginals_for_training_have_the_values_and_gradients_of_the_factor(missing):
+    prior_variance, precision, residual = _problem()
+    precision[0, 0] = 1e12
+    if missing:
+        precision[0, 1] = residual[0, 1] = 0.0
+        precision[1], residual[1] = 0.0, 0.0
+    inputs = [t.requires_grad_() for t in (prior_variance, precision, residual)]
+    factor = rank_one_factor(*inputs)
+    wanted, got = (factor.mean(), factor.variance(), factor.kl()), rank_one_marginals(*inputs)
+    for index, (value, expected) in enumerate(zip(got, wanted, strict=True)):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-15)
+        weights = torch.tensor([0.5, -1.0, 2.0], dtype=F64)
+        gradients = [
+            torch.autograd.grad((v * weights).sum(), inputs, retain_graph=True, materialize_grads=True)
+            for v in (value, expected)
+        ]
+        for own, plain in zip(*gradients, strict=True):
+            torch.testing.assert_close(own, plain, rtol=1e-9, atol=1e-12, msg=f"result {index}")
+
+
+def test_marginals_of_one_prior_variance_for_all_channels_have_its_summed_gradient():
+    _, precision, residual = _problem(batch=(2, 3))
+    shared = torch.tensor([0.7], dtype=F64, requires_grad=True)
+    each = torch.full((2, 3), 0.7, dtype=F64, requires_grad=True)
+    losses = [sum(part.sum() for part in rank_one_marginals(s, precision, residual)) for s in (shared, each)]
+    (summed,), (apart,) = (torch.autograd.grad(loss, s) for loss, s in zip(losses, (shared, each), strict=True))
+    torch.testing.assert_close(summed, apart.sum().reshape(1))
 
 
 def test_group_without_observations_is_its_prior():

@@ -7,7 +7,13 @@ from torch.autograd import gradgradcheck
 
 from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, LocalChannels
 from fgp_gpytorch.errors import ArgumentError, DataError
-from fgp_gpytorch.gaussian import dense_marginals, low_rank_factor, rank_one_factor, symmetric_square_root
+from fgp_gpytorch.gaussian import (
+    dense_marginals,
+    low_rank_factor,
+    rank_one_factor,
+    rank_one_marginals,
+    symmetric_square_root,
+)
 from fgp_gpytorch.nets.elu import elu
 
 F64 = torch.float64
@@ -68,6 +74,7 @@ def test_low_rank_and_rank_one_pass_gradgradcheck():
     assert gradgradcheck(low_rank, [root, precision, residual], atol=1e-5)
     variance = torch.tensor([0.7, 1.2], dtype=F64, requires_grad=True)
     assert gradgradcheck(rank_one, [variance, precision, residual], atol=1e-5)
+    assert gradgradcheck(lambda *a: tuple(rank_one_marginals(*a)), [variance, precision, residual], atol=1e-5)
 
 
 @pytest.mark.parametrize("covariance", [[[2.0, 0.5], [0.5, 1.0]], [[2.0, 0.0], [0.0, 2.0]]], ids=["simple", "repeated"])

@@ -10,11 +10,17 @@ from factories import make_data
 from fgp_gpytorch import HeldOut
 from fgp_gpytorch.data import GroupedDataset
 from fgp_gpytorch.metrics import (
+    _evaluation,
+    centroid_accuracy,
     disentanglement,
     held_out_calibration,
     held_out_mse,
     latent_means,
     mse_by_context_size,
+    nearest_group,
+    nearest_group_mse,
+    nearest_path_accuracy,
+    probes,
     swap_errors,
 )
 
@@ -116,3 +122,51 @@ def test_latent_means_do_not_depend_on_the_batch_size():
     for alone in (False, True):
         whole = latent_means(model, data, alone).mean
         torch.testing.assert_close(latent_means(model, data, alone, batch_size=2).mean, whole)
+
+
+def test_contexts_of_a_size_are_those_of_selected_members():
+    model, context = make_linear_model(), make_data(SIZES, dtype=torch.float64)
+    held_out = HeldOut.of(context, make_data(SIZES, seed=4, dtype=torch.float64))
+    place, found = context.random_places(torch.Generator().manual_seed(3)), {}
+    for size in (1, int(context.group_sizes.min())):
+        part = dataclasses.replace(held_out, context=context.select(place < size))
+        found[size] = pytest.approx(held_out_mse(model, part), rel=1e-9)
+    for batch_size in (1, 3, None):
+        assert mse_by_context_size(model, held_out, tuple(found), 3, 1, batch_size) == found
+
+
+@pytest.mark.parametrize("values", [1, 40, 100])
+def test_large_groups_come_few_at_a_time_and_change_no_metric(values, monkeypatch):
+    model, held_out, data = make_linear_model(), make_ragged(), make_circle_data()
+    circle = make_circle_model()
+
+    def figures():
+        curve = mse_by_context_size(model, held_out, (1,))
+        probed = disentanglement(circle, data, period=None)
+        return [held_out_mse(model, held_out), *swap_errors(model, held_out), *curve.values(), *probed]
+
+    expected, calls = figures(), []
+    monkeypatch.setattr(_evaluation, "_VALUES", values)
+    infer = type(model).infer
+    monkeypatch.setattr(type(model), "infer", lambda self, batch: calls.append(batch.y.numel()) or infer(self, batch))
+    for one, other in zip(figures(), expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-8)
+    largest = max(held_out.context.group_sizes.max(), data.group_sizes.max()) * 3
+    assert max(calls) <= max(values, largest)
+
+
+def test_accuracies_do_not_depend_on_the_rows_at_a_time(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    features, group = torch.randn(40, 3, generator=g), torch.arange(40) % 5
+    paths, at = torch.randn(5, 4, 3, generator=g), torch.randint(4, (40,), generator=g)
+    known = torch.randn(9, 4, 3, generator=g)
+    figures = [
+        lambda: centroid_accuracy(features, group, features + 0.1, group),
+        lambda: nearest_path_accuracy(paths, features, at, group),
+        lambda: nearest_group_mse(paths, known).tolist(),
+    ]
+    expected = [figure() for figure in figures]
+    monkeypatch.setattr(probes, "_DISTANCES", 15)
+    monkeypatch.setattr(nearest_group, "_VALUES", 24)
+    assert [figure() for figure in figures] == expected
+    assert 0 < expected[0] < 1

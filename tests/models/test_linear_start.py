@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 
 from fgp_gpytorch import FGPVAE, FactorizedGPPrior, GroupedDataset, LocalChannels
+from fgp_gpytorch.data import LazyDataset
 from fgp_gpytorch.errors import ArgumentError
 from fgp_gpytorch.likelihoods import ColumnLikelihood, GaussianElements
 from fgp_gpytorch.means import PiecewiseLinearMean
@@ -162,3 +163,18 @@ def test_an_element_that_is_constant_in_the_thinned_members_has_its_variance_as_
         start(data)
         assert model.likelihood.constant_variance()[2] > 0.5 * y[:, 2].var()
         assert model.likelihood.constant_variance()[0] < y[:, 0].var()
+
+
+def test_a_data_set_on_disk_starts_as_in_memory(monkeypatch):
+    data = make_data(5, sizes=(40, 3, 25, 8))
+    lazy = LazyDataset.from_array(data.flat().y.numpy(), data.flat().x, data.flat().group)
+    monkeypatch.setattr(linear_start, "_VALUES", 300)  # two groups at a time
+    batch = data[[1, 3]]
+    whole = linear_start.smallest_errors(data, batch)
+    torch.testing.assert_close(linear_start.smallest_errors(lazy, batch), whole, rtol=1e-12, atol=0)
+    y = data.flat().y
+    torch.testing.assert_close(linear_start._whole_variance(lazy, batch), y.var(0, correction=0), rtol=1e-12, atol=0)
+    models = [make_linear(5, 2), make_linear(5, 2)]
+    models[1].load_state_dict(models[0].state_dict())
+    first, second = (model.initialize(part, 3) for model, part in zip(models, (data, lazy), strict=True))
+    assert first == pytest.approx(second, rel=1e-9)

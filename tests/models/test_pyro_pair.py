@@ -7,14 +7,24 @@ import pickle
 import subprocess
 import sys
 
+import gpytorch
 import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
 from factories import SIZES, make_data, make_model, same_state, state_of
-from fgp_gpytorch import ELBO, BernoulliLikelihood, GaussianLikelihood, GroupedDataset
+from fgp_gpytorch import (
+    ELBO,
+    FGPVAE,
+    BernoulliLikelihood,
+    FactorizedGPPrior,
+    GaussianLikelihood,
+    GroupedDataset,
+    LocalChannels,
+)
 from fgp_gpytorch.errors import ArgumentError
+from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 
 GROUPS = [4, 0, 5, 2]  # of 6, 3, 1 and 2 members
 
@@ -93,6 +103,39 @@ def test_kl_of_the_whitened_sites_is_the_posteriors():
     ]
     for mine, theirs in zip(model.infer(batch).kl_blocks, divergences, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+
+
+def make_model_of(inference):
+    """One local block of two channels, whose inference is not the dense one."""
+    kernels = {"low_rank": gpytorch.kernels.PolynomialKernel(2), "state_space": gpytorch.kernels.MaternKernel(nu=1.5)}
+    kernel = kernels.get(inference, gpytorch.kernels.RBFKernel())
+    points = torch.linspace(-1, 1, 3) if inference == "inducing" else None
+    prior = FactorizedGPPrior([LocalChannels(2, kernel, inference=inference, inducing_points=points)])
+    torch.manual_seed(0)
+    return FGPVAE(MLPEncoder((3,), 2, (8,)), MLPDecoder(2, (3,), (8,)), prior, GaussianLikelihood("fixed", 0.5))
+
+
+@pytest.mark.parametrize("inference", ["state_space", "low_rank", "inducing"])
+def test_pair_of_every_inference_has_the_priors_covariance_and_the_posteriors_kl(inference):
+    model, batch = make_model_of(inference), make_data()[GROUPS]
+    x = batch.x.double()
+    root = model.prior.blocks[0].covariance_root(x)
+    covariance = model.prior.blocks[0].covariance(x, x)
+    torch.testing.assert_close(root @ root.mT, covariance, rtol=1e-6, atol=1e-6)  # the root of a rest has jitter
+    guide = pyro.poutine.trace(model.guide).get_trace(batch)
+    trace = pyro.poutine.trace(pyro.poutine.replay(model.model, guide)).get_trace(batch)
+    divergence = torch.distributions.kl_divergence(guide.nodes["u_0"]["fn"], trace.nodes["u_0"]["fn"])
+    torch.testing.assert_close(divergence, model.infer(batch).kl, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("inference", ["low_rank", "inducing"])
+def test_pyros_elbo_agrees_with_ours_without_dense_inference(inference):
+    model, batch = make_model_of(inference), make_data()[GROUPS]
+    theirs = TraceMeanField_ELBO(num_particles=50, vectorize_particles=True, max_plate_nesting=1)
+    assert_agree(
+        repeated(lambda: theirs.loss(model.model, model.guide, batch), 40),
+        repeated(lambda: ELBO(num_particles=50).loss(model.model, model.guide, batch), 40),
+    )
 
 
 def test_trace_has_the_documented_sites_shapes_and_scale():

@@ -274,7 +274,7 @@ def test_wrong_points_are_refused():
         inducing(torch.zeros(2))
     with pytest.raises(ShapeError, match=r"inducing_points: expected .*One column for each feature of x"):
         inducing(torch.rand(3, 2)).posterior(*observations())
-    with pytest.raises(DataError, match=r"inducing_points: expected a positive definite covariance.*Try fewer points"):
+    with pytest.raises(DataError, match=r"inducing_points: expected a positive definite matrix.*Try fewer points"):
         inducing(torch.rand(3), NotPositive()).posterior(*observations())
 
 

@@ -123,10 +123,10 @@ def test_whitened_variables_and_covariances_are_those_of_one_padding():
 def test_groups_of_similar_sizes_and_small_ones_keep_one_padding():
     x, mean, variance, mask = batch()
     precision = mask.unsqueeze(-2).double().expand(-1, 2, -1)
-    assert len(parts_of(x, precision, True)) == 3
-    assert parts_of(x[:, :20], precision[..., :20], True) == []
-    assert parts_of(x, torch.ones_like(precision), True) == []
-    assert parts_of(x[5:6], precision[5:6], True) == []
+    assert len(parts_of(x, precision, lambda: True)) == 3
+    assert parts_of(x[:, :20], precision[..., :20], lambda: True) == []
+    assert parts_of(x, torch.ones_like(precision), lambda: True) == []
+    assert parts_of(x[5:6], precision[5:6], lambda: True) == []
     prior = FactorizedGPPrior([LocalChannels(2, RBFKernel())])
     assert isinstance(prior.posterior(x[5:6], mean[5:6], variance[5:6]).blocks[0], DenseBlockPosterior)
 
@@ -136,7 +136,7 @@ def test_one_long_group_among_many_short_ones_stands_alone():
     x = torch.zeros(20, 500, 1, dtype=F64)
     precision = (torch.arange(500) < sizes.unsqueeze(-1)).double().unsqueeze(-2)
     for dense in (False, True):
-        parts = parts_of(x, precision, dense)
+        parts = parts_of(x, precision, lambda dense=dense: dense)
         assert [(len(part.groups), part.width) for part in parts] == [(19, 2), (1, 500)]
 
 
@@ -144,7 +144,7 @@ def test_members_without_an_observation_at_an_x_of_their_own_are_no_padding():
     x, mean, variance, mask = batch()
     x[2, -1] += 0.5
     precision = mask.unsqueeze(-2).double().expand(-1, 2, -1)
-    assert parts_of(x, precision, True) == []
+    assert parts_of(x, precision, lambda: True) == []
     posterior = FactorizedGPPrior([LocalChannels(2, RBFKernel())]).condition(x, mean, variance, mask)
     alone = FactorizedGPPrior([LocalChannels(2, RBFKernel())]).condition(x[2:3], mean[2:3], variance[2:3], mask[2:3])
     torch.testing.assert_close(posterior.mean[2:3], alone.mean)

@@ -3,7 +3,7 @@
 import copy
 import difflib
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -22,6 +22,7 @@ from fgp_gpytorch.data._inputs import (
     expand_mask,
     hide_unknown,
 )
+from fgp_gpytorch.data._parts import group_parts
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.data.levels import Level, encode_levels
 from fgp_gpytorch.errors import ArgumentError, DataError, GroupError, ShapeError
@@ -304,6 +305,27 @@ class GroupedDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[GroupedBatch]:
         """Return `data[indices]` alone in a list, for PyTorch's collation."""
         return [self[indices]]
+
+    def batches(
+        self, batch_size: int | None = None, device: torch.device | str | None = None, progress: bool = False
+    ) -> Iterator[GroupedBatch]:
+        """Yield all groups in their order, some at a time: memory is bounded whatever the number of groups.
+
+            for batch in data.batches():
+                posterior = model.infer(batch)
+
+        Args:
+            batch_size: The most groups at a time. None takes as many as have about a million elements of y together,
+                and at most 8192 members, padding included. A larger number never exceeds this, save for one group that
+                does by itself.
+            device: Of the batches; None leaves them where the data set is.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            ArgumentError: If `batch_size` is below 1, `progress` no boolean, or there is no such device.
+        """
+        parts = group_parts(self.group_sizes, self.y_shape.numel(), batch_size, progress)
+        return (self[part] if device is None else self[part].to(device) for part in parts)
 
     def positions(self, index: Any) -> Tensor:  # shape: (G,)
         """Return the positions of an index, 0 to G - 1.

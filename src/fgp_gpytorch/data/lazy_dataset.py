@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data._inputs import expand_mask
+from fgp_gpytorch.data.array_rows import ArrayRows
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
 from fgp_gpytorch.data.grouped_dataset import FlatRows, GroupedDataset
 from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
@@ -56,6 +57,45 @@ class LazyDataset(GroupedDataset):
         first = self._made(stored[[0]])
         self._y_shape, self._y_dtype = first.shape[2:], first.dtype
 
+    @classmethod
+    def from_array(
+        cls,
+        array: Any,  # shape: (N, *shape)
+        x: Any,  # shape: (N, D) or (N,)
+        group: Any,  # shape: (N,)
+        *,
+        name: str | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> "LazyDataset":
+        """Make a data set of the rows of an array on disk, which are read when a batch is asked for.
+
+        Features and labels are in memory: 24 bytes a member and feature. Rows may be in any order. Those of a group are
+        read at once if they follow each other in the array. Observations are complete: there is no `y_mask`.
+
+            LazyDataset.from_array("images.npy", angles, digit)
+            LazyDataset.from_array("scans.h5", age, patient, name="scans", transform=grey_levels)
+
+        Args:
+            array: A path of a NumPy file (`.npy`), an HDF5 file or a zarr folder, an `np.memmap`, `h5py.Dataset` or
+                `zarr.Array`, or another array with slices of rows. See `ArrayRows`.
+            x: Auxiliary features, as in `GroupedDataset`, a row for each row of the array.
+            group: A label for each row of the array, as in `GroupedDataset`.
+            name: Of the array in an HDF5 file or a zarr group; None if there is one.
+            transform: A function of some rows (n, *shape), a tensor, to observations (n, *y_shape), floating. Integers
+                need one: `rows.float() / 255`.
+
+        Raises:
+            ArgumentError: If `array` is no array, `name` that of none, or `transform` no function.
+            ShapeError: If the lengths of array, x and group differ.
+            DataError: If the array is empty, not numeric or cannot be read, its observations are not floating, or a
+                feature is not finite.
+            GroupError: If a label is missing or a float that is no exact integer.
+            MissingFileError: If there is no such file.
+            ImportError: If the package that reads the file is not installed.
+        """
+        rows = ArrayRows(array, name, transform)
+        return cls(GroupedDataset(torch.arange(len(rows), dtype=torch.float64), x, group), rows)
+
     @property
     def y_shape(self) -> torch.Size:
         """The shape of one observation."""
@@ -84,6 +124,14 @@ class LazyDataset(GroupedDataset):
                 f"first group, got {tuple(y.shape[2:])} and {y.dtype}. Try padding, or groups of one shape each."
             )
         return replace(batch, y=y if full else y.masked_fill(~expand_mask(batch.mask, y), 0))
+
+    def sample(self) -> Tensor | None:
+        """Return some rows of the array on disk that tell it from others; None if observations come from elsewhere.
+
+        Raises:
+            DataError, MissingFileError: If the file cannot be read.
+        """
+        return self._make.sample() if isinstance(self._make, ArrayRows) else None
 
     def flat(self) -> FlatRows:
         """Raise, because the observations need not fit in memory.

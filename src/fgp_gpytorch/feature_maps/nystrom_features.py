@@ -3,17 +3,14 @@
 from typing import Any
 
 import gpytorch
-import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError, ShapeError
-from fgp_gpytorch.gaussian import check_finite, check_residual_variance
+from fgp_gpytorch.gaussian import check_residual_variance, features_at_points
 from fgp_gpytorch.kernels import kernel_matrix
 from fgp_gpytorch.saving import Configurable
-
-_JITTER = 1e-8  # of the points' mean variance
 
 
 class NystromFeatures(Configurable, gpytorch.Module):
@@ -85,16 +82,7 @@ class NystromFeatures(Configurable, gpytorch.Module):
         among = kernel_matrix(self.kernel, points).double()
         # the points come first: GPyTorch centres on its first argument, and rows must not depend on each other
         cross = kernel_matrix(self.kernel, points.expand(*x.shape[:-2], *points.shape), x).double()
-        noise = _JITTER * among.diagonal().mean()
-        identity = torch.eye(len(among), dtype=among.dtype, device=among.device)
-        cholesky, failed = torch.linalg.cholesky_ex(among + noise * identity)
-        if bool(failed):
-            check_finite(among)
-            raise DataError(
-                f"kernel: expected a positive definite matrix at the {len(points)} points, got a singular one. Try "
-                "fewer points, further apart, or another kernel."
-            )
-        return among, cross, torch.linalg.solve_triangular(cholesky, cross, upper=False).mT
+        return among, cross, features_at_points(among, cross, "kernel")
 
     def missing_variance(self, x: Tensor) -> Tensor:
         """k(x, x) - Phi(x) Phi(x)' at x (*b, N, D), which the features leave out: (*b, N), at least 0.

@@ -16,7 +16,13 @@ All functions take and return any leading batch dimensions.
 """
 
 from fgp_gpytorch.gaussian.dense import DenseFactor, DenseMarginals, dense_factor, dense_marginals
-from fgp_gpytorch.gaussian.low_rank import LowRankFactor, MeanFieldFactor, low_rank_factor, mean_field_factor
+from fgp_gpytorch.gaussian.low_rank import (
+    LowRankFactor,
+    MeanFieldFactor,
+    features_at_points,
+    low_rank_factor,
+    mean_field_factor,
+)
 from fgp_gpytorch.gaussian.precision import (
     check_finite,
     check_residual_variance,
@@ -25,7 +31,7 @@ from fgp_gpytorch.gaussian.precision import (
     root_precision,
     rounding_tolerance,
 )
-from fgp_gpytorch.gaussian.rank_one import RankOneFactor, rank_one_factor
+from fgp_gpytorch.gaussian.rank_one import RankOneFactor, RankOneMarginals, rank_one_factor, rank_one_marginals
 from fgp_gpytorch.gaussian.repeated_members import PooledMembers, pool_repeated, precise_limit
 from fgp_gpytorch.gaussian.repeated_rows import RepeatedRows, row_products
 from fgp_gpytorch.gaussian.square_root import symmetric_square_root
@@ -48,12 +54,14 @@ __all__ = [
     "MeanFieldFactor",
     "PooledMembers",
     "RankOneFactor",
+    "RankOneMarginals",
     "RepeatedRows",
     "StateSpaceMarginals",
     "check_finite",
     "check_residual_variance",
     "dense_factor",
     "dense_marginals",
+    "features_at_points",
     "low_rank_factor",
     "markov_chain",
     "masked_precision",
@@ -61,6 +69,7 @@ __all__ = [
     "pool_repeated",
     "precise_limit",
     "rank_one_factor",
+    "rank_one_marginals",
     "require_covariance",
     "root_precision",
     "rounding_tolerance",

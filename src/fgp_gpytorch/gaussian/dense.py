@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch._modes import transforms_active
+from fgp_gpytorch.gaussian._gradients import gradients_with_graph
 from fgp_gpytorch.gaussian.precision import (
     check_residual_variance,
     factorize,
@@ -53,7 +54,8 @@ class _DenseMarginals(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, K: Tensor, D: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+    def forward(ctx: Any, K: Tensor, D: Tensor, r: Tensor, symmetric: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+        given, K = K, K.contiguous()  # matmul would copy an expanded K each time
         R = D.sqrt()
         B = (K * R.unsqueeze(-1)).mul_(R.unsqueeze(-2))
         B.diagonal(dim1=-2, dim2=-1).add_(1)
@@ -70,8 +72,7 @@ class _DenseMarginals(torch.autograd.Function):
         v = S.diagonal(dim1=-2, dim2=-1)
         # one transfer for all checks; written so that NaN fails
         tolerance = rounding_tolerance(v.dtype)
-        skew = (_matvec(K.mT, w) - m).abs() <= tolerance * k.amax(-1, keepdim=True) * w.abs().sum(-1, keepdim=True)
-        sound = ((v + tolerance * k.abs() >= 0) & skew).all() & (info == 0).all()
+        sound = (v + tolerance * k.abs() >= 0).all() & symmetric & (info == 0).all()
         sound, very_precise = torch.stack([sound, (Dk > precise_limit(v.dtype)).any()]).tolist()
         if not sound:
             require_covariance(K)
@@ -84,7 +85,7 @@ class _DenseMarginals(torch.autograd.Function):
         KL = 0.5 * (bracket + (w * m).sum(-1))
         # r - m = D^-1 w: the difference would cancel at a precise member
         r_minus_m = torch.where(precise, w / D, r - m)
-        ctx.save_for_backward(K, D, r, r_minus_m, w, S, DS, E)
+        ctx.save_for_backward(given, D, r, r_minus_m, w, S, DS, E)
         return m, v.clone(), KL, very_precise
 
     @staticmethod
@@ -92,11 +93,7 @@ class _DenseMarginals(torch.autograd.Function):
         dm, dv, dKL, _ = grad_outputs
         K, D, r, r_minus_m, w, S, DS, E = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            # independent copies: pooled residuals depend on the pooled precisions, and that path must not count twice
-            K, D, r = K.view_as(K), D.view_as(D), r.view_as(r)
-            wanted = [t for t, needed in zip((K, D, r), ctx.needs_input_grad, strict=True) if needed]
-            found = iter(torch.autograd.grad(_plain_marginals(K, D, r), wanted, (dm, dv, dKL), create_graph=True))
-            return (*(next(found) if needed else None for needed in ctx.needs_input_grad),)
+            return *gradients_with_graph(_plain_marginals, (K, D, r), ctx.needs_input_grad[:3], (dm, dv, dKL)), None
         dKL = dKL.unsqueeze(-1)
         h = dm + dKL * w
         Sh = _matvec(S, h)
@@ -110,7 +107,7 @@ class _DenseMarginals(torch.autograd.Function):
             dK = (T * dv.unsqueeze(-2)) @ T.mT
             dK += (h - dr - 0.5 * dKL * w).unsqueeze(-1) * w.unsqueeze(-2)  # T h = h - D S h = h - dr
             dK += DS @ (E.mT @ (E * (0.5 * dKL).unsqueeze(-1)))
-        return dK, dD, dr
+        return dK, dD, dr, None
 
 
 def _plain_marginals(K: Tensor, D: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,20 +126,17 @@ def _posterior_covariance(K: Tensor, precise: Tensor, R: Tensor, A: Tensor, E: T
     """S. Each entry uses the one of three equal expressions that does not cancel.
 
     A member is precise if R^2 k > 1. Between precise members S = (I - B^-1) / (R R'). Between a precise member and
-    another one S = D^-1 P K. Between others S = K - (E K)' (E K). Factors of 0 remove the rows and columns of the other
-    kind, several times faster than torch.where.
+    another one S = D^-1 P K. Between others S = K - (E K)' (E K). With o = 1 for the others and c = 1 / R for the
+    precise, else 0, all three are
+
+        S = diag(o) K diag(o) + diag(c)^2 - W' W,   W = E K diag(o) - A diag(c)
     """
-    others = (~precise).to(K.dtype)
-    divided = torch.where(precise, R, 1.0).reciprocal_().sub_(others)  # 1 / R of the precise, else 0
-    EK = E @ K
-    mixed = E.mT @ EK  # P K
-    mixed.mul_((divided * divided).unsqueeze(-1)).mul_(others.unsqueeze(-2))
-    by_precision = A.mT @ A  # B^-1
-    by_precision.neg_().diagonal(dim1=-2, dim2=-1).add_(1)
-    by_precision.mul_(divided.unsqueeze(-1)).mul_(divided.unsqueeze(-2))
-    S = K - EK.mT @ EK
-    S.mul_(others.unsqueeze(-1)).mul_(others.unsqueeze(-2)).add_(by_precision).add_(mixed).add_(mixed.mT)
-    return S
+    o = (~precise).to(K.dtype)
+    c = torch.where(precise, R, 1.0).reciprocal_().sub_(o)
+    W = (E @ K).mul_(o.unsqueeze(-2)).sub_(A * c.unsqueeze(-2))
+    S = (K * o.unsqueeze(-1)).mul_(o.unsqueeze(-2))
+    S.diagonal(dim1=-2, dim2=-1).addcmul_(c, c)
+    return S.sub_(W.mT @ W)
 
 
 def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor, x: Tensor | None = None) -> DenseMarginals:
@@ -166,20 +160,30 @@ def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor, x: 
         NonFiniteError: If K is not finite, or so large that rounding removes the identity of B.
     """
     shape = torch.broadcast_shapes(covariance.shape[:-1], precision.shape, residual.shape)
+    symmetric = _is_symmetric(covariance)
     covariance = covariance.expand(*shape, shape[-1])
     precision, residual = precision.expand(shape), residual.expand(shape)
-    mean, variance, kl, very_precise = _marginals(covariance, precision, residual)
+    mean, variance, kl, very_precise = _marginals(covariance, precision, residual, symmetric)
     pooled = pool_repeated(covariance, precision, residual, x) if very_precise and x is not None else None
     if pooled is not None:
-        mean, variance, kl, _ = _marginals(covariance, pooled.precision, pooled.residual)
+        mean, variance, kl, _ = _marginals(covariance, pooled.precision, pooled.residual, symmetric)
         mean, variance = mean.gather(-1, pooled.first), variance.gather(-1, pooled.first)
     return DenseMarginals(mean, variance, kl)
 
 
-def _marginals(covariance: Tensor, precision: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+def _marginals(
+    covariance: Tensor, precision: Tensor, residual: Tensor, symmetric: Tensor
+) -> tuple[Tensor, Tensor, Tensor, bool]:
     if transforms_active(covariance, precision, residual):
         return *_plain_marginals(covariance, precision, residual), True
-    return _DenseMarginals.apply(covariance, precision, residual)  # pyright: ignore[reportReturnType]
+    return _DenseMarginals.apply(covariance, precision, residual, symmetric)  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def _is_symmetric(covariance: Tensor) -> Tensor:
+    """Whether K (*b, Q, Q) is symmetric up to rounding, a boolean scalar. False for NaN."""
+    largest = covariance.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None] if covariance.numel() else 0.0
+    return ((covariance - covariance.mT).abs() <= rounding_tolerance(covariance.dtype) * largest).all()
 
 
 class DenseFactor(NamedTuple):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.gaussian.precision import (
     check_finite,
     log_normalizer,
@@ -105,6 +106,34 @@ def low_rank_factor(root: Tensor, precision: Tensor, residual: Tensor) -> LowRan
     projected = scaled.mT @ (scale * residual).unsqueeze(-1)
     weights = torch.cholesky_solve(projected, cholesky).squeeze(-1)
     return LowRankFactor(root, precision, residual, cholesky, weights)
+
+
+def features_at_points(among: Tensor, cross: Tensor, name: str, jitter: float = 1e-8) -> Tensor:
+    """Phi(x) = k(x, X_u) L^-T with L L' = k(X_u, X_u): the features of a kernel at points X_u (Nystrom).
+
+    Args:
+        among: k(X_u, X_u), (*b, M, M).
+        cross: k(X_u, x), (*b, M, N).
+        name: Of what the points belong to, for the message.
+        jitter: Noise at the points, relative to their mean variance.
+
+    Returns:
+        Phi, (*b, N, M).
+
+    Raises:
+        DataError: If the kernel is not positive definite at the points.
+        NonFiniteError: If it is not finite there.
+    """
+    noise = jitter * among.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    identity = torch.eye(among.shape[-1], dtype=among.dtype, device=among.device)
+    cholesky, failed = torch.linalg.cholesky_ex(among + noise * identity)
+    if bool(failed.any()):
+        check_finite(among)
+        raise DataError(
+            f"{name}: expected a positive definite matrix at the {among.shape[-1]} points, got a singular one. Try "
+            "fewer points, further apart, or another kernel."
+        )
+    return torch.linalg.solve_triangular(cholesky, cross, upper=False).mT
 
 
 class MeanFieldFactor(NamedTuple):

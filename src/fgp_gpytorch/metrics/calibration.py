@@ -30,7 +30,12 @@ class Calibration(NamedTuple):
 
 
 def held_out_calibration(
-    model: GroupedVAE | ConditionedVAE, held_out: HeldOut, num_samples: int = 199, seed: int = 0, batch_size: int = 16
+    model: GroupedVAE | ConditionedVAE,
+    held_out: HeldOut,
+    num_samples: int = 199,
+    seed: int = 0,
+    batch_size: int | None = 16,
+    progress: bool = False,
 ) -> Calibration:
     r"""Measure the predictive distribution of held-out members.
 
@@ -49,7 +54,9 @@ def held_out_calibration(
         held_out: The members to predict.
         num_samples: S, at least 19, which an interval of 90 % needs.
         seed: Of the draws. The global random numbers are left alone.
-        batch_size: Groups at a time. S times as many members are decoded at once. Another size has other draws.
+        batch_size: The most groups at a time, fewer if they are large; None for as many as memory allows. Another size
+            has other draws.
+        progress: Whether to show a progress bar.
 
     Raises:
         ArgumentError: If there are too few draws, or `held_out` is no `HeldOut`.
@@ -59,10 +66,10 @@ def held_out_calibration(
     seed = check.count(seed, "seed", least=0)
     totals, elements = torch.zeros(4, dtype=torch.float64), 0
     with evaluation(model, seed) as device:
-        for batch in batches(held_out, batch_size, device):
+        for batch in batches(model, held_out, batch_size, progress, device, num_samples):
             y_new = batch.y_new
             z = model.predict(batch.x_new, batch.context).rsample((num_samples,))
-            output = model.decode(z, batch.x_new)
+            output = model.decode(z, batch.x_new, y_new.shape[2:])
             pair = model.likelihood.without_gaps(output, y_new, batch.observed)
             log_likelihood = log_mean_exp(model.likelihood.log_prob(*pair, batch.observed).double())
             ordered = model.likelihood.distribution(output).sample().sort(0).values

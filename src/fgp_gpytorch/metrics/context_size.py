@@ -1,6 +1,5 @@
 """Error of predictions from contexts of different sizes."""
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,10 +7,11 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
+from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import checked, checked_model
-from fgp_gpytorch.metrics.held_out_mse import held_out_mse
+from fgp_gpytorch.metrics._evaluation import checked, checked_model, parts_of, some_members
+from fgp_gpytorch.metrics.held_out_mse import squared_error
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
 
@@ -21,7 +21,8 @@ def mse_by_context_size(
     sizes: Iterable[int] = (1, 2, 4, 8, 11, 15),
     seed: int = 0,
     num_subsets: int = 4,
-    batch_size: int = 64,
+    batch_size: int | None = 64,
+    progress: bool = False,
 ) -> dict[int, float]:
     """Mean squared error of held-out members against the number of members in the context. Lower is better.
 
@@ -37,7 +38,8 @@ def mse_by_context_size(
         sizes: Numbers of members, each at least 1 and at most that of the smallest group.
         seed: Of the orders.
         num_subsets: Random contexts that each size is averaged over. A size of all members needs one only.
-        batch_size: Groups at a time.
+        batch_size: The most groups at a time, fewer if they are large; None for as many as memory allows.
+        progress: Whether to show a progress bar, for each order.
 
     Returns:
         For each size: units of y squared, of decoded posterior means, averaged over contexts, groups, members and
@@ -73,13 +75,22 @@ def mse_by_context_size(
         )
     generator = torch.Generator().manual_seed(seed)
     errors: dict[int, list[float]] = {size: [] for size in sizes}
-    for repetition in range(num_subsets):
-        place = _observed_first(context, context.random_places(generator))
-        for size in errors:
-            if repetition > 0 and size == largest:
-                continue  # the same context as before
-            part = dataclasses.replace(held_out, context=context.select(place < size))
-            errors[size].append(held_out_mse(model, part, batch_size=batch_size))
+    ends = [0, *context.group_sizes.cumsum(0).tolist()]
+    with evaluation(model) as device:
+        for repetition in range(num_subsets):
+            place = _observed_first(context, context.random_places(generator))
+            taken = [
+                size for size in errors if repetition == 0 or size < largest
+            ]  # of all members there is one context
+            totals, count = dict.fromkeys(taken, 0.0), 0
+            for part in parts_of(model, context, batch_size, progress, held_out.x_new.shape[1]):
+                batch, own = held_out[part].to(device), place[ends[part.start] : ends[part.stop]]
+                for size in taken:
+                    some = batch._replace(context=some_members(batch.context, own < size))
+                    totals[size] += squared_error(model, some, None)
+                count += batch.num_elements
+            for size, total in totals.items():
+                errors[size].append(total / count)
     return {size: sum(values) / len(values) for size, values in errors.items()}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,13 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import own_posterior
+from fgp_gpytorch.metrics._evaluation import own_posterior, parts_of, some_members
 from fgp_gpytorch.metrics.mutual_information import discretize, mutual_information_gap
 from fgp_gpytorch.metrics.probes import centroid_accuracy, nearest_path_accuracy, ridge_r2
 from fgp_gpytorch.models import GroupedVAE
 
 _MOST_PLACES = 1000  # of x, at which the path of every group is predicted
+_MOST_NUMBERS = 2**25  # of the paths of all groups
 
 
 class Latents(NamedTuple):
@@ -45,8 +47,9 @@ class Disentanglement(NamedTuple):
         global_feature_r2: The same from global channels.
         local_group_accuracy: Accuracy of a linear classifier of the group, on held-out members, from local channels.
         local_path_accuracy: Accuracy of a classifier that takes x too: the group whose local channels, predicted at x
-            from one half of its members, are nearest to the posterior from the other half. None with `alone=True`,
-            and for a feature of more than a thousand values, where paths would fill the memory.
+            from one half of its members, are nearest to the posterior from the other half. None with `alone=True`.
+            None too where paths would fill the memory: for a feature of more than a thousand values, or more than 32
+            million latents of all groups at all values.
         global_group_accuracy: As `local_group_accuracy`, from global channels.
         chance: Accuracy of guessing the group.
         feature_gap: Mutual information gap of the feature over all channels, a fraction of its entropy.
@@ -65,7 +68,9 @@ class Disentanglement(NamedTuple):
     mean_gap: float | None
 
 
-def latent_means(model: GroupedVAE, data: GroupedDataset, alone: bool = False, batch_size: int = 64) -> Latents:
+def latent_means(
+    model: GroupedVAE, data: GroupedDataset, alone: bool = False, batch_size: int | None = 64, progress: bool = False
+) -> Latents:
     """Posterior mean of z at every member, with x and group, on the CPU.
 
     Args:
@@ -74,7 +79,9 @@ def latent_means(model: GroupedVAE, data: GroupedDataset, alone: bool = False, b
         alone: False conditions on all members of the group at their x (paper, Section 3). True conditions on that
             member only. Under a stationary kernel of mean zero z then depends on y alone, not on x (and on group
             vectors that are parameters, which were learned from all members).
-        batch_size: Groups at a time. A prior that couples groups is conditioned on so many, unless `alone`.
+        batch_size: The most groups at a time, fewer if they are large; None for as many as memory allows. A prior that
+            couples groups is conditioned on so many, unless `alone`.
+        progress: Whether to show a progress bar.
 
     Raises:
         ArgumentError: If `batch_size` is below 1, or `data` no data set.
@@ -82,16 +89,37 @@ def latent_means(model: GroupedVAE, data: GroupedDataset, alone: bool = False, b
         DataError: If a value is not finite.
     """
     own_posterior(model)
-    batch_size = check.count(batch_size, "batch_size", hint="Try 64.")
     _check_data(data)
+    return _means_of(model, data, None, alone, batch_size, progress)
+
+
+def _means_of(
+    model: GroupedVAE, data: GroupedDataset, chosen: Tensor | None, alone: bool, batch_size: int | None, progress: bool
+) -> Latents:
+    """`latent_means` of some members of each group, (N,), or of all for None."""
     means = []
     with evaluation(model) as device:
-        for start in range(0, len(data), batch_size):
-            batch = data[start : start + batch_size].to(device)
+        for batch in _batches(model, data, chosen, batch_size, progress, device):
             parts = _each_alone(model, batch) if alone else [batch]
             means += [model.infer(part).mean[part.mask].cpu() for part in parts]
-    x, group = data.features()
+    x, group = data.features() if chosen is None else (part[chosen] for part in data.features())
     return Latents(torch.cat(means), x.cpu(), group.cpu())
+
+
+def _batches(
+    model: GroupedVAE,
+    data: GroupedDataset,
+    chosen: Tensor | None,
+    batch_size: int | None,
+    progress: bool,
+    device: torch.device,
+    added: int = 0,
+) -> Iterator[GroupedBatch]:
+    """Some groups at a time, with the chosen members of each, (N,), or all for None."""
+    ends = [0, *data.group_sizes.cumsum(0).tolist()]
+    for part in parts_of(model, data, batch_size, progress, added):
+        batch = data[part].to(device)
+        yield batch if chosen is None else some_members(batch, chosen[ends[part.start] : ends[part.stop]])
 
 
 def disentanglement(
@@ -102,7 +130,8 @@ def disentanglement(
     alone: bool = False,
     num_bins: int = 20,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = 64,
+    progress: bool = False,
 ) -> Disentanglement:
     r"""Measure how far local latents carry x and global ones the group, as the paper claims (Section 3).
 
@@ -126,7 +155,8 @@ def disentanglement(
         alone: As in `latent_means`.
         num_bins: Bins for the mutual information. A feature with more values than that is binned too.
         seed: Of the halves and folds.
-        batch_size: Groups at a time.
+        batch_size: The most groups at a time, fewer if they are large; None for as many as memory allows.
+        progress: Whether to show progress bars.
 
     Raises:
         ArgumentError: If an option is out of range, or `data` no data set.
@@ -151,13 +181,13 @@ def disentanglement(
             f"data.x: expected a feature that is known everywhere, got {int((~known).sum())} members without it. "
             "Try data.select(known) with the mask of the others."
         )
-    together = latent_means(model, data, alone, batch_size)
+    together = latent_means(model, data, alone, batch_size, progress)
     first = _random_half(data, seed)
     # the means of members that are inferred alone do not depend on the half
     fitted, tested = (
         Latents(*(part[half.cpu()] for part in together))
         if alone
-        else latent_means(model, data.select(half), False, batch_size)
+        else _means_of(model, data, half, False, batch_size, progress)
         for half in (first, ~first)
     )
     value = together.x[:, feature].double()
@@ -175,8 +205,8 @@ def disentanglement(
     path_accuracy = None
     if not alone and not bool(is_global.all()):
         at, position = tested.x.unique(dim=0, return_inverse=True)
-        if len(at) <= _MOST_PLACES:
-            paths = _paths(model, data.select(first), at, batch_size)[..., ~is_global]
+        if len(at) <= _MOST_PLACES and len(data) * len(at) * len(is_global) <= _MOST_NUMBERS:
+            paths = _paths(model, data, first, at, batch_size, progress)[..., ~is_global]
             path_accuracy = nearest_path_accuracy(paths, tested.mean[:, ~is_global], position, tested.group)
     feature_gap = group_gap = mean_gap = None
     if len(is_global) > 1:
@@ -194,12 +224,13 @@ def _check_data(data: GroupedDataset) -> None:
     check.instance(data, "data", GroupedDataset, "Try data.subset(groups) in place of a batch.")
 
 
-def _paths(model: GroupedVAE, data: GroupedDataset, x: Tensor, batch_size: int) -> Tensor:  # shape: (G, U, L)
-    """Posterior mean of every group at all of x, (U, D), on the CPU."""
+def _paths(
+    model: GroupedVAE, data: GroupedDataset, chosen: Tensor, x: Tensor, batch_size: int | None, progress: bool
+) -> Tensor:  # shape: (G, U, L)
+    """Posterior mean of every group, given its chosen members, at all of x, (U, D), on the CPU."""
     paths = []
     with evaluation(model) as device:
-        for start in range(0, len(data), batch_size):
-            batch = data[start : start + batch_size].to(device)
+        for batch in _batches(model, data, chosen, batch_size, progress, device):
             posterior = model.infer(batch)
             paths.append(posterior.predict(x.to(batch.x).expand(len(batch.mask), *x.shape)).mean.cpu())
     return torch.cat(paths)

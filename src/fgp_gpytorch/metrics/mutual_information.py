@@ -50,13 +50,13 @@ def mutual_information(first: Tensor, second: Tensor) -> Tensor:  # shape: (N, L
             f"expected (N, L) and (N,) with the same N of at least 1, got {tuple(first.shape)} and "
             f"{tuple(second.shape)}. Try first.unsqueeze(-1) for a single column."
         )
-    values, others = int(first.max()) + 1, int(second.max()) + 1
+    others, probability = int(second.max()) + 1, torch.bincount(second).double() / len(second)
     information = []
     for column in first.unbind(-1):
-        joint = torch.bincount(column * others + second, minlength=values * others).double() / len(second)
-        joint = joint.reshape(values, others)
-        independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
-        information.append(torch.special.xlogy(joint, joint / independent.clamp_min(1e-300)).sum())
+        own = torch.bincount(column).double() / len(column)
+        pairs, counts = (column * others + second).unique(return_counts=True)  # the others have probability 0
+        joint = counts.double() / len(second)
+        information.append((joint * (joint / (own[pairs // others] * probability[pairs % others])).log()).sum())
     return torch.stack(information)
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError, GroupError, ShapeError
 
+_DISTANCES = 2**21  # at a time
+
 
 def ridge_r2(
     features: Tensor,  # shape: (N, L)
@@ -117,7 +119,8 @@ def centroid_accuracy(
     scatter = deviation.mT @ deviation / len(z) + shrinkage * torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
     root = torch.linalg.cholesky(scatter)
     whitened = [torch.linalg.solve_triangular(root, part.mT, upper=False).mT for part in (tested, centroids)]
-    nearest = torch.cdist(*whitened).argmin(-1)
+    rows = max(1, _DISTANCES // len(labels))
+    nearest = torch.cat([torch.cdist(part, whitened[1]).argmin(-1) for part in whitened[0].split(rows)])
     return float((labels[nearest] == test_group).double().mean())
 
 
@@ -166,14 +169,14 @@ def nearest_path_accuracy(
     paths = paths.double()
     scale = paths.var(0, correction=0).mean(0).sqrt()
     scale = torch.where(scale <= 1e-12 * paths.abs().amax((0, 1)), 1.0, scale)
-    named = 0
+    named, rows = 0, max(1, _DISTANCES // len(paths))
     for place in at.unique():
-        here = at == place
         exact = "donot_use_mm_for_euclid_dist"  # equal paths then have equal distances
-        distance = torch.cdist(features[here] / scale, paths[:, place] / scale, compute_mode=exact)
-        nearest = distance.topk(2, largest=False)
-        sure = nearest.values[:, 0] < nearest.values[:, 1]
-        named += int((sure & (nearest.indices[:, 0] == group[here])).sum())
+        for here in (at == place).nonzero()[:, 0].split(rows):
+            distance = torch.cdist(features[here] / scale, paths[:, place] / scale, compute_mode=exact)
+            nearest = distance.topk(2, largest=False)
+            sure = nearest.values[:, 0] < nearest.values[:, 1]
+            named += int((sure & (nearest.indices[:, 0] == group[here])).sum())
     return named / len(group)
 
 

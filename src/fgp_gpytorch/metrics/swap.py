@@ -9,7 +9,7 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import HeldOut, HeldOutBatch
 from fgp_gpytorch.errors import DataError, GroupError
-from fgp_gpytorch.metrics._evaluation import checked, checked_model
+from fgp_gpytorch.metrics._evaluation import checked, checked_model, parts_of
 from fgp_gpytorch.models import ConditionedVAE, GroupedVAE
 
 
@@ -29,7 +29,11 @@ class SwapErrors(NamedTuple):
 
 
 def swap_errors(
-    model: GroupedVAE | ConditionedVAE, held_out: HeldOut, seed: int = 0, batch_size: int = 64
+    model: GroupedVAE | ConditionedVAE,
+    held_out: HeldOut,
+    seed: int = 0,
+    batch_size: int | None = 64,
+    progress: bool = False,
 ) -> SwapErrors:
     r"""Decode the local latents of one group with the global latents of another, and compare with the truth.
 
@@ -43,7 +47,8 @@ def swap_errors(
             mode, then restored.
         held_out: The members to predict.
         seed: Of the pairs.
-        batch_size: Groups at a time.
+        batch_size: The most groups at a time, fewer if they are large; None for as many as memory allows.
+        progress: Whether to show a progress bar.
 
     Raises:
         ArgumentError: If `batch_size` is below 1, or `held_out` is no `HeldOut`.
@@ -51,7 +56,6 @@ def swap_errors(
         GroupError: If there are fewer than two groups.
     """
     checked_model(model)
-    batch_size = check.count(batch_size, "batch_size", hint="Try 64.")
     seed = check.count(seed, "seed", least=0)
     is_global = model.prior.is_global
     if bool(is_global.all()) or not bool(is_global.any()):
@@ -71,11 +75,14 @@ def swap_errors(
             """Posterior mean of the givers at the targets' x_new, (g, Q*, L)."""
             return model.predict(targets.x_new, givers.context).mean
 
-        for index in torch.arange(groups).split(batch_size):
+        # a part holds two contexts, and decodes the members of one
+        added = held_out.x_new.shape[1] + int(held_out.context.group_sizes.max())
+        for part in parts_of(model, held_out.context, batch_size, progress, added):
+            index = torch.arange(part.start, part.stop)
             a, b = (held_out[part].to(device) for part in (local_from[index], index))
             for position, (local, shared, target) in enumerate(((a, b, b), (a, b, a), (b, b, b))):
                 z = torch.where(is_global, mean_at(shared, target), mean_at(local, target))
-                error = model.likelihood.mean(model.decode(z, target.x_new)) - target.y_new
+                error = model.likelihood.mean(model.decode(z, target.x_new, target.y_new.shape[2:])) - target.y_new
                 totals[position] += target.masked(error.double().square()).sum().cpu()
             elements += b.num_elements  # every group is a target once in each position
     return SwapErrors(*(totals / elements).tolist())

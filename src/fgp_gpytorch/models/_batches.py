@@ -113,6 +113,18 @@ def whole_batch(value: GroupedBatch | GroupedDataset, name: str, model: nn.Modul
     return value
 
 
+def checked_source(value: GroupedBatch | GroupedDataset, name: str, model: nn.Module) -> GroupedBatch | GroupedDataset:
+    """A batch on the device of the model, or a data set, as it is.
+
+    Raises:
+        ArgumentError, DataError, ShapeError: As in `whole_batch`.
+    """
+    if not isinstance(value, GroupedDataset):
+        return whole_batch(value, name, model)
+    check_features(value.members.x, f"{name}.x", model)
+    return value
+
+
 def check_features(x: Tensor, name: str, model: nn.Module) -> None:
     """Require as many features as the model was trained on. A kernel without ARD would take any number.
 
@@ -138,8 +150,16 @@ def observed_members(batch: GroupedBatch) -> Tensor:  # shape: (G, Q)
     return batch.mask if batch.y_mask is None else batch.mask & batch.y_mask.reshape(*batch.mask.shape, -1).any(-1)
 
 
-def checked_targets(x_new: Any, context: GroupedBatch, features: int) -> Tensor:
+def checked_targets(
+    x_new: Any, context: GroupedBatch | GroupedDataset, features: int, device: torch.device | None = None
+) -> Tensor:
     """Features of new members, (G, Q*, D), one group for each group of the context. (Q*, D) is the same for all groups.
+
+    Args:
+        x_new: Features.
+        context: A batch, or a data set whose batches go to a device.
+        features: D.
+        device: That device.
 
     Raises:
         ArgumentError: If `x_new` is not numeric.
@@ -148,7 +168,8 @@ def checked_targets(x_new: Any, context: GroupedBatch, features: int) -> Tensor:
         DataError: If `x_new` is not floating, not finite, or on another device.
     """
     hint = "Try x_new.unsqueeze(-1) for one feature, x_new.unsqueeze(0) for one group."
-    x_new = check.as_reals(x_new, "x_new", like=context.x)
+    like = context.x if isinstance(context, GroupedBatch) else context.members.x[:1].to(device)
+    x_new = check.as_reals(x_new, "x_new", like=like)
     if x_new.dim() == 2:
         check.shape(x_new, "x_new", ("Q*", features), hint)
         x_new = x_new.expand(context.num_groups, *x_new.shape)
@@ -160,5 +181,5 @@ def checked_targets(x_new: Any, context: GroupedBatch, features: int) -> Tensor:
             "FGPVAE draws new groups with context=None."
         )
     check.shape(x_new, "x_new", (context.num_groups, "Q*", features), hint)
-    check.device(x_new=x_new, context=context.x)
+    check.device(x_new=x_new, context=like)
     return check.finite(x_new, "x_new", hint="Try to leave these members out.")

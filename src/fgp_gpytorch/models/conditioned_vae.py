@@ -1,7 +1,7 @@
 """A model conditioned on more members than the context contains."""
 
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from fgp_gpytorch.coupled import CoupledPosterior, CoupledPrior, GroupInputs
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, same_labels
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.likelihoods import Likelihood
-from fgp_gpytorch.models._batches import checked_batch, checked_targets, device_of, whole_batch
+from fgp_gpytorch.models._batches import checked_batch, checked_source, checked_targets, device_of, whole_batch
+from fgp_gpytorch.models._streaming import filled, part_of, parts_of
 from fgp_gpytorch.models.grouped_vae import GroupedVAE
 from fgp_gpytorch.prior import LatentPrior, Prediction
 
@@ -109,12 +110,13 @@ class ConditionedVAE(nn.Module):
         groups = torch.arange(batch.num_groups, device=batch.device) + len(self.group_index)
         return posterior.predict_groups(posterior.inputs.select(groups), x_new.to(posterior.x.dtype))
 
-    @torch.no_grad()
     def generate(
         self,
         x_new: Tensor,
         context: GroupedBatch | GroupedDataset,
         sample_shape: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
     ) -> Tensor:
         """Generate observations at new auxiliary features, conditioned as in `predict`.
 
@@ -123,22 +125,72 @@ class ConditionedVAE(nn.Module):
                 groups. One row for each group is (G, 1, D), because (G, D) means G rows for all groups.
             context: As in `predict`.
             sample_shape: None decodes the mean of z. A shape decodes joint draws of z.
+            batch_size: As in `GroupedVAE.generate`. New groups inform each other, and draws are joint over groups. So
+                only means at seen groups come some groups at a time.
+            progress: Whether to show a progress bar.
 
         Returns:
             E[y | z], (*sample_shape, G, Q*, *y_shape).
 
         Raises:
-            ArgumentError: If an argument has another type, or `sample_shape` is not a sequence of integers or None.
+            ArgumentError: If an argument has another type, or `sample_shape` is not a sequence of integers or None. If
+                `batch_size` is below 1, or would split groups that depend on each other.
             GroupError, ShapeError, DataError: As in `predict`.
         """
-        if sample_shape is not None:
-            sample_shape = check.as_sample_shape(sample_shape)
-        batch = whole_batch(context, "context", self.model)
-        x_new = check.as_reals(x_new, "x_new", like=batch.x)
-        x_new = checked_targets(x_new, batch, self.posterior.x.shape[-1])
-        prediction = self.predict(x_new, batch)
-        z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
-        return self.likelihood.mean(self.decode(z, x_new, batch.y.shape[2:]))
+        x_new, shape, parts = self._to_generate(x_new, context, sample_shape, batch_size, progress)
+        return filled(parts, x_new.shape[0], x_new.shape[1], shape or ())
+
+    def generate_batches(
+        self,
+        x_new: Tensor,
+        context: GroupedBatch | GroupedDataset,
+        sample_shape: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the observations of `generate`, some groups at a time, as `GroupedVAE.generate_batches` does.
+
+        Args:
+            x_new: As in `generate`.
+            context: As in `generate`.
+            sample_shape: As in `generate`.
+            batch_size: As in `generate`.
+            progress: As in `generate`.
+
+        Returns:
+            The positions of some groups, and their observations, (*sample_shape, g, Q*, *y_shape).
+
+        Raises:
+            ArgumentError, GroupError, ShapeError, DataError: As in `generate`.
+        """
+        return self._to_generate(x_new, context, sample_shape, batch_size, progress)[2]
+
+    def _to_generate(
+        self, x_new: Any, context: Any, sample_shape: Any, batch_size: int | None, progress: bool
+    ) -> tuple[Tensor, torch.Size | None, Iterator[tuple[slice, Tensor]]]:
+        shape = None if sample_shape is None else check.as_sample_shape(sample_shape)
+        source, device = checked_source(context, "context", self.model), device_of(self.model)
+        like = source.x if isinstance(source, GroupedBatch) else source.members.x[:1].to(device)
+        x_new = check.as_reals(x_new, "x_new", like=like)
+        x_new = checked_targets(x_new, source, self.posterior.x.shape[-1], device)
+        couples = self.new_groups or shape is not None
+        draws = 1 if shape is None else shape.numel()
+        parts = parts_of(source, couples, batch_size, progress, draws * x_new.shape[1])
+        return x_new, shape, self._generated(x_new, source, shape, parts)
+
+    @torch.no_grad()
+    def _generated(
+        self,
+        x_new: Tensor,
+        source: GroupedBatch | GroupedDataset,
+        sample_shape: torch.Size | None,
+        parts: Iterator[slice],
+    ) -> Iterator[tuple[slice, Tensor]]:
+        for part in parts:
+            batch = part_of(source, part, device_of(self.model))
+            prediction = self.predict(x_new[part], batch)
+            z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
+            yield part, self.likelihood.mean(self.decode(z, x_new[part], batch.y.shape[2:]))
 
     def _inputs_of(self, batch: GroupedBatch) -> GroupInputs:
         """The members of the batch's groups that were conditioned on.

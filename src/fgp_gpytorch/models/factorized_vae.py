@@ -15,6 +15,7 @@ from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import ArgumentError, DataError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import PseudoObservations, check_features, device_of, features_of
+from fgp_gpytorch.models._streaming import filled, new_group_parts, part_of, parts_of
 from fgp_gpytorch.models.grouped_vae import GroupedVAE
 from fgp_gpytorch.models.linear_start import linear_start, refine
 from fgp_gpytorch.prior import ChannelBlock, FactorizedGPPrior, GroupDistribution, LatentPosterior, Posterior
@@ -136,7 +137,12 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
 
     @torch.no_grad()
     def fit_groups(
-        self, data: GroupedDataset | GroupedBatch, bandwidth: float = 1.0, num_points: int = 20, batch_size: int = 64
+        self,
+        data: GroupedDataset | GroupedBatch,
+        bandwidth: float = 1.0,
+        num_points: int = 20,
+        batch_size: int | None = None,
+        progress: bool = False,
     ) -> GroupDistribution:
         """Fit the distribution from which `sample_groups` draws, to the posteriors of known groups.
 
@@ -150,7 +156,8 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
                 smaller one, such as 0.5, gives a mixture with a component near each group. Its mean and covariance are
                 the same, and its draws lie closer to known groups. It keeps a vector of every group.
             num_points: The most values of x at which a local channel represents a group. They are chosen from `data`.
-            batch_size: Groups at a time.
+            batch_size: As in `generate`.
+            progress: As in `generate`.
 
         Returns:
             The distribution.
@@ -164,22 +171,27 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
         if bandwidth > 1:
             raise ArgumentError(f"bandwidth: expected at most 1, got {bandwidth:g}. Try 1.0, which is one Gaussian.")
         num_points = check.count(num_points, "num_points")
-        batch_size = check.count(batch_size, "batch_size")
+        parts, device = parts_of(data, False, batch_size, progress), device_of(self)
         x = data.x[data.mask] if isinstance(data, GroupedBatch) else data.features().x
-        x = x[x.isfinite().all(-1)].to(device=device_of(self), dtype=self.prior.dtype)  # an unknown angle is NaN
+        x = x[x.isfinite().all(-1)].to(device=device, dtype=self.prior.dtype)  # an unknown angle is NaN
         with evaluation_mode(self):
-            posteriors = (self.infer(batch) for batch in _batches_of(data, batch_size, device_of(self)))
+            posteriors = (self.infer(part_of(data, part, device)) for part in parts)
             fitted = GroupDistribution.fit(self.prior, posteriors, x, bandwidth, num_points)
         self.group_distribution = fitted
         return fitted
 
-    @torch.no_grad()
-    def sample_groups(self, x_new: Tensor, sample_shape: Sequence[int] = ()) -> Tensor:
+    def sample_groups(
+        self, x_new: Tensor, sample_shape: Sequence[int] = (), batch_size: int | None = None, progress: bool = False
+    ) -> Tensor:
         """Draw new groups from the distribution that `fit_groups` fitted; `generate` draws them from the prior.
+
+        Groups are independent. So a loop over a few at a time draws any number of them in bounded memory.
 
         Args:
             x_new: Auxiliary features of the new groups, (G, Q*, D).
             sample_shape: Leading shape s of the draws.
+            batch_size: As in `generate`.
+            progress: As in `generate`.
 
         Returns:
             E[y | z] of coherent draws of z, (*s, G, Q*, *y_shape).
@@ -198,8 +210,19 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
         x_new = check.as_reals(x_new, "x_new", like=next(self.parameters(), None))
         check.shape(x_new, "x_new", ("G", "Q*", "D"), "Try x_new.unsqueeze(0) for one group.")
         check_features(x_new, "x_new", self)
-        z = self.group_distribution.sample(self.prior, check.finite(x_new, "x_new"), sample_shape)
-        return self.likelihood.mean(self.decode(z, x_new))
+        check.finite(x_new, "x_new")
+        shape = check.as_sample_shape(sample_shape)
+        parts = new_group_parts(x_new, shape.numel(), False, batch_size, progress)
+        return filled(self._sampled_groups(x_new, shape, parts), x_new.shape[0], x_new.shape[1], shape)
+
+    @torch.no_grad()
+    def _sampled_groups(
+        self, x_new: Tensor, sample_shape: torch.Size, parts: Iterator[slice]
+    ) -> Iterator[tuple[slice, Tensor]]:
+        assert self.group_distribution is not None
+        for part in parts:
+            z = self.group_distribution.sample(self.prior, x_new[part], sample_shape)
+            yield part, self.likelihood.mean(self.decode(z, x_new[part]))
 
     def sample_prior(self, x: Tensor, sample_shape: Sequence[int]) -> Tensor:
         """Latents of new groups at x (G, Q, D): (*s, G, Q, L)."""
@@ -214,15 +237,3 @@ def standard_normal(block: ChannelBlock, root: Tensor) -> dist.TorchDistribution
     mean = torch.zeros(shape, dtype=root.dtype, device=root.device)
     identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
     return dist.MultivariateNormal(mean, scale_tril=identity, validate_args=False).to_event(1)
-
-
-def _batches_of(
-    data: GroupedDataset | GroupedBatch, batch_size: int, device: torch.device | None
-) -> Iterator[GroupedBatch]:
-    """The batch, or the groups of a data set, some at a time, on the device of the model."""
-    if isinstance(data, GroupedBatch):
-        yield data
-        return
-    for start in range(0, len(data), batch_size):
-        batch = data[start : start + batch_size]
-        yield batch if device is None else batch.to(device)

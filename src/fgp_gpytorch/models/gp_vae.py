@@ -131,7 +131,7 @@ class GPVAE(CoupledVAE[ProductPrior]):
 
     # objectives
 
-    def summarize(self, dataset: GroupedDataset, batch_size: int = 64) -> KLExpansion:
+    def summarize(self, dataset: GroupedDataset, batch_size: int | None = 64) -> KLExpansion:
         """The KL of the whole data set and its gradient, for minibatches with exact gradients (Casale et al. 2018).
 
         Around the present group vectors, (mu, sigma^2) and hyperparameters, a sum over members approximates the KL
@@ -150,7 +150,7 @@ class GPVAE(CoupledVAE[ProductPrior]):
 
         Args:
             dataset: The training data.
-            batch_size: Groups to encode at a time.
+            batch_size: The most groups to encode at a time, fewer if they are large; None for as many as memory allows.
 
         Returns:
             The expansion. Set `model.summary` to it.
@@ -160,11 +160,10 @@ class GPVAE(CoupledVAE[ProductPrior]):
             GroupError: If the data set does not contain all of its P groups once.
         """
         check.instance(dataset, "dataset", GroupedDataset, "Try GroupedDataset(y, x, group).")
-        batch_size = check.count(batch_size, "batch_size", hint="Try 64.")
         parts, indices, groups = [], [], dataset[[0]].num_dataset_groups
         with torch.no_grad():
-            for start in range(0, len(dataset), batch_size):
-                batch = self.prepare_step(dataset[start : start + batch_size].to(device_of(self)))
+            for batch in dataset.batches(batch_size, device_of(self)):
+                batch = self.prepare_step(batch)
                 parts.append(self.inputs_of(batch, self.encode(batch)))
                 indices.append(batch.group_index)
         index = torch.cat(indices)

@@ -1,9 +1,10 @@
 """Base class of all models."""
 
 import dataclasses
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -22,8 +23,11 @@ from fgp_gpytorch.models._batches import (
     cast_for,
     check_features,
     checked_batch,
+    checked_source,
     checked_targets,
+    device_of,
     features_of,
+    is_full,
     no_rows,
     observed_members,
     padded_features,
@@ -34,6 +38,15 @@ from fgp_gpytorch.models._element_dropout import drop_elements
 from fgp_gpytorch.models._in_dtype import InDtype
 from fgp_gpytorch.models._member_dropout import check_dropout, drop_members
 from fgp_gpytorch.models._parameter_store import register
+from fgp_gpytorch.models._streaming import (
+    UNKNOWN_ELEMENTS,
+    filled,
+    joined_chunks,
+    members_at_once,
+    new_group_parts,
+    part_of,
+    parts_of,
+)
 from fgp_gpytorch.models.terms import Terms
 from fgp_gpytorch.prior import KLTerms, LatentPrior, Posterior, Prediction, check_variance
 from fgp_gpytorch.saving import Configurable, load_model, save_model
@@ -146,7 +159,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         taken = (y, batch.x) if batch.y_mask is None else (y, batch.x, batch.observed)
         rows, features, *elements = (v.flatten(0, 1) if full else v[there] for v in taken)
         if len(rows):
-            encoded = self.encode_members(rows, features, elements[0] if elements else None)
+            encoded = self._encoded(rows, features, elements[0] if elements else None)
         else:
             encoded = (no_rows(self.encoder, self.prior.num_channels, batch.device),) * 2
         expected = (len(rows), self.prior.num_channels)
@@ -170,6 +183,22 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
             mean, variance = scatter(mean, there, 0.0), scatter(variance, there, 1.0)
         mask = None if full and batch.y_mask is None else there
         return PseudoObservations(features_of(batch, full), mean, variance, mask)
+
+    def _encoded(self, y: Tensor, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`encode_members`, of some members at a time where no result depends on it."""
+        size = members_at_once(self.encoder, y, y.shape[1:].numel())
+        if size is None or len(y) <= size:
+            return self.encode_members(y, x, observed)
+        chunks = zip(
+            y.split(size), x.split(size), [None] * len(y) if observed is None else observed.split(size), strict=False
+        )
+        encoded = [self.encode_members(*chunk) for chunk in chunks]
+        expected = [(len(part), self.prior.num_channels) for part in y.split(size) for _ in range(2)]
+        got = [_shape_of(part) for pair in encoded for part in (pair if isinstance(pair, tuple) else (pair,))]
+        if got != expected:  # the whole says what is wrong
+            return self.encode_members(y, x, observed)
+        mean, variance = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+        return mean, variance
 
     def encode_members(self, y: Tensor, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and variance (N, L) of members y (N, *y_shape) at x (N, D). This encoder takes y alone.
@@ -216,7 +245,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         if not isinstance(z, Tensor):
             check.instance(z, "z", Tensor, "Try torch.as_tensor(z).")
         x = check.as_reals(x, "x", like=z)
-        output = self.decode_members(z, x)
+        output = self._decoded(z, x, y_shape)
         front, own = tuple(z.shape[:-1]), None if y_shape is None else self.likelihood.output_shape(y_shape)
         fits = isinstance(output, Tensor) and output.shape[: len(front)] == front
         if not fits or own not in (None, output.shape[len(front) :]):
@@ -227,6 +256,22 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
                 f"Try a decoder that maps (*batch, L) to (*batch, {wanted})."
             )
         return output
+
+    def _decoded(self, z: Tensor, x: Tensor, y_shape: Sequence[int] | None) -> Tensor:
+        """`decode_members`, of some members at a time where no result depends on it."""
+        size = members_at_once(self.decoder, z, UNKNOWN_ELEMENTS if y_shape is None else math.prod(y_shape))
+        members = z.shape[:-1].numel()
+        if size is None or members <= size or x.dim() != 3 or x.shape[:-1] != z.shape[-3:-1]:
+            return self.decode_members(z, x)
+        rows, features = z.flatten(0, -2), x.flatten(0, 1)
+
+        def network(start: int, stop: int) -> Tensor | None:
+            own = torch.arange(start, stop, device=x.device) % len(features)
+            output = self.decode_members(rows[start:stop].unsqueeze(0), features[own].unsqueeze(0))
+            return output[0] if isinstance(output, Tensor) and output.shape[:2] == (1, stop - start) else None
+
+        joined = joined_chunks(network, members, size)
+        return self.decode_members(z, x) if joined is None else joined.unflatten(0, z.shape[:-1])
 
     def decode_observed(self, z: Tensor, x: Tensor, y_shape: Sequence[int], there: Tensor | None) -> Tensor:
         """The likelihood's parameter at latents of observed members. Others would enter the statistics of a batch norm.
@@ -488,31 +533,68 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         posterior = self.infer(context)
         return posterior.predict_checked(x_new.to(posterior.x.dtype))
 
-    @torch.no_grad()
-    def reconstruct(self, batch: GroupedBatch | GroupedDataset) -> Tensor:
+    def reconstruct(
+        self, batch: GroupedBatch | GroupedDataset, batch_size: int | None = None, progress: bool = False
+    ) -> Tensor:
         """E[y | z] at the posterior mean of z: one decoded observation for each member.
 
         Args:
             batch: Groups to condition on.
+            batch_size: As in `generate`.
+            progress: As in `generate`.
 
         Returns:
-            (G, Q, *y_shape). Values at padded members have no meaning.
+            (G, Q, *y_shape), 0 at padded members.
 
         Raises:
-            ArgumentError, DataError, GroupError: As in `infer`.
+            ArgumentError, DataError, GroupError: As in `infer`, or as in `generate` for the last two arguments.
             ShapeError: If the encoder's or the decoder's output has the wrong shape.
         """
-        batch = whole_batch(batch, "batch", self)
-        return self.likelihood.mean(self.decode(self.infer(batch).mean, padded_features(batch), batch.y.shape[2:]))
+        parts = self.reconstruct_batches(batch, batch_size, progress)  # checks the batch
+        members = batch.num_members if isinstance(batch, GroupedBatch) else int(batch.group_sizes.max())
+        return filled(parts, batch.num_groups, members)
+
+    def reconstruct_batches(
+        self, batch: GroupedBatch | GroupedDataset, batch_size: int | None = None, progress: bool = False
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the observations of `reconstruct`, some groups at a time, as `generate_batches` does.
+
+        Args:
+            batch: Groups to condition on.
+            batch_size: As in `generate`.
+            progress: As in `generate`.
+
+        Returns:
+            The positions of some groups, and their observations (g, q, *y_shape) for the q members of the largest.
+
+        Raises:
+            ArgumentError, DataError, GroupError, ShapeError: As in `reconstruct`.
+        """
+        source = checked_source(batch, "batch", self)
+        return self._reconstructed(source, parts_of(source, self.prior.couples_groups, batch_size, progress))
 
     @torch.no_grad()
+    def _reconstructed(
+        self, source: GroupedBatch | GroupedDataset, parts: Iterator[slice]
+    ) -> Iterator[tuple[slice, Tensor]]:
+        for part in parts:
+            batch = whole_batch(part_of(source, part, device_of(self)), "batch", self)
+            z, there = self.infer(batch).mean, None if is_full(batch) else batch.mask
+            y = self.likelihood.mean(self.decode_observed(z, padded_features(batch), batch.y.shape[2:], there))
+            yield part, y if there is None else torch.where(there.reshape(*there.shape, *[1] * (y.dim() - 2)), y, 0.0)
+
     def generate(
         self,
         x_new: Tensor,
         context: GroupedBatch | GroupedDataset | None = None,
         sample_shape: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
     ) -> Tensor:
         """Generate observations at new auxiliary features, for the context's groups or for new groups.
+
+        A data set is worked through some groups at a time. So memory holds the result, and little beside it.
+        `generate_batches` does not hold the result either.
 
         Args:
             x_new: Auxiliary features, (G, Q*, D), in the order of the context's groups. (Q*, D) is the same for all
@@ -521,29 +603,92 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
                 `FactorizedVAE.sample_groups` draws them from the distribution of known groups instead.
             sample_shape: With a context, None decodes the posterior mean of z. A shape decodes joint draws of z,
                 coherent across the members of a group. Without a context z is always drawn.
+            batch_size: The most groups at a time. None takes as many of a data set as have about a million elements of
+                y, padding included, and a `GroupedBatch` as it is. The result is the same up to rounding. Draws have
+                the same distribution, but are others. Groups that depend on each other are always one batch: those of
+                a prior that couples them, and new groups under shared effects.
+            progress: Whether to show a progress bar.
 
         Returns:
             E[y | z], (*sample_shape, G, Q*, *y_shape).
 
         Raises:
-            ArgumentError: If an argument has another type, or `sample_shape` is not a sequence of integers or None.
+            ArgumentError: If an argument has another type, or `sample_shape` is not a sequence of integers or None. If
+                `batch_size` is below 1, or would split groups that depend on each other.
             GroupError: As in `predict`, or if the model cannot draw new groups.
             ShapeError: If x_new or the output of a network has the wrong shape.
             DataError: If a value is not finite or a dtype is not floating.
         """
-        if sample_shape is not None:
-            sample_shape = check.as_sample_shape(sample_shape)
-        x_new, y_shape = check.as_reals(x_new, "x_new", like=next(self.parameters(), None)), None
+        x_new, shape, parts = self._to_generate(x_new, context, sample_shape, batch_size, progress)
+        return filled(parts, x_new.shape[0], x_new.shape[1], shape or ())
+
+    def generate_batches(
+        self,
+        x_new: Tensor,
+        context: GroupedBatch | GroupedDataset | None = None,
+        sample_shape: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the observations of `generate`, some groups at a time, so that not all are in memory.
+
+            for groups, images in model.generate_batches(x_new, context=data):
+                file[groups] = images.numpy()  # a memory-mapped array, zarr, HDF5
+
+        Args:
+            x_new: As in `generate`.
+            context: As in `generate`.
+            sample_shape: As in `generate`.
+            batch_size: As in `generate`.
+            progress: As in `generate`.
+
+        Returns:
+            The positions of some groups, and their observations, (*sample_shape, g, Q*, *y_shape).
+
+        Raises:
+            ArgumentError, GroupError, ShapeError, DataError: As in `generate`.
+        """
+        return self._to_generate(x_new, context, sample_shape, batch_size, progress)[2]
+
+    def _to_generate(
+        self, x_new: Any, context: Any, sample_shape: Any, batch_size: int | None, progress: bool
+    ) -> tuple[Tensor, torch.Size | None, Iterator[tuple[slice, Tensor]]]:
+        """Checked features and shape of draws of `generate`, and its parts."""
+        shape = None if sample_shape is None else check.as_sample_shape(sample_shape)
+        x_new = check.as_reals(x_new, "x_new", like=next(self.parameters(), None))
+        draws = 1 if shape is None else shape.numel()
         if context is None:
             check_features(x_new, "x_new", self)
-            z = self.sample_prior(x_new, sample_shape or ())
-        else:
-            context = whole_batch(context, "context", self)
-            y_shape = context.y.shape[2:]
-            x_new = checked_targets(x_new, context, context.x.shape[-1])
-            prediction = self.predict(x_new, context)
+            check.shape(x_new, "x_new", ("G", "Q*", "D"), "Try x_new.unsqueeze(0) for one group.")
+            parts = new_group_parts(x_new, draws, self.prior.kl_effects() is not None, batch_size, progress)
+            return x_new, shape, self._sampled(x_new, shape or torch.Size(), parts)
+        source = checked_source(context, "context", self)
+        features = source.x.shape[-1] if isinstance(source, GroupedBatch) else source.num_features
+        x_new = checked_targets(x_new, source, features, device_of(self))
+        parts = parts_of(source, self.prior.couples_groups, batch_size, progress, draws * x_new.shape[1])
+        return x_new, shape, self._generated(x_new, source, shape, parts)
+
+    @torch.no_grad()
+    def _generated(
+        self,
+        x_new: Tensor,
+        source: GroupedBatch | GroupedDataset,
+        sample_shape: torch.Size | None,
+        parts: Iterator[slice],
+    ) -> Iterator[tuple[slice, Tensor]]:
+        for part in parts:
+            batch = whole_batch(part_of(source, part, device_of(self)), "context", self)
+            prediction = self.predict(x_new[part], batch)
             z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
-        return self.likelihood.mean(self.decode(z, x_new, y_shape))
+            yield part, self.likelihood.mean(self.decode(z, x_new[part], batch.y.shape[2:]))
+
+    @torch.no_grad()
+    def _sampled(
+        self, x_new: Tensor, sample_shape: torch.Size, parts: Iterator[slice]
+    ) -> Iterator[tuple[slice, Tensor]]:
+        for part in parts:
+            z = self.sample_prior(x_new[part], sample_shape)
+            yield part, self.likelihood.mean(self.decode(z, x_new[part]))
 
     @abstractmethod
     def sample_prior(self, x: Tensor, sample_shape: Sequence[int]) -> Tensor:

@@ -35,6 +35,7 @@ _LARGEST_GROUP = 200  # members of a group that L-BFGS sees
 _SHORTEST = 0.05  # lengthscale, of the spacing
 _TOO_FAR = 1e6  # nats an element, worse than the last point
 _MOST_DRAWS = 32  # points of the expectation over z
+_VALUES = 2**20  # elements of y that are read at a time from a data set beyond memory
 
 
 def principal_components(y: Tensor, observed: Tensor | None, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -405,12 +406,26 @@ def smallest_errors(data: GroupedDataset, batch: GroupedBatch) -> Tensor:
     It is that of rounding. Equal rows, or fewer groups than channels, would otherwise make the noise 0 and the ELBO
     infinite. An element that changes in some groups, but hardly in those of the batch, has its whole variance as noise.
     """
-    members = data.members
-    y = members.y.to(batch.y).flatten(1)
-    seen = None if members.y_mask is None else members.y_mask.to(batch.y.device).flatten(1)
-    whole = _variance(y, torch.ones_like(y, dtype=torch.bool) if seen is None else seen)
+    whole = _whole_variance(data, batch)
     own = _variance(batch.y[batch.mask].flatten(1), batch.observed[batch.mask].flatten(1))
     return torch.where(own < _HARDLY * whole, whole, _ROUNDING * own)
+
+
+def _whole_variance(data: GroupedDataset, batch: GroupedBatch) -> Tensor:
+    """The variance of each element over all members, (K,), in the dtype of a batch of them."""
+    members = data.members
+    if not data.is_lazy:
+        y = members.y.to(batch.y).flatten(1)
+        seen = None if members.y_mask is None else members.y_mask.to(batch.y.device).flatten(1)
+        return _variance(y, torch.ones_like(y, dtype=torch.bool) if seen is None else seen)
+    shift = batch.y[batch.mask].flatten(1).mean(0)  # near the mean, which keeps the digits of the difference below
+    at_once = max(1, _VALUES // (int(data.group_sizes.max()) * len(shift)))
+    first, second = torch.zeros_like(shift), torch.zeros_like(shift)
+    for start in range(0, len(data), at_once):
+        part = data[start : start + at_once]
+        y = part.y[part.mask].to(batch.y).flatten(1) - shift
+        first, second = first + y.sum(0), second + y.square().sum(0)
+    return (second / data.num_members - (first / data.num_members).square()).clamp_min(0.0)
 
 
 def _variance(y: Tensor, seen: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ class Terms(NamedTuple):
         log_supervision: log q of known features, nats, (G,): maximized, but not part of the bound; None for none.
         kl_effects: KL(q || p) of effects that all groups share, nats, scalar, once for the whole data set; None for
             none.
+        num_batches: Batches that make up the data set. Set where the sizes of groups decide on who is together with
+            whom; None elsewhere.
     """
 
     log_likelihood: Tensor
@@ -37,6 +39,7 @@ class Terms(NamedTuple):
     kl_features: Tensor | None = None
     log_supervision: Tensor | None = None
     kl_effects: Tensor | None = None
+    num_batches: float | None = None
 
     @property
     def kl(self) -> Tensor:
@@ -46,8 +49,12 @@ class Terms(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """Groups of the data set per group of the batch. It makes a sum over the batch unbiased for the data set."""
-        return self.num_dataset_groups / self.log_likelihood.shape[0]
+        """What makes a sum over the batch unbiased for the data set.
+
+        It is N/G, the groups of the data set per group of the batch, if the batch is random whatever its number of
+        groups. Batches whose numbers of groups depend on the groups count equally: it is `num_batches` then.
+        """
+        return self.num_dataset_groups / self.log_likelihood.shape[0] if self.num_batches is None else self.num_batches
 
     @property
     def mse(self) -> Tensor:

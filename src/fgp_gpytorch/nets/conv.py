@@ -143,8 +143,7 @@ class ConvDecoder(Configurable, nn.Module):
         shape: Colour channels C, height H and width W of an image.
         widths: Channels of the input of each convolution. The last convolution has C filters.
         num_features: F, features that `CVAE` appends to z; 0 for none, as in the paper.
-        fast: False computes upsampling and convolution one after the other (same function, slower). It has no effect
-            with `transposed=True`.
+        fast: False computes all layers, and upsampling and convolution, one after the other (same function, slower).
         hidden: Widths of dense layers with ELU before the convolutions. The dense layer that makes the first image
             then has an ELU too. () for none, as in the paper.
         transposed: Whether transposed convolutions take the place of upsampling and convolution.
@@ -169,7 +168,7 @@ class ConvDecoder(Configurable, nn.Module):
         super().__init__()
         self.num_channels, self.shape = check.count(num_channels, "num_channels"), _image_shape(shape)
         self.num_features, self.widths = check.count(num_features, "num_features", 0), as_shape(widths, "widths")
-        self.hidden, self.transposed = as_shape(hidden, "hidden"), bool(transposed)
+        self.hidden, self.transposed, self.fast = as_shape(hidden, "hidden"), bool(transposed), bool(fast)
         channels, doublings = [*self.widths, self.shape[0]], len(self.widths)
         sizes = [_sizes(side, doublings, self.transposed) for side in self.shape[1:]]
         (height, across), *paddings = zip(*sizes, strict=True)
@@ -194,14 +193,32 @@ class ConvDecoder(Configurable, nn.Module):
         hidden = append(z, features, self.num_features, "ConvDecoder")
         for layer in _layers(self, "hidden", len(self.hidden)):
             hidden = elu(layer(hidden))
-        hidden = self.dense(hidden).reshape(-1, *self._start)
-        hidden = (elu(hidden) if self.hidden else hidden).contiguous(memory_format=torch.channels_last)
-        for left, convolution in zip(
-            reversed(range(len(self.widths))), _layers(self, "conv", len(self.widths)), strict=True
-        ):
-            hidden = convolution(hidden)
-            hidden = hidden if self.transposed and not left else elu(hidden)
-        return hidden[..., : self.shape[1], : self.shape[2]].reshape(*z.shape[:-1], *self.shape)
+        convolutions = _layers(self, "conv", len(self.widths))
+        image = self._first_image(hidden.reshape(-1, hidden.shape[-1]), convolutions)
+        for convolution in convolutions[1:]:
+            image = convolution(elu(image))
+        if convolutions and not self.transposed:
+            image = elu(image)
+        return image[..., : self.shape[1], : self.shape[2]].reshape(*z.shape[:-1], *self.shape)
+
+    def _first_image(self, rows: Tensor, convolutions: Sequence[nn.Module]) -> Tensor:
+        """The dense layer and the first convolution: rows (N, width) to images (N, C, H, W).
+
+        They are one affine map, unless an ELU lies between them. The convolution of the dense layer's weights and bias
+        gives the matrix of this map. That costs less than the convolution of N images.
+        """
+        if self.hidden or not convolutions or not self.fast or len(rows) <= self.dense.in_features + 1:
+            image = self._as_images(self.dense(rows))
+            image = elu(image) if self.hidden else image
+            return convolutions[0](image) if convolutions else image
+        weights = torch.cat([self.dense.weight.mT, self.dense.bias.unsqueeze(0)])
+        columns = convolutions[0](self._as_images(weights)).permute(0, 2, 3, 1)  # shape: (width + 1, H, W, C)
+        matrix = (columns[:-1] - convolutions[0].bias).flatten(1)
+        image = torch.addmm(columns[-1].reshape(-1), rows, matrix).unflatten(-1, columns.shape[1:])
+        return image.permute(0, 3, 1, 2)
+
+    def _as_images(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(-1, self._start).contiguous(memory_format=torch.channels_last)
 
 
 def _image_shape(shape: Sequence[int]) -> tuple[int, ...]:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
-from fgp_gpytorch.gaussian import rank_one_factor
+from fgp_gpytorch.gaussian import RankOneMarginals, rank_one_factor, rank_one_marginals
 from fgp_gpytorch.kernels import GlobalKernel
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
+from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.channel_block import ChannelBlock
 
 
@@ -121,7 +122,12 @@ class RankOneBlockPosterior(BlockPosterior):
         self, block: BlockPrior, x: Tensor, precision: Tensor, residual: Tensor, prior_variance: Tensor
     ) -> None:
         super().__init__(block, x, precision, residual)
-        self.factor = rank_one_factor(prior_variance, precision, residual)
+        self.prior_variance = prior_variance
+
+    @cached_by_grad_mode
+    def value(self) -> RankOneMarginals:
+        """Mean, variance and KL of the one value, each (*b, G, J)."""
+        return rank_one_marginals(self.prior_variance, self.precision, self.residual)
 
     def marginals(self) -> tuple[Tensor, Tensor]:
         """Mean and variance at the members, each (*b, G, J, Q)."""
@@ -129,18 +135,18 @@ class RankOneBlockPosterior(BlockPosterior):
 
     def predict(self, x_new: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance at x_new (*b, G, Q*, D), each (*b, G, J, Q*): the same at every member."""
-        mean = self.block.add_mean(self.factor.mean().unsqueeze(-1), x_new)
-        variance = self.factor.variance().unsqueeze(-1)
+        mean = self.block.add_mean(self.value.mean.unsqueeze(-1), x_new)
+        variance = self.value.variance.unsqueeze(-1)
         shape = (*variance.shape[:-1], x_new.shape[-2])
         return mean.expand(shape), variance.expand(shape)
 
     def kl(self) -> Tensor:
         """KL(q || p), nats, (*b, G, J)."""
-        return self.factor.kl()
+        return self.value.kl
 
     def log_evidence(self) -> Tensor:
         """log Z, nats, (*b, G, J)."""
-        return self.factor.log_evidence()
+        return rank_one_factor(self.prior_variance, self.precision, self.residual).log_evidence()
 
 
 def _get_variance(block: GlobalChannels) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import ArgumentError, DataError
-from fgp_gpytorch.gaussian import dense_factor
+from fgp_gpytorch.gaussian import dense_factor, features_at_points
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
 from fgp_gpytorch.prior.channel_block import ChannelBlock
 from fgp_gpytorch.prior.factorized_gp_prior import FactorizedGPPrior
@@ -211,11 +211,8 @@ def _features(block: BlockPrior, x: Tensor, points: Tensor | None, rest: bool = 
         return block.covariance_root(x), None
     at = points.to(x.dtype).expand(len(x), -1, -1)
     among = block.covariance(at, at)
-    noise = _NOISE[x.dtype] * among.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    identity = torch.eye(len(points), dtype=x.dtype, device=x.device)
-    cholesky = torch.linalg.cholesky(among + noise * identity)
     # the points come first: GPyTorch centres on its first argument
-    features = torch.linalg.solve_triangular(cholesky, block.covariance(at, x), upper=False).mT
+    features = features_at_points(among, block.covariance(at, x), "kernel", _NOISE[x.dtype])
     return features, block.covariance(x, x) - features @ features.mT if rest else None
 
 

@@ -17,9 +17,9 @@ from fgp_gpytorch.gaussian import (
     DenseMarginals,
     MarkovTerm,
     PooledMembers,
-    check_finite,
     dense_factor,
     dense_marginals,
+    features_at_points,
     pool_repeated,
     precise_limit,
     symmetric_square_root,
@@ -28,7 +28,7 @@ from fgp_gpytorch.kernels import LocalKernel, kernel_matrix, markov_terms, seen_
 from fgp_gpytorch.prior.block_posterior import BlockPosterior, BlockPrior
 from fgp_gpytorch.prior.caching import cached_by_grad_mode
 from fgp_gpytorch.prior.channel_block import ChannelBlock
-from fgp_gpytorch.prior.low_rank_posterior import InducingBlockPosterior, LowRankBlockPosterior
+from fgp_gpytorch.prior.low_rank_posterior import InducingBlockPosterior, LowRankBlockPosterior, root_of_rest
 from fgp_gpytorch.prior.split_posterior import SplitBlockPosterior, parts_of
 from fgp_gpytorch.prior.state_space_posterior import StateSpaceBlockPosterior, state_space_prior_draws
 
@@ -123,13 +123,19 @@ class LocalChannels(ChannelBlock):
         return _evaluate(self.kernel, x1.unsqueeze(-3), x2.unsqueeze(-3))
 
     def covariance_root(self, x: Tensor) -> Tensor:
-        """Symmetric square root of the within-group covariance, (*b, G, J or 1, Q, Q).
+        """Phi with Phi Phi' = K(x, x), (*b, G, J or 1, Q, N).
+
+        It has the M features of a kernel that is used by them. Inducing points have M features, and a root of what they
+        leave. Otherwise it is the symmetric root, N = Q.
 
         Raises:
             ShapeError: If the kernel does not take D features.
             DataError: If the covariance has a negative eigenvalue beyond rounding.
         """
-        return symmetric_square_root(self.covariance(x, x))
+        if self.inference == "inducing":
+            root = self._inducing_features(x)
+            return torch.cat([root, root_of_rest(self.covariance(x, x), root)], dim=-1)
+        return self._features(x) if self._has_features(x) else symmetric_square_root(self.covariance(x, x))
 
     def condition(self, x: Tensor, mean: Tensor, precision: Tensor) -> BlockPosterior:
         """GP regression per group and channel (paper, Appendix B).
@@ -139,8 +145,7 @@ class LocalChannels(ChannelBlock):
         """
         residual = self.residual(mean, x)
         if self.inference != "inducing" and not transforms_active(x, mean, precision):
-            dense = self._chain(x) is None and not self._has_features(x)
-            parts = parts_of(x, precision, dense)
+            parts = parts_of(x, precision, lambda: self._chain(x) is None and not self._has_features(x))
             if parts:
                 return SplitBlockPosterior(self, x, precision, residual, parts, self._condition)
         return self._condition(x, precision, residual)
@@ -222,18 +227,9 @@ class LocalChannels(ChannelBlock):
             self.inducing_points, "inducing_points", ("M", x.shape[-1]), "One column for each feature of x."
         ).to(x.dtype)
         among = self.covariance(points.unsqueeze(0), points.unsqueeze(0)).squeeze(0)
-        noise = max(_JITTER, 10 * torch.finfo(x.dtype).eps) * among.diagonal(dim1=-2, dim2=-1).mean(-1)
-        identity = torch.eye(len(points), dtype=x.dtype, device=x.device)
-        cholesky, failed = torch.linalg.cholesky_ex(among + noise[..., None, None] * identity)
-        if bool(failed.any()):
-            check_finite(among)
-            raise DataError(
-                f"inducing_points: expected a positive definite covariance of the {len(points)} points, got a "
-                "singular one. Try fewer points, further apart."
-            )
         # the points come first: GPyTorch centres on its first argument
         cross = self.covariance(points.expand(*x.shape[:-2], *points.shape), x)
-        return torch.linalg.solve_triangular(cholesky, cross, upper=False).mT
+        return features_at_points(among, cross, "inducing_points", max(_JITTER, 10 * torch.finfo(x.dtype).eps))
 
 
 class DenseBlockPosterior(BlockPosterior):

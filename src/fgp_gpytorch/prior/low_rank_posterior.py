@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -105,7 +106,7 @@ class InducingBlockPosterior(LowRankBlockPosterior):
         x = self.x if x_new is None else torch.cat([self.x, x_new], dim=-2)
         paths = factor.root @ factor.rsample_weights(sample_shape).unsqueeze(-1)
         rest = torch.randn_like(paths.expand(*paths.shape[:-2], x.shape[-2], 1))
-        paths = paths + self._root_of_rest(factor.root, x) @ rest
+        paths = paths + root_of_rest(self.block.covariance(x, x), factor.root) @ rest
         return self.block.add_mean(paths.squeeze(-1), x)
 
     def joint_covariances(self) -> list[Tensor]:
@@ -118,11 +119,22 @@ class InducingBlockPosterior(LowRankBlockPosterior):
         own = self.own_variance if x is self.x else self.variance(x)
         return mean, variance + _missing(own, root)
 
-    def _root_of_rest(self, root: Tensor, x: Tensor) -> Tensor:
-        covariance = self.block.covariance(x, x)
-        noise = torch.finfo(x.dtype).eps ** _NOISE * covariance.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None]
-        identity = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-        return torch.linalg.cholesky(covariance - root @ root.mT + noise * identity)
+    def whitened_distribution(self) -> dist.TorchDistribution:
+        """q of u and of the rest as one Pyro distribution: batch (*b, G), event (J, M + Q)."""
+        weights, cholesky = self.factor.weights, self.factor.cholesky
+        rank, members = weights.shape[-1], self.x.shape[-2]
+        identity = torch.eye(rank + members, dtype=weights.dtype, device=weights.device)
+        precision = identity.repeat(*weights.shape[:-1], 1, 1)  # I for the rest: its q is its prior
+        precision[..., :rank, :rank] = cholesky @ cholesky.mT
+        mean = torch.nn.functional.pad(weights, (0, members))
+        return dist.MultivariateNormal(mean, precision_matrix=precision, validate_args=False).to_event(1)
+
+
+def root_of_rest(covariance: Tensor, root: Tensor) -> Tensor:
+    """A root of K - Phi Phi', (*b, Q, Q), from K (*b, Q, Q) and Phi (*b, Q, M)."""
+    noise = torch.finfo(root.dtype).eps ** _NOISE * covariance.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None]
+    identity = torch.eye(root.shape[-2], dtype=root.dtype, device=root.device)
+    return torch.linalg.cholesky(covariance - root @ root.mT + noise * identity)
 
 
 def _missing(variance: Tensor, root: Tensor) -> Tensor:

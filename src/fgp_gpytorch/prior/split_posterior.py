@@ -30,13 +30,14 @@ class Part(NamedTuple):
     width: int
 
 
-def parts_of(x: Tensor, precision: Tensor, dense: bool) -> list[Part]:
+def parts_of(x: Tensor, precision: Tensor, is_dense: Callable[[], bool]) -> list[Part]:
     """Cut a batch by the sizes of its groups, so that the algebra costs little.
 
     Args:
         x: Auxiliary features, (G, Q, D).
         precision: R^2, (G, J, Q), 0 for a missing member.
-        dense: Whether a group costs the cube of the width of its padding, or a multiple of it.
+        is_dense: Says whether a group costs the cube of the width of its padding, or a multiple of it. It is asked only
+            if the sizes differ.
 
     Returns:
         Two or three parts; none if one padding is as good, or padding does not have one x in each group.
@@ -47,7 +48,9 @@ def parts_of(x: Tensor, precision: Tensor, dense: bool) -> list[Part]:
     observed = (precision > 0).any(-2)  # shape: (G, Q)
     places = torch.arange(1, members + 1, device=x.device)
     sizes = torch.where(observed, places, 0).amax(-1)
-    widths = _widths(sizes.tolist(), members, dense)
+    if int(sizes.amin()) == members:
+        return []
+    widths = _widths(sizes.tolist(), members, is_dense())
     if len(widths) < 2:
         return []
     parts, lower = [], -1

@@ -5,7 +5,6 @@
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
 
 import copy
-import importlib
 import json
 import math
 import os
@@ -393,7 +392,9 @@ class TableModel:
                 filled[column.name] = fill_gaps(targets[column.name], missing, values)
         return filled
 
-    def embed(self, df: pd.DataFrame, members: bool = False, points: int | None = None) -> pd.DataFrame:
+    def embed(
+        self, df: pd.DataFrame, members: bool = False, points: int | None = None, progress: bool = False
+    ) -> pd.DataFrame:
         """Latents of groups: the posterior mean of each channel, as an average or as a curve over x.
 
         Args:
@@ -402,6 +403,7 @@ class TableModel:
             points: None averages a channel over the members of a group. A number returns its values at so many places,
                 evenly spaced over the group's own range of the first column of x, interpolated between members. Groups
                 that differ in their course are further apart then.
+            progress: Whether to show a progress bar.
 
         Returns:
             Columns z0, z1, ..., or z0_0, z0_1, ... for the places of channel 0. The index is the group, or that of the
@@ -422,10 +424,9 @@ class TableModel:
                 )
         data = self._dataset(df)
         names = [f"z{channel}" for channel in range(self.vae_.prior.num_channels)]
-        with torch.no_grad(), evaluation(self.vae_, 0):
-            batch = data[:]
-            mean = self.vae_.infer(batch).mean
-        rows = mean[batch.mask].numpy(force=True)
+        with evaluation(self.vae_, 0):
+            means = [self.vae_.infer(batch).mean[batch.mask] for batch in data.batches(progress=progress)]
+        rows = torch.cat(means).numpy(force=True)
         order = self._row_order(df)
         if members:
             placed = np.empty_like(rows)
@@ -436,7 +437,7 @@ class TableModel:
         if points is None:
             found = pd.DataFrame(rows, columns=names).groupby(codes).mean()
         else:
-            x = batch.x[batch.mask][:, 0].numpy(force=True)
+            x = data.features().x[:, 0].numpy(force=True)
             curves = [_curves(x[codes == code], rows[codes == code], points) for code in range(codes[-1] + 1)]
             found = pd.DataFrame(curves, columns=[f"{name}_{place}" for name in names for place in range(points)])
         found.index = pd.Index(group[~group.duplicated()], name=self.group[0], tupleize_cols=False)
@@ -471,9 +472,12 @@ class TableModel:
                 grid[covariate.name] = np.nan
         x = self._encoded_x(grid, level_codes([grid], self.group)[0]).unsqueeze(0)
         with torch.no_grad(), evaluation(self.vae_, check.count(seed, "seed", least=0)):
-            z = self.vae_.group_distribution.sample(self.vae_.prior, x, (n,))
-            output = self.vae_.decode(z, x)
-            elements = self._likelihood.sample(output)[:, 0].numpy(force=True)
+            parts = []
+            most = max(1, _VALUES_AT_ONCE // (x.shape[1] * self._likelihood.num_outputs))
+            for start in range(0, n, most):
+                z = self.vae_.group_distribution.sample(self.vae_.prior, x, (min(most, n - start),))
+                parts.append(self._likelihood.sample(self.vae_.decode(z, x, self._likelihood.y_shape))[:, 0])
+            elements = torch.cat(parts).numpy(force=True)
         frames = []
         for group in range(n):
             frame = grid.copy()
@@ -568,7 +572,7 @@ class TableModel:
             ImportError: If xarray is not installed.
             ArgumentError, DataError, GroupError: As in `forecast`.
         """
-        xarray = _optional("xarray")
+        xarray = check.package("xarray")
         keys, found = self.draws(df, at, num_draws, seed)
         coordinates = {str(name): ("row", keys[name].to_numpy()) for name in keys.columns}
         variables = {str(name): (("draw", "row"), values) for name, values in found.items()}
@@ -589,7 +593,7 @@ class TableModel:
             ImportError: If ArviZ is not installed.
             ArgumentError, DataError, GroupError: As in `forecast`.
         """
-        arviz = _optional("arviz")
+        arviz = check.package("arviz")
         data = self.to_xarray(df, at, num_draws, seed).expand_dims("chain")
         return arviz.InferenceData(posterior_predictive=data)
 
@@ -813,6 +817,7 @@ class TableModel:
         rows, positions = x_new[order].split(sizes.tolist()), order.split(sizes.tolist())
         jointly = jointly or any(block.couples_channels for block in self.vae_.prior.blocks)
         values = num_draws * int(sizes.max()) * max(self._likelihood.num_outputs, self.vae_.prior.num_channels)
+        values = max(values, int(context.group_sizes.max()) * context.y_shape.numel())
         step = max(1, _VALUES_AT_ONCE // values)
         found = []
         with torch.no_grad(), evaluation(self.vae_, seed):
@@ -831,7 +836,7 @@ class TableModel:
                 else:
                     mean, variance = prediction.marginals
                     z = mean + self.spread_ * variance.sqrt() * noise.to(mean)
-                output = self.vae_.decode(z, padded)[:, mask]
+                output = self.vae_.decode(z, padded, self._likelihood.y_shape)[:, mask]
                 found.append(use(torch.cat(positions[start : start + step]).numpy(), output))
         return found
 
@@ -891,15 +896,3 @@ def _curves(x: np.ndarray, z: np.ndarray, points: int) -> np.ndarray:  # shape: 
     order = np.argsort(x, kind="stable")
     at = np.linspace(x.min(), x.max(), points)
     return np.concatenate([np.interp(at, x[order], channel) for channel in z[order].T])
-
-
-def _optional(name: str) -> Any:
-    """Import a package that the library can do without.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"expected the package {name}, got no such package. Try pip install {name}.") from error

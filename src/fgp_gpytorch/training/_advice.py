@@ -12,8 +12,8 @@ import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, ScaleKernel
 from torch import Tensor, nn
 
-from fgp_gpytorch._modes import evaluation
-from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch._modes import evaluation, generators_restored
+from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import DiagonalGaussianLikelihood, GaussianLikelihood
 from fgp_gpytorch.models import CVAE, GroupedVAE
 from fgp_gpytorch.nets import MLP
@@ -22,6 +22,7 @@ from fgp_gpytorch.prior import ChannelBlock, LatentPosterior
 from fgp_gpytorch.training.settings import RunSettings
 
 _GROUPS = 64  # of the training data that are looked at
+_VALUES = 2**22  # elements of y in them; one group may have more
 _LARGEST_SCALE = 20.0  # root mean square that networks take as it is
 _LARGEST_COUNT = 1000.0  # root mean square under a likelihood of counts or others, which may have a scale of its own
 _LEAST_KL = 0.1  # nats a group
@@ -36,22 +37,20 @@ _APART, _TOGETHER = 10.0, 0.01  # distances in lengthscales
 def warn_of_raw_units(model: GroupedVAE, train: GroupedDataset, stacklevel: int = 3) -> None:
     """Warn of columns of y or x in raw units: networks start near 0, so training may leave the latents unused."""
     gaussian = type(model.likelihood) in (GaussianLikelihood, DiagonalGaussianLikelihood)
-    if not train.is_lazy:
-        batch = train[range(min(len(train), _GROUPS))]
-        count = batch.observed.sum((0, 1)).clamp_min(1)
-        scale = (batch.y.double().square().masked_fill(~batch.observed, 0.0).sum((0, 1)) / count).sqrt()
-        found = _large_columns(scale, _LARGEST_SCALE if gaussian else _LARGEST_COUNT)
-        if found:
-            cure = (
-                "(y - y.mean(0)) / y.std(0), or grey levels in [0, 1]" if gaussian else "smaller units, or an encoder "
-            )
-            cure = cure if gaussian else cure + "that takes logarithms"
-            warnings.warn(
-                f"y: expected columns of a scale near 1, got a root mean square of {found}. Networks start near 0, so "
-                f"training may end at the mean of y. Try {cure}.",
-                UserWarning,
-                stacklevel=stacklevel,
-            )
+    with generators_restored():  # a lazy data set may draw numbers
+        batch = _first_groups(train)
+    count = batch.observed.sum((0, 1)).clamp_min(1)
+    scale = (batch.y.double().square().masked_fill(~batch.observed, 0.0).sum((0, 1)) / count).sqrt()
+    found = _large_columns(scale, _LARGEST_SCALE if gaussian else _LARGEST_COUNT)
+    if found:
+        cure = "(y - y.mean(0)) / y.std(0), or grey levels in [0, 1]" if gaussian else "smaller units, or an encoder "
+        cure = cure if gaussian else cure + "that takes logarithms"
+        warnings.warn(
+            f"y: expected columns of a scale near 1, got a root mean square of {found}. Networks start near 0, so "
+            f"training may end at the mean of y. Try {cure}.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
     if isinstance(model, CVAE) and isinstance(model.features, nn.Identity | nn.Linear | MLP):
         found = _large_columns(_features(train)[0].square().nanmean(0).sqrt(), _LARGEST_SCALE)
         if found:
@@ -61,6 +60,13 @@ def warn_of_raw_units(model: GroupedVAE, train: GroupedDataset, stacklevel: int 
                 UserWarning,
                 stacklevel=stacklevel,
             )
+
+
+def _first_groups(train: GroupedDataset) -> GroupedBatch:
+    """At most 64 groups, and few large ones: a lazy data set need not fit in memory."""
+    sizes = train.group_sizes[:_GROUPS].cummax(0).values * train.y_shape.numel()
+    small = sizes * torch.arange(1, len(sizes) + 1, device=sizes.device) <= _VALUES
+    return train[range(max(1, int(small.sum())))]
 
 
 def _large_columns(scale: Tensor, limit: float) -> str:
@@ -198,7 +204,7 @@ def kl_of_channels(model: GroupedVAE, train: GroupedDataset) -> Tensor | None:
     if model.prior.couples_groups or not train.num_elements:
         return None
     with evaluation(model, seed=0) as device:
-        posterior = model.infer(train[range(min(len(train), _GROUPS))].to(device))
+        posterior = model.infer(_first_groups(train).to(device))
         return posterior.kl_channels.mean(0).cpu() if isinstance(posterior, LatentPosterior) else None
 
 

@@ -84,7 +84,9 @@ def fit(
     objective: Objective | None = None,
     epochs: int | None = 100,
     max_steps: int | None = None,
-    batch_size: int = 20,
+    batch_size: int | None = None,
+    batch_members: int | None = None,
+    bucketing: bool = False,
     learning_rate: float = 1e-3,
     optimizer: OptimizerFactory | None = None,
     lr_schedule: Literal["cosine"] | ScheduleFactory | None = None,
@@ -126,7 +128,12 @@ def fit(
         max_steps: Steps of the optimizer after which training ends, including those before a resume. The model is
             validated there, also within an epoch. None for those of `epochs`.
         batch_size: Groups per step and process. Two processes with 10 groups each take the steps of one with 20, up to
-            rounding and to random numbers that networks draw themselves.
+            rounding and to random numbers that networks draw themselves. None: 20, without `batch_members`.
+        batch_members: Members per step and process, in place of `batch_size`. A minibatch takes groups until their
+            members reach this number, or a little less: every epoch has as many steps. A larger group may be alone.
+        bucketing: Whether a minibatch has groups of similar sizes, so that there is little padding. Minibatches come in
+            random order. Gradients stay unbiased: the mean over an epoch is the gradient of the whole data set. A prior
+            that couples groups refuses this, and `batch_members`.
         learning_rate: Of the default optimizer.
         optimizer: A function from parameters to an optimizer. None for Adam in its fused form.
         lr_schedule: "cosine" falls from the learning rate to zero over all steps of the run: those of `epochs`, or
@@ -196,12 +203,18 @@ def fit(
             if asked:
                 raise ArgumentError(f"{name}: expected validation data to judge by, got none. Try validation=0.1.")
     check_trainer_options(trainer_options, callbacks)
+    if (batch_members is not None or bucketing) and model.prior.couples_groups:
+        raise ArgumentError(
+            "batch_members, bucketing: expected neither for a prior that couples groups, which weighs minibatches by "
+            f"their groups, got batch_members={batch_members} and bucketing={bucketing}. Try batch_size=."
+        )
+    batch_size = 20 if batch_size is None and batch_members is None else batch_size
     settings = RunSettings(
         objective=ELBO() if objective is None else objective, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate, optimizer=optimizer, lr_schedule=lr_schedule, gradient_clip=gradient_clip,
         early_stopping=early_stopping, seed=seed, checkpoint_every=checkpoint_every, num_workers=num_workers,
         drop_last=drop_last, max_steps=max_steps, kl_warmup_steps=kl_warmup_steps, restore_best=restore_best,
-        validation_fraction=fraction,
+        validation_fraction=fraction, batch_members=batch_members, bucketing=bucketing,
     )  # fmt: skip
     checkpoint = checkpoint_to_resume(resume, folder)
     seed_is_drawn = fraction is not None and settings.seed is None and checkpoint is None

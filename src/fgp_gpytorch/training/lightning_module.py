@@ -3,7 +3,6 @@
 import math
 import secrets
 import time
-from collections.abc import Sized
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
@@ -116,13 +115,18 @@ class TrainingModule(lightning.LightningModule):
     def _training_batches(self) -> SharedBatches:
         settings = self.settings
         return SharedBatches(
-            len(self._train), settings.batch_size, self.trainer, self._epoch, self._seed, settings.drop_last
-        )
+            self._train.group_sizes, settings.batch_size, self.trainer, self._epoch, self._seed, settings.drop_last,
+            settings.batch_members, settings.bucketing,
+        )  # fmt: skip
 
     @cached_property
     def _validation_batches(self) -> SharedBatches:
-        assert isinstance(self._validation, Sized)
-        return SharedBatches(len(self._validation), self.settings.batch_size, self.trainer, self._epoch)
+        assert self._validation is not None
+        groups, settings = self._validation, self.settings
+        sizes = (groups.context if isinstance(groups, HeldOut) else groups).group_sizes
+        return SharedBatches(
+            sizes, settings.batch_size, self.trainer, self._epoch, batch_members=settings.batch_members
+        )
 
     def _epoch(self) -> int:
         """The epoch in progress. Workers load its first batches before Lightning counts it."""
@@ -175,6 +179,7 @@ class TrainingModule(lightning.LightningModule):
         except NonFiniteError as error:  # of a kernel: only here its epoch is known
             raise self._non_finite(error.term or "posterior", f" {error}") from error
         terms = terms if shard is None else whole_terms(terms, shard)
+        terms = terms._replace(num_batches=self._training_batches.weight)
         loss = self.objective.loss_of(self._warmed_up(terms)) / terms.num_dataset_members
         if not bool(torch.isfinite(loss)):
             raise self._non_finite(_first_non_finite(terms))

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.data import GroupedDataset, HeldOut
+from fgp_gpytorch.data import GroupedDataset, HeldOut, LazyDataset
 from fgp_gpytorch.errors import ArgumentError, CheckpointError
 from fgp_gpytorch.objectives import GECO, Objective
 
@@ -22,9 +22,9 @@ ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
 _LEAST = {
     "epochs": 1, "batch_size": 1, "checkpoint_every": 1, "num_workers": 0, "early_stopping": 1, "seed": 0,
-    "max_steps": 1, "kl_warmup_steps": 1,
+    "max_steps": 1, "kl_warmup_steps": 1, "batch_members": 1,
 }  # fmt: skip
-_OPTIONAL = {"gradient_clip", "early_stopping", "seed", "max_steps", "kl_warmup_steps"}
+_OPTIONAL = {"gradient_clip", "early_stopping", "seed", "max_steps", "kl_warmup_steps", "batch_members"}
 MAY_CHANGE = {"epochs", "max_steps", "checkpoint_every", "num_workers", "early_stopping"}  # when a run is resumed
 
 
@@ -38,7 +38,7 @@ class RunSettings:
 
     objective: Objective
     epochs: int | None
-    batch_size: int
+    batch_size: int | None
     learning_rate: float
     optimizer: OptimizerFactory | None
     lr_schedule: Literal["cosine"] | ScheduleFactory | None
@@ -52,6 +52,8 @@ class RunSettings:
     kl_warmup_steps: int | None = None
     restore_best: bool = False
     validation_fraction: float | None = None
+    batch_members: int | None = None
+    bucketing: bool = False
 
     def __post_init__(self) -> None:
         check.instance(self.objective, "objective", Objective, "Try ELBO() or GECO(0.02).")
@@ -65,12 +67,25 @@ class RunSettings:
             check.choice(self.lr_schedule, "lr_schedule", (None, "cosine"), hint)
         check.choice(self.drop_last, "drop_last", (False, True))
         check.choice(self.restore_best, "restore_best", (False, True))
+        check.choice(self.bucketing, "bucketing", (False, True))
+        if self.batch_members is not None:
+            if self.batch_size is not None:
+                raise ArgumentError(
+                    f"batch_size: expected None beside batch_members={self.batch_members}, got {self.batch_size}. Try "
+                    "one of the two."
+                )
+            if self.drop_last:
+                raise ArgumentError(
+                    "drop_last: expected False with batch_members, whose minibatches are about equally full, got True. "
+                    "Try drop_last=False, or batch_size=20."
+                )
         if self.kl_warmup_steps is not None and isinstance(self.objective, GECO):
             raise ArgumentError(
                 f"kl_warmup_steps: expected None for GECO, whose multiplier weighs the KL, got {self.kl_warmup_steps}. "
                 "Try ELBO(), or GECO(..., initial_multiplier=10.0)."
             )
         optional = _OPTIONAL if self.max_steps is None else {*_OPTIONAL, "epochs"}
+        optional = optional if self.batch_members is None else {*optional, "batch_size"}
         for name in ("learning_rate", "gradient_clip", *_LEAST):
             value = getattr(self, name)
             if value is not None or name not in optional:
@@ -89,6 +104,7 @@ class RunSettings:
             "lr_schedule": schedule if schedule is None or isinstance(schedule, str) else "your own",
             "gradient_clip": self.gradient_clip,
             "drop_last": self.drop_last,
+            "bucketing": self.bucketing,
             "restore_best": self.restore_best,
             "validation_fraction": self.validation_fraction,
             **{name: getattr(self, name) for name in _LEAST if name != "seed"},
@@ -98,7 +114,8 @@ class RunSettings:
 def fingerprint(data: GroupedDataset | HeldOut) -> dict[str, int]:
     """Return numbers that tell data sets apart: their sizes, and a checksum.
 
-    The checksum is over all features and sizes, and over a million values of y as stored, at equal distances.
+    The checksum is over all features and sizes, and over a million values of y as stored, at equal distances. Of an
+    array on disk it is over 64 rows.
     """
     if isinstance(data, HeldOut):
         new = [part for part in (data.x_new, _thinned(data.y_new), data.y_new_mask) if part is not None]
@@ -106,15 +123,19 @@ def fingerprint(data: GroupedDataset | HeldOut) -> dict[str, int]:
     parts = [*data.features(), _thinned(data.members.y)]
     if data.members.y_mask is not None:
         parts.append(_thinned(data.members.y_mask))
+    rows = data.sample() if isinstance(data, LazyDataset) else None
+    if rows is not None:
+        parts.append(_thinned(rows))
     checksum = _checksum(parts, data.labels_digest or 0)
     return {"groups": len(data), "members": data.num_members, "checksum of the data": checksum}
 
 
 def conditions(trainer: lightning.Trainer, settings: RunSettings) -> dict[str, Any]:
-    """Return what Lightning adds to the settings, as plain values. `batch_size` counts the groups of all processes."""
+    """Return what Lightning adds to the settings, as plain values. Sizes of batches are those of all processes."""
     algorithm = trainer.gradient_clip_algorithm
     return {
-        "batch_size": settings.batch_size * trainer.world_size,
+        "batch_size": None if settings.batch_size is None else settings.batch_size * trainer.world_size,
+        "batch_members": None if settings.batch_members is None else settings.batch_members * trainer.world_size,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "gradient_clip": _plain(trainer.gradient_clip_val),
         "gradient_clip_algorithm": "norm" if algorithm is None else str(algorithm.value),

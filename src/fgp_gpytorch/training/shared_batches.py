@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from fgp_gpytorch._shards import Shard
 from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.models import Terms
 
+_JITTER = 0.2  # of the logarithm of a size, so that epochs differ
+
 
 class Request(NamedTuple):
     """Positions of groups, and the seed of the random numbers that make their observations."""
@@ -29,40 +31,62 @@ class SharedBatches(Sampler[Request]):
     """The requests of one process for its share of every minibatch.
 
     All processes order the groups in the same way. A minibatch is `processes * batch_size` consecutive groups of that
-    order, and each process gets consecutive groups of it. A process without a share gets a group that does not count.
+    order, or consecutive groups of about `processes * batch_members` members. Each process gets consecutive groups of
+    it. A process without a share gets a group that does not count. All epochs have the same number of minibatches.
 
     Args:
-        num_groups: Groups of the data set.
-        batch_size: Groups of a minibatch per process.
+        group_sizes: Members of each group of the data set, (G,).
+        batch_size: Groups of a minibatch per process; None with `batch_members`.
         trainer: It contains the number of processes, and the number of this one.
         epoch: Returns the number of the epoch.
         seed: Of the order. None keeps the order of the data set.
         drop_last: Whether to leave out a last minibatch that is not full. A single one is kept.
+        batch_members: Members of a minibatch per process; None with `batch_size`.
+        bucketing: Whether minibatches are of groups of similar sizes, in random order. Needs a seed.
+
+    Attributes:
+        weight: What makes a sum over the groups of a random minibatch unbiased for the data set: the number of
+            minibatches, B. None for the groups of the data set per group of the minibatch, N/G, which is unbiased if
+            sizes have no influence on who is together with whom.
     """
 
     def __init__(
         self,
-        num_groups: int,
-        batch_size: int,
+        group_sizes: Tensor,
+        batch_size: int | None,
         trainer: lightning.Trainer,
         epoch: Callable[[], int],
         seed: int | None = None,
         drop_last: bool = False,
+        batch_members: int | None = None,
+        bucketing: bool = False,
     ) -> None:
-        self.num_groups, self.epoch, self.seed, self.drop_last = num_groups, epoch, seed, drop_last
+        self.group_sizes, self.num_groups = group_sizes.cpu(), len(group_sizes)
+        self.epoch, self.seed, self.bucketing = epoch, seed, bucketing
         self.processes, self.rank = trainer.world_size, trainer.global_rank
-        self.global_size = batch_size * self.processes
-        self._last_order = -1, torch.empty(0, dtype=torch.long)  # of an epoch
+        self.global_size = None if batch_size is None else batch_size * self.processes
+        self.global_members = None if batch_members is None else batch_members * self.processes
+        self._kept = self.num_groups  # groups of an epoch
+        if self.global_size is not None and drop_last:
+            self._kept -= self.num_groups % self.global_size if self.num_groups > self.global_size else 0
+        self._number = self._minibatches_of_an_epoch()
+        by_size = bucketing or batch_members is not None
+        self.weight = self._number * self.num_groups / self._kept if by_size else None
+        self._last: tuple[int, list[Tensor]] = -1, []  # the minibatches of an epoch
+
+    def _minibatches_of_an_epoch(self) -> int:
+        if self.global_members is None:
+            assert self.global_size is not None
+            return -(-self._kept // self.global_size)
+        return -(-int(self.group_sizes.clamp_max(self.global_members).sum()) // self.global_members)
 
     def __len__(self) -> int:
-        full, rest = divmod(self.num_groups, self.global_size)
-        return full if full and (self.drop_last or not rest) else full + 1
+        return self._number
 
     def __iter__(self) -> Iterator[Request]:
         epoch = self.epoch()
-        order = self._order(epoch).tolist()
-        for number in range(len(self)):
-            whole = order[number * self.global_size : (number + 1) * self.global_size]
+        for number, minibatch in enumerate(self._minibatches(epoch)):
+            whole = minibatch.tolist()
             sizes = self.sizes(len(whole))
             first = min(sum(sizes[: self.rank]), len(whole) - 1)
             seeds = np.random.SeedSequence((self.seed or 0, epoch, number, self.rank))
@@ -71,19 +95,55 @@ class SharedBatches(Sampler[Request]):
     def whole(self, number: int) -> Tensor:
         """The positions of all groups of a minibatch."""
         epoch = self.epoch()
-        if self._last_order[0] != epoch:
-            self._last_order = epoch, self._order(epoch)
-        return self._last_order[1][number * self.global_size : (number + 1) * self.global_size]
+        if self._last[0] != epoch:
+            self._last = epoch, self._minibatches(epoch)
+        return self._last[1][number]
 
     def sizes(self, total: int) -> tuple[int, ...]:
         """The number of groups of every process, in a minibatch of `total` groups."""
         ends = [total * rank // self.processes for rank in range(self.processes + 1)]
         return tuple(end - start for start, end in itertools.pairwise(ends))
 
-    def _order(self, epoch: int) -> Tensor:
+    def _minibatches(self, epoch: int) -> list[Tensor]:
+        """The positions of the groups of every minibatch."""
         if self.seed is None:
-            return torch.arange(self.num_groups)
-        return torch.randperm(self.num_groups, generator=torch.Generator().manual_seed(self.seed + epoch))
+            return self._cut(torch.arange(self.num_groups))
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        order = torch.randperm(self.num_groups, generator=generator)[: self._kept]
+        if self.bucketing:
+            size = self.group_sizes[order].clamp_min(1).log() + _JITTER * torch.rand(len(order), generator=generator)
+            order = order[size.argsort(descending=True, stable=True)]
+        minibatches = self._cut(order)
+        if self.weight is None:
+            return minibatches
+        return [minibatches[place] for place in torch.randperm(len(minibatches), generator=generator).tolist()]
+
+    def _cut(self, order: Tensor) -> list[Tensor]:
+        if self.global_members is None:
+            assert self.global_size is not None
+            return list(order.split(self.global_size))
+        # A larger group counts as a full minibatch. Then the number of minibatches does not depend on the order.
+        members = self.group_sizes[order].clamp_max(self.global_members).tolist()
+        lengths = lengths_of(members, self._number)
+        return list(order.split(lengths))
+
+
+def lengths_of(members: Sequence[int], number: int) -> list[int]:
+    """Cut a sequence of groups into so many minibatches of about equal numbers of members.
+
+    A minibatch takes groups until it has its share of the members that are left, and leaves one group for each that
+    follows. So none has less room than the one before it.
+    """
+    lengths, left, start = [], sum(members), 0
+    for following in range(number - 1, -1, -1):
+        taken, stop = 0, start
+        while stop < len(members) - following and (stop == start or taken * (following + 1) < left):
+            taken += members[stop]
+            stop += 1
+        stop = len(members) if following == 0 else stop
+        lengths.append(stop - start)
+        left, start = left - sum(members[start:stop]), stop
+    return lengths
 
 
 class SeededGroups(Dataset):
