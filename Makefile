@@ -4,8 +4,9 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 PARALLEL := --numprocesses auto --dist loadfile
 ARGS ?=
+QUIET_NOTEBOOKS := 'ignore:IProgress not found,ignore:`torch.jit.script` is deprecated'
 
-.PHONY: help install rotated-mnist test test-oldest lint types tables bench device-check paper kill-test ci clean
+.PHONY: help install rotated-mnist test test-oldest lint types tables bench device-check paper kill-test docs ci clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -53,9 +54,19 @@ paper: install  ## the missing runs of all studies, figures, pages (ARGS='--jobs
 kill-test: install  ## kill 40 training processes, resume each, and compare bit for bit (a few minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kill_test $(ARGS)
 
+$(VENV)/.docs: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs  ## the documentation site in site/; a warning, a dead link or a missing name fails
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 MPLCONFIGDIR=$(CURDIR)/.cache/matplotlib \
+		PYTHONWARNINGS=$(QUIET_NOTEBOOKS) $(BIN)/mkdocs build --strict
+	$(BIN)/python -W ignore -m scripts.check_site site
+
 ci: lint types test  ## what .ci/run does in an environment that exists
 	rm -rf runs/ci
 	$(BIN)/python examples/rotated_mnist.py --epochs 20 --no-progress --out runs/ci --assert-test-mse-below 0.042
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) $(OLDEST) runs .pytest_cache .ruff_cache .hypothesis build
+	rm -rf $(VENV) $(OLDEST) runs .pytest_cache .ruff_cache .hypothesis .cache build site
