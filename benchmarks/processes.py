@@ -1,11 +1,10 @@
 """One training run in one or several processes. `benchmarks.studies.processes` compares the runs.
 
-python -m benchmarks.processes CASE --processes 2 --out FILE [--cut-with 1]
+python -m benchmarks.processes CASE --processes 2 --folder FOLDER --out FILE
 """
 
 import argparse
 import dataclasses
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -157,20 +156,27 @@ def make_data(groups: int, case: Case, seed: int) -> GroupedDataset:
     return GroupedDataset(y, x, group, observed, x_mask)
 
 
+def train_here(case: str, processes: int, folder: Path, epochs: int) -> dict[str, Any]:
+    """Train a case on one thread, with checkpoints in the folder. It goes on if the folder has a run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run(CASES[case], processes, folder, epochs, resume=(folder / "last.ckpt").exists())
+    finally:
+        torch.set_num_threads(threads)
+
+
 def main() -> None:
     """Train as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, default=None, help="of checkpoints: resumed if it has one")
+    parser.add_argument("--folder", type=Path, required=True, help="of checkpoints: resumed if it has one")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    folder = arguments.folder or Path(tempfile.mkdtemp())
-    resume = arguments.folder is not None and (arguments.folder / "last.ckpt").exists()
-    result = run(CASES[arguments.case], arguments.processes, folder, arguments.epochs, resume)
+    result = train_here(arguments.case, arguments.processes, arguments.folder, arguments.epochs)
     if result.pop("rank") == 0:
         torch.save(result, arguments.out)
 

@@ -656,7 +656,7 @@ refuse("ConditionedVAE.predict", "context", lambda c: conditioned().predict(torc
     "groups of another data set": make_data(sizes=(3, 2))}, GroupError)
 refuse("SVGPVAE.initialize_inducing", "dataset", lambda d: coupled()["SVGPVAE"].initialize_inducing(d), NOT_BATCHES)
 refuse("GPVAE.summarize", "dataset", lambda d: coupled()["GPVAE"].summarize(d), NOT_BATCHES)
-refuse("GPVAE.summarize", "batch_size", lambda n: coupled()["GPVAE"].summarize(data(), n), {**NOT_COUNTS, "None": None})
+refuse("GPVAE.summarize", "batch_size", lambda n: coupled()["GPVAE"].summarize(data(), n), NOT_COUNTS)
 refuse("GPVAE.terms", "batch", lambda b: coupled()["GPVAE"].terms(b), {"some of the groups": context()}, GroupError)
 refuse("FGPVAE.terms", "num_particles", lambda n: trained().terms(context(), n), {
     **NOT_COUNTS, "None": None}, ArgumentError)
@@ -726,8 +726,7 @@ for name, metric in ABOUT.items():
         "None": None, "a network": nn.Identity(), "a word": "model", "a class": FGPVAE})
     refuse(name, "held_out", lambda held, metric=metric: metric(trained(), held), {
         "None": None, "a data set": data(), "a batch": context(), "a word": "test"}, ArgumentError)
-    refuse(name, "batch_size", lambda n, metric=metric: metric(trained(), held_out(), batch_size=n), {
-        **NOT_COUNTS, "None": None}, ArgumentError)
+    refuse(name, "batch_size", lambda n, metric=metric: metric(trained(), held_out(), batch_size=n), NOT_COUNTS)
 for name in ("held_out_calibration", "swap_errors", "mse_by_context_size"):
     refuse(name, "seed", lambda n, metric=ABOUT[name]: metric(trained(), held_out(), seed=n), NOT_FROM_ZERO)
 refuse("held_out_mse", "num_samples", lambda n: metrics.held_out_mse(trained(), held_out(), True, num_samples=n), {
@@ -843,7 +842,7 @@ refuse("fit", "objective", lambda o: fit(make_model(), data(), objective=o, **QU
     "a word": "elbo", "a class": ELBO, "a number": 1.0})
 for argument in ("epochs", "batch_size", "checkpoint_every"):
     refuse("fit", argument, lambda v, argument=argument: fit(make_model(), data(), **{**QUIET, argument: v}), {
-        **NOT_COUNTS, "None": None}, ArgumentError)
+        **NOT_COUNTS, **({} if argument == "batch_size" else {"None": None})}, ArgumentError)
 refuse("fit", "learning_rate", lambda v: fit(make_model(), data(), learning_rate=v, **QUIET), {
     **NOT_POSITIVE, "None": None}, ArgumentError)
 refuse("fit", "gradient_clip", lambda v: fit(make_model(), data(), gradient_clip=v, **QUIET), NOT_POSITIVE)

@@ -19,7 +19,7 @@ from fgp_gpytorch.metrics import held_out_mse
 from fgp_gpytorch.models import PseudoObservations
 from fgp_gpytorch.prior import KLTerms, LatentPosterior
 
-EPOCHS, QUICK = 300, 6  # so many choices in the quick form
+EPOCHS, QUICK = 300, 3  # so many choices in the quick form
 PAPER = Recipe(kappa=0.020)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.processes import CASES, EPOCHS
+from benchmarks.processes import CASES, EPOCHS, train_here
 from benchmarks.records import Key, Plan, Record
 from benchmarks.study import Study
 
@@ -34,19 +34,22 @@ def run(key: Key, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
         if case in RESUMED:
             before, after = RESUMED[case]
             case = QUICK[0]
-            shared = folder / "run"
-            train(case, before, folder / "cut.pt", "--folder", str(shared), "--epochs", "1")
-            other = train(case, after, folder / "other.pt", "--folder", str(shared))
+            train(case, before, folder / "other", epochs=1)
+            other = train(case, after, folder / "other")
         else:
-            other = train(case, 2, folder / "other.pt")
-        one = train(case, 1, folder / "one.pt")
+            other = train(case, 2, folder / "other")
+        one = train(case, 1, folder / "one")
     return {"epochs": EPOCHS}, {part: difference(one[part], other[part]) for part in ("parameters", "history")}
 
 
-def train(case: str, processes: int, out: Path, *options: str) -> dict[str, Any]:
-    """Run `benchmarks.processes`, and return what it saved."""
-    command = [sys.executable, "-m", "benchmarks.processes", case, "--processes", str(processes), "--out", str(out)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300, check=False)
+def train(case: str, processes: int, folder: Path, epochs: int = EPOCHS) -> dict[str, Any]:
+    """The result of a run in this process or in several new ones. It goes on if the folder has a run."""
+    if processes == 1:
+        return train_here(case, 1, folder, epochs)
+    out = folder.parent / "result.pt"
+    options = ["--processes", str(processes), "--folder", str(folder), "--epochs", str(epochs), "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.processes", case, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr[-2000:]}")
     return torch.load(out, weights_only=True)

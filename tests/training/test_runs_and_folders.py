@@ -284,7 +284,7 @@ def test_the_batch_of_all_processes_is_compared():
             precision="32-true", limit_train_batches=1.0, limit_val_batches=1.0, check_val_every_n_epoch=1,
             val_check_interval=1.0,
         )  # fmt: skip
-        return conditions(trainer, SimpleNamespace(batch_size=groups))
+        return conditions(trainer, SimpleNamespace(batch_size=groups, batch_members=None))
 
     assert batch(2, 4) == batch(1, 8) != batch(2, 8)
 
