@@ -30,9 +30,11 @@ test-oldest:  ## all tests with the oldest versions that pyproject.toml allows (
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/oldest.txt --editable '.[dev]'
 	$(OLDEST)/bin/python -m pytest $(PARALLEL) -W default $(ARGS)
 
-lint: install  ## format check and lint
+lint: install  ## format check and lint, of GitHub's files too
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 
 types: install  ## pyright on src
 	$(BIN)/pyright --pythonpath $(BIN)/python src
