@@ -45,11 +45,11 @@ def demo(out: Path, short: bool = False) -> str:
     matplotlib.use("Agg")
     table = datasets.gapminder().query("year <= 2015 and year % 5 == 0" if short else "year <= 2015")
     new = table["country"].isin(NEW)
-    past, future = table[new & (table["year"] < 2000)], table[new & (table["year"] >= 2000)]
+    past, future = table.loc[new & (table["year"] < 2000)], table.loc[new & (table["year"] >= 2000)]
     model = TableModel(y=["life_expectancy", "fertility", "infant_mortality"], x=["year"], group="country")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if short else "default")
-        model.fit(table[~new], max_steps=0 if short else 500)
+        model.fit(table.loc[~new], max_steps=0 if short else 500)
     model.plot_forecast(past, at={"year": range(1960, 2016)}).savefig(out)
     return model.score(past, future).round(3).to_string()
 
