@@ -91,7 +91,7 @@ def keys(plan: Plan) -> list[Key]:
     epochs, grid, rounds = EPOCHS, GRID, [CHANGES, SECOND_ROUND]
     if plan.quick:
         epochs, grid, rounds = 2, GRID[:1], [{system: changes[:1] for system, changes in CHANGES.items()}]
-    systems = list(CHANGES)[:2] if plan.quick else CHANGES  # table1 trains all of them in its quick form
+    systems = list(CHANGES)[:2] if plan.quick else CHANGES  # table1 trains others in its quick form
     known = {identity(record.key): record for record in plan.read("rivals")}
     found = []
     for system in systems:

@@ -28,9 +28,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "twos": {"digits": 2}, "fives": {"digits": 5}, "sevens": {"digits": 7},
 }  # fmt: skip
 HEAD = ("SVGP-VAE", "FGP-VAE", "FGP-VAE, coregionalized")
-# Adam 1e-3 with the optimal decoder variance; for the FGP-VAE its paper's GECO, J = 8 and fixed kernel
 QUICK = {("best", system) for system in ("VAE", "CVAE of the context", "GP-VAE", "SVGP-VAE", "FGP-VAE")}
 QUICK |= {("published", "FGP-VAE"), ("best", "FGP-VAE, coregionalized, any context")}  # the quick form
+# Adam 1e-3 with the optimal decoder variance; for the FGP-VAE its paper's GECO, J = 8 and fixed kernel
 PUBLISHED = {name: Recipe() for name in ("VAE", "CVAE", "GP-VAE", "SVGP-VAE")} | {"FGP-VAE": Recipe(kappa=0.020)}
 FGP_VAE_BEST = Recipe(
     learning_rate=1e-2, cosine=True, beta=0.4, member_dropout=2 / 11, num_local=12, learn_lengthscale=True
