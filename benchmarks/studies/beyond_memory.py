@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +36,6 @@ ELEMENTS, VIEWS, BATCH_SIZE, CURVES = 128 * 128, 16, 20, 32
 GROUP_BYTES = 4 * ELEMENTS * VIEWS
 MUST_GB, MUST_RATE = 2.0, 0.8
 MEMORY, THREADS = "memory", 1  # workers need the other core
-WORKERS = (0, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +44,11 @@ class Budget:
 
     gigabytes: float  # of the file
     part_gigabytes: float  # of the part that is trained on in memory, too
-    shares: tuple[float, ...]  # of the epoch that is run with each number of workers
+    shares: dict[int, float]  # of the epoch that is run, by the number of workers
     rounds: int
 
 
-WHOLE, QUICK = Budget(10.0, 1.0, (1.0, 0.1), 5), Budget(0.1, 0.02, (1.0, 0.5), 2)
+WHOLE, QUICK = Budget(10.0, 1.0, {0: 1.0, 2: 0.1}, 5), Budget(0.1, 0.02, {0: 1.0}, 2)
 
 
 def keys(plan: Plan) -> list[Key]:
@@ -66,11 +65,11 @@ def run(key: Key, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
         path = Path(folder) / "y.raw"
         write(path, groups, key["seed"])
         found = []
-        for workers, share in zip(WORKERS, budget.shares, strict=True):
+        for workers, share in budget.shares.items():
             steps = math.ceil(share * groups / BATCH_SIZE)
             found.append({"workers": workers, "share": share, **alone(epoch, path, groups, workers, steps)})
         part = min(groups, math.ceil(1e9 * budget.part_gigabytes / GROUP_BYTES))
-        rates = alone(rounds, path, groups, part, budget.rounds)
+        rates = alone(rounds, path, groups, part, budget.rounds, list(budget.shares))
     return {"budget": dataclasses.asdict(budget), "elements": ELEMENTS, "views": VIEWS, "threads": THREADS}, {
         "members": groups * VIEWS,
         "file_gb": groups * GROUP_BYTES / 1e9,
@@ -150,16 +149,16 @@ def epoch(path: Path, groups: int, workers: int, steps: int) -> dict[str, float]
     return {"members_a_second": rate, "resident_gb": peak_memory_gb(), "anonymous_gb": max(peak, default=math.nan)}
 
 
-def rounds(path: Path, groups: int, part: int, number: int) -> dict[str, list[float]]:
+def rounds(path: Path, groups: int, part: int, number: int, workers: Sequence[int]) -> dict[str, list[float]]:
     """Train in turn on a part of the file in memory and on disk. Returns members a second, `number` for each."""
     disk = on_disk(path, groups, part)
-    ways = {MEMORY: (disk.in_memory(), 0), **{f"file, {n} workers": (disk, n) for n in WORKERS}}
+    ways = {MEMORY: (disk.in_memory(), 0), **{f"file, {n} workers": (disk, n) for n in workers}}
     rates: dict[str, list[float]] = {way: [] for way in ways}
     train(disk, 0, steps=3)  # warm up
     for _ in range(number):
-        for way, (data, workers) in ways.items():
+        for way, (data, used) in ways.items():
             forget(path)
-            rates[way].append(train(data, workers))
+            rates[way].append(train(data, used))
     return rates
 
 
