@@ -616,7 +616,9 @@ def long_group_scores(plan: Plan, kind: str) -> str:
     """Means and standard deviations over the folds that all systems with a run have, in one kind of stretch."""
     names, rows = {"mse": 3, "crps": 3, "nll": 3, "coverage_90": 3}, []
     scored = [system for system in long_groups.SYSTEMS if system != long_groups.DENSE]
-    found = {system: {r.key["fold"]: r for r in plan.read("long_groups", system=system)} for system in scored}
+    found: dict[str, dict[int, Record]] = {system: {} for system in scored}
+    for system, runs in found.items():
+        runs |= {r.key["fold"]: r for r in plan.read("long_groups", system=system) if kind in r.result}
     folds = [set(runs) for runs in found.values() if runs]
     common = sorted(set.intersection(*folds)) if folds else []
     for system, runs in found.items():
