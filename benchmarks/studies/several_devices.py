@@ -23,6 +23,7 @@ from examples.rotated_mnist import PRESETS, build
 
 MODELS = ("paper", "larger")
 GROUPS = (5, 20, 80)  # of one process, in a step
+ROUNDS, STEPS = 3, 10
 BYTES = (4, 1000, 10_000, 100_000, 1_000_000, 10_000_000)
 DEVICES = (8, 64, 512)
 VALUE = 8  # bytes of a gathered value
@@ -162,13 +163,12 @@ def run(key: Key, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
         sizes, steps = BYTES[:3] if plan.quick else BYTES, 10 if plan.quick else 100
         found = measured(2, "all-reduce", "--bytes", *sizes, "--steps", steps)
         return {"processes": 2, "backend": "gloo"}, {"all_reduce": {n: quartiles(s) for n, s in found.items()}}
-    rounds, groups, steps = (1, GROUPS[:2], 3) if plan.quick else (3, GROUPS, 10)
-    alone: dict[str, list[float]] = {str(n): [] for n in groups}
-    together: dict[str, list[float]] = {str(n): [] for n in groups}
+    alone: dict[str, list[float]] = {str(n): [] for n in GROUPS}
+    together: dict[str, list[float]] = {str(n): [] for n in GROUPS}
     sent: list[Any] = []
-    for _ in range(rounds):  # in turn
+    for _ in range(ROUNDS):  # in turn
         for processes, seconds in ((1, alone), (2, together)):
-            found = measured(processes, key["part"], "--groups", *groups, "--steps", steps)
+            found = measured(processes, key["part"], "--groups", *GROUPS, "--steps", STEPS)
             for name, part in found.items():
                 seconds[name] += part["seconds"]
                 sent = part["messages"]  # of the largest batch and two processes, at the end
@@ -180,7 +180,7 @@ def run(key: Key, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
         "parameters": sum(p.numel() for p in parameters),
         "gradient": bytes_of(parameters),
         "buffers": [bytes_of(b for b in model.buffers() if b.dtype == dtype) for dtype in dtypes],
-        "gathered": VALUE * sum(named["all_gather"]) // groups[-1],
+        "gathered": VALUE * sum(named["all_gather"]) // GROUPS[-1],
         "messages": {name: len(sizes) for name, sizes in named.items()},
         "alone": {name: quartiles(values) for name, values in alone.items()},
         "together": {name: quartiles(values) for name, values in together.items()},

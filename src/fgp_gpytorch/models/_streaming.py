@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,32 @@ def part_of(source: GroupedDataset | GroupedBatch, part: slice, device: torch.de
         source, y=source.y[part], x=source.x[part], mask=source.mask[part],
         group_index=source.group_index[part], y_mask=y_mask,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def generated_parts(
+    model: Any,
+    x_new: Tensor,
+    source: GroupedDataset | GroupedBatch,
+    sample_shape: torch.Size | None,
+    parts: Iterator[slice],
+    device: torch.device | None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """The observations of `generate`, part by part.
+
+    Args:
+        model: A model with `predict`, `decode` and `likelihood`.
+        x_new: Checked features of all groups, (G, Q*, D).
+        source: The context.
+        sample_shape: Of joint draws of z; None for its mean.
+        parts: Positions of the groups at a time.
+        device: Of the model.
+    """
+    for part in parts:
+        batch = part_of(source, part, device)
+        prediction = model.predict(x_new[part], batch)
+        z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
+        yield part, model.likelihood.mean(model.decode(z, x_new[part], batch.y.shape[2:]))
 
 
 def filled(

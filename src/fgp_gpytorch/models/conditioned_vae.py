@@ -12,7 +12,7 @@ from fgp_gpytorch.data import GroupedBatch, GroupedDataset, same_labels
 from fgp_gpytorch.errors import GroupError
 from fgp_gpytorch.likelihoods import Likelihood
 from fgp_gpytorch.models._batches import checked_batch, checked_source, checked_targets, device_of, whole_batch
-from fgp_gpytorch.models._streaming import filled, part_of, parts_of
+from fgp_gpytorch.models._streaming import filled, generated_parts, parts_of
 from fgp_gpytorch.models.grouped_vae import GroupedVAE
 from fgp_gpytorch.prior import LatentPrior, Prediction
 
@@ -176,21 +176,7 @@ class ConditionedVAE(nn.Module):
         couples = self.new_groups or shape is not None
         draws = 1 if shape is None else shape.numel()
         parts = parts_of(source, couples, batch_size, progress, draws * x_new.shape[1])
-        return x_new, shape, self._generated(x_new, source, shape, parts)
-
-    @torch.no_grad()
-    def _generated(
-        self,
-        x_new: Tensor,
-        source: GroupedBatch | GroupedDataset,
-        sample_shape: torch.Size | None,
-        parts: Iterator[slice],
-    ) -> Iterator[tuple[slice, Tensor]]:
-        for part in parts:
-            batch = part_of(source, part, device_of(self.model))
-            prediction = self.predict(x_new[part], batch)
-            z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
-            yield part, self.likelihood.mean(self.decode(z, x_new[part], batch.y.shape[2:]))
+        return x_new, shape, generated_parts(self, x_new, source, shape, parts, device)
 
     def _inputs_of(self, batch: GroupedBatch) -> GroupInputs:
         """The members of the batch's groups that were conditioned on.

@@ -41,6 +41,7 @@ from fgp_gpytorch.models._parameter_store import register
 from fgp_gpytorch.models._streaming import (
     UNKNOWN_ELEMENTS,
     filled,
+    generated_parts,
     joined_chunks,
     members_at_once,
     new_group_parts,
@@ -666,21 +667,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         features = source.x.shape[-1] if isinstance(source, GroupedBatch) else source.num_features
         x_new = checked_targets(x_new, source, features, device_of(self))
         parts = parts_of(source, self.prior.couples_groups, batch_size, progress, draws * x_new.shape[1])
-        return x_new, shape, self._generated(x_new, source, shape, parts)
-
-    @torch.no_grad()
-    def _generated(
-        self,
-        x_new: Tensor,
-        source: GroupedBatch | GroupedDataset,
-        sample_shape: torch.Size | None,
-        parts: Iterator[slice],
-    ) -> Iterator[tuple[slice, Tensor]]:
-        for part in parts:
-            batch = whole_batch(part_of(source, part, device_of(self)), "context", self)
-            prediction = self.predict(x_new[part], batch)
-            z = prediction.mean if sample_shape is None else prediction.rsample(sample_shape)
-            yield part, self.likelihood.mean(self.decode(z, x_new[part], batch.y.shape[2:]))
+        return x_new, shape, generated_parts(self, x_new, source, shape, parts, device_of(self))
 
     @torch.no_grad()
     def _sampled(
