@@ -1,8 +1,14 @@
 """Gaussian-process-prior variational autoencoders on grouped data, as a plugin for GPyTorch and Pyro."""
 
+import warnings
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from fgp_gpytorch import feature_maps, means, nets  # a saved model may name their classes
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "`torch.jit.script`", FutureWarning)  # GPyTorch compiles two helpers with it
+    from fgp_gpytorch import feature_maps, means, nets  # a saved model may name their classes
+
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset, HeldOut
 from fgp_gpytorch.likelihoods import (
     BernoulliLikelihood,
@@ -20,8 +26,10 @@ from fgp_gpytorch.prior import (
     LocalChannels,
 )
 from fgp_gpytorch.saving import Configurable
-from fgp_gpytorch.tables import TableModel
-from fgp_gpytorch.training import fit
+
+if TYPE_CHECKING:
+    from fgp_gpytorch.tables import TableModel
+    from fgp_gpytorch.training import fit
 
 __version__ = version("fgp_gpytorch")
 
@@ -54,3 +62,19 @@ __all__ = [
     "means",
     "nets",
 ]
+
+# Lightning, SciPy and Matplotlib take longer than PyTorch: they are imported when somebody asks for these
+_LATER = {"TableModel": "fgp_gpytorch.tables", "fit": "fgp_gpytorch.training"}
+_SUBPACKAGES = ("datasets", "metrics", "plots", "tables", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    if name in _SUBPACKAGES:
+        return import_module(f"fgp_gpytorch.{name}")
+    raise AttributeError(f"module 'fgp_gpytorch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("fgp_gpytorch", "torch", "gpytorch", "pyro-ppl", "lightning", "numpy", "scipy", "pandas", "matplotlib")
+PACKAGES = (
+    "fgp_gpytorch", "torch", "gpytorch", "pyro-ppl", "lightning", "numpy", "scipy", "pandas", "matplotlib",
+    "torchvision",
+)  # fmt: skip
 NEW = ["Chile", "China", "Kenya", "Poland", "Rwanda", "Zimbabwe"]
 
 
@@ -38,11 +41,10 @@ def demo(out: Path, short: bool = False) -> str:
     Returns:
         The scores of the forecasts, as text.
     """
-    import matplotlib
-
     from fgp_gpytorch import TableModel, datasets
+    from fgp_gpytorch import _checks as check
 
-    matplotlib.use("Agg")
+    check.package("matplotlib").use("Agg")
     table = datasets.gapminder().query("year <= 2015 and year % 5 == 0" if short else "year <= 2015")
     new = table["country"].isin(NEW)
     past, future = table.loc[new & (table["year"] < 2000)], table.loc[new & (table["year"] >= 2000)]

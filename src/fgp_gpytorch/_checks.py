@@ -224,7 +224,7 @@ def as_reals(value: Any, name: str, like: Tensor | None = None, hint: str = "") 
 
 
 def package(name: str) -> Any:
-    """Import a package that the library can do without.
+    """Import a package that the library can do without, or a module of it.
 
     Raises:
         ImportError: If it is not installed.
@@ -232,7 +232,8 @@ def package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"expected the package {name}, got no such package. Try pip install {name}.") from error
+        whole = name.partition(".")[0]
+        raise ImportError(f"expected the package {whole}, got no such package. Try pip install {whole}.") from error
 
 
 def as_sample_shape(value: Any) -> torch.Size:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from torchvision.datasets import MNIST
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import MissingFileError
 
 __all__ = [
@@ -65,10 +65,12 @@ def read_torchvision(digits: tuple[int, ...], root: str | Path) -> list[Instance
     """Read the instances of some digits from the complete MNIST, as torchvision stores it under `root`.
 
     Raises:
+        ImportError: If torchvision is not installed.
         MissingFileError: If MNIST is not there.
     """
+    datasets = check.package("torchvision.datasets")
     try:
-        mnist = MNIST(str(root), train=True, download=False)
+        mnist = datasets.MNIST(str(root), train=True, download=False)
     except RuntimeError as error:
         raise MissingFileError(
             f"root: expected the complete MNIST in {Path(root) / 'MNIST' / 'raw'}, got no such data set. "

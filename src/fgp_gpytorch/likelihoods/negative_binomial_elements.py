@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import scipy.special
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -134,9 +133,7 @@ def _beta_cdf(log_ratio: np.ndarray, size: np.ndarray, count: np.ndarray) -> np.
 
     The form of which the argument is the smaller of p and 1 - p keeps its digits.
     """
-    small = scipy.special.expit(-np.abs(log_ratio))
-    return np.where(
-        log_ratio > 0,
-        scipy.special.betainc(size, count + 1, small),
-        scipy.special.betaincc(count + 1, size, small),
-    )
+    from scipy import special  # only models of counts need it
+
+    small = special.expit(-np.abs(log_ratio))
+    return np.where(log_ratio > 0, special.betainc(size, count + 1, small), special.betaincc(count + 1, size, small))

@@ -11,13 +11,12 @@ import os
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from gpytorch.kernels import Kernel
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
@@ -45,11 +44,13 @@ from fgp_gpytorch.tables._fitting import (
 )
 from fgp_gpytorch.tables._frames import fill_gaps, grid_of, group_names, require, targets_of, warn_of_rows
 from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_evidence, may_scale_a_curve, model_of
-from fgp_gpytorch.tables._plot import forecast_figure
 from fgp_gpytorch.tables._scores import mean_scores, scores_of
 from fgp_gpytorch.tables._units import check_units
 from fgp_gpytorch.tables._warp import Warp, likely_power
 from fgp_gpytorch.tables.columns import Column, Gaussian, as_columns
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _T = TypeVar("_T")
 _FEWEST_TO_VALIDATE = 5  # groups; fewer say too little, and the model stays at its linear start
@@ -604,7 +605,7 @@ class TableModel:
         at: Mapping[Hashable, Any] | None = None,
         column: Hashable | None = None,
         seed: int = 0,
-    ) -> Figure:
+    ) -> "Figure":
         """Plot the rows of some groups, the median and the 90 % interval of the model, over the first column of x.
 
         Args:
@@ -619,9 +620,13 @@ class TableModel:
             A figure with a panel for each group.
 
         Raises:
+            ImportError: If Matplotlib is not installed.
             ArgumentError: If a column is not one of y.
             GroupError: If a group does not occur.
         """
+        check.package("matplotlib")
+        from fgp_gpytorch.tables._plot import forecast_figure  # it needs Matplotlib
+
         df = self._checked(df)
         names = {c.name: c for c in self.columns_}
         column = self.columns_[0].name if column is None else column
