@@ -178,3 +178,19 @@ def test_a_data_set_on_disk_starts_as_in_memory(monkeypatch):
     models[1].load_state_dict(models[0].state_dict())
     first, second = (model.initialize(part, 3) for model, part in zip(models, (data, lazy), strict=True))
     assert first == pytest.approx(second, rel=1e-9)
+
+
+def test_loadings_stay_components_of_all_members_if_lbfgs_sees_few(monkeypatch):
+    """Few members and many channels would be fitted without an error: 64 channels once forecast ten times worse."""
+    data = make_data(12, sizes=(5,) * 40)
+    monkeypatch.setattr(linear_start, "_MANY", 160)  # 20 members of 8 channels
+    start, model = make_linear(12, 8), make_linear(12, 8)
+    model.load_state_dict(start.state_dict())
+    start.initialize(data, 0)
+    model.initialize(data, 5)
+    torch.testing.assert_close(model.decoder.loadings, start.decoder.loadings)
+    components = principal_components(data.members.y, None, 8)[0]
+    torch.testing.assert_close(model.decoder.loadings, components)
+    assert not torch.equal(model.likelihood.constant_variance(), start.likelihood.constant_variance())
+    model.refine(data.subset([0, 1, 2, 3]), 5)  # it sees all of these
+    assert not torch.allclose(model.decoder.loadings, components)

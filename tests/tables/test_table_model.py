@@ -15,6 +15,8 @@ from fgp_gpytorch.errors import ArgumentError, CheckpointError, DataError, FGPEr
 from fgp_gpytorch.tables import Binary, Categorical, Count, Gaussian, Log, Ordinal, Periodic
 from oracles import matern32
 
+# forecasts go back to the prior beyond the x of training, and tests look there
+pytestmark = pytest.mark.filterwarnings("ignore:at. expected '.*' within the training table's:UserWarning")
 ALL_KINDS = [Gaussian("h", "none"), Log("w"), Binary("b"), Categorical("k"), Count("c"), Ordinal("o")]
 Y = [column.name for column in ALL_KINDS]
 AT = pd.DataFrame({"g": ["g3", "g0", "g3", "g1"], "t": [4.5, 1.0, 0.5, 9.0], "hour": 1, "s": "a"})

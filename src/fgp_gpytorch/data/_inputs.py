@@ -125,7 +125,10 @@ def encode_groups(group: Any) -> tuple[Tensor, np.ndarray]:  # shape: (N,), (G,)
         ) from error
     unique = np.asarray(unique)
     if unique.dtype == object and any(isinstance(u, float | complex) for u in unique):
-        raise GroupError("group: expected labels of one kind, got numbers among other labels. Try group.astype(str).")
+        raise GroupError(
+            "group: expected labels of one kind, got numbers among other labels. Try "
+            "group.astype(str), if 1 and '1' are one group."
+        )
     return torch.from_numpy(codes.astype(np.int64)), unique
 
 
@@ -180,6 +183,6 @@ def _exact_integers(labels: pd.Series) -> pd.Series:
         row = int(wrong.argmax())
         raise GroupError(
             f"group: expected labels that are exact integers (below {largest:.0f} for {values.dtype}), got "
-            f"{values[row]!r} in row {row}. Try group.round().long() if that is meant, or strings."
+            f"{values[row]!r} in row {row}. Try strings, such as group.astype(str)."
         )
     return pd.Series(values.astype(np.int64))

@@ -14,6 +14,7 @@ from fgp_gpytorch.likelihoods.elements import column_moments
 _LIMIT = 10.0  # of the log of a dispersion
 _SMALL = 600.0  # a mean m, such that p(0) >= exp(-m) is a normal number of float64
 _STEPS = 2000
+_UNEXPLAINED = 0.1  # of the dispersion
 _LEAST_START = 0.01  # a smaller dispersion has next to no gradient
 
 
@@ -85,16 +86,18 @@ class NegativeBinomialElements(CountElements):
     def initialize(self, y: Tensor, observed: Tensor | None = None, residual_variance: Tensor | None = None) -> None:
         """Set the dispersion by the method of moments: (variance - mean) / mean^2 of y, at least 0.01.
 
-        A column without a count above 0 changes nothing.
+        If latents explain a part of the variance, it is a tenth of that. Training that starts from the whole dispersion
+        may end where latents explain nothing. A column without a count above 0 changes nothing.
 
         Args:
             y: Observations in the range.
             observed: Which of them count, the shape of y; None for all.
-            residual_variance: Not used.
+            residual_variance: Of y, (num_elements,), if latents explain the rest; None if they explain nothing.
         """
         mean, variance, number = column_moments(y, observed)
         known = (number > 1) & (mean > 0)
         dispersion = (variance - mean) / torch.where(known, mean, 1.0).square()
+        dispersion = dispersion if residual_variance is None else _UNEXPLAINED * dispersion
         start = dispersion.clamp_min(_LEAST_START).log().to(self.log_dispersion)
         self.log_dispersion.copy_(torch.where(known.to(start.device), start, self.log_dispersion))
 

@@ -58,7 +58,10 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
 
         Loadings are principal components (missing entries are imputed), scores give the means and variances of the
         kernels, and x their lengthscales. The observation variance is what the components leave. Then L-BFGS maximizes
-        the ELBO over everything but the residual networks, which are zero. `fit` trains all from there.
+        the ELBO over everything but the residual networks, which are zero. q(w) of shared effects is exact given the
+        rest, in turn with L-BFGS. `fit` trains all from there.
+
+        If the data set is thinned to fewer than 50 members a channel, the loadings stay principal components.
 
         Args:
             data: Training groups. Large data sets are thinned to evenly spaced groups. Of a large group, evenly spaced

@@ -9,6 +9,7 @@ A VAE with random networks has to discover what a Gaussian process knows at once
 L-BFGS maximizes the ELBO of the whole data set over everything but the residual networks.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation_mode
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.errors import ArgumentError, DataError, NonFiniteError
+from fgp_gpytorch.models._effects_start import set_effects
 from fgp_gpytorch.nets import LinearDecoder, LinearEncoder
 from fgp_gpytorch.nets.linear import zero_last_layer
 from fgp_gpytorch.prior import ChannelBlock, LocalChannels
@@ -30,6 +32,9 @@ _SMALLEST_NOISE = 0.05  # of a column's variance, at the start of L-BFGS
 _ROUNDING = 1e-6  # of a column's variance: the variance of an error in every value
 _HARDLY = 0.1  # of an element's variance
 _FEW, _MANY = 15_000, 45_000  # members times channels that L-BFGS sees
+_STARTING = 4_000_000  # values of y that the start sees
+_ALTERNATIONS = 2  # of L-BFGS and the effects
+_MEMBERS_PER_CHANNEL = 50  # fewer of a thinned data set would overfit the loadings
 _LARGEST_COST = 2e8  # of one evaluation of the ELBO: sum over groups of L Q^3
 _LARGEST_GROUP = 200  # members of a group that L-BFGS sees
 _SHORTEST = 0.05  # lengthscale, of the spacing
@@ -89,8 +94,9 @@ def linear_start(model: Any, data: GroupedDataset, iterations: int, rotation: st
     iterations = check.count(iterations, "iterations", least=0)
     check.choice(rotation, "rotation", ("components", "columns"))
     with in_float64(model):
-        batch = thinned(data, model.prior.num_channels, _MANY).to(encoder.loadings.device, torch.float64)
-        set_start(model, batch, rotation)
+        device, channels = encoder.loadings.device, model.prior.num_channels
+        batch = thinned(data, channels, _MANY).to(device, torch.float64)
+        set_start(model, most_of(data, channels)[:].to(device, torch.float64), rotation)
         return maximize(model, data, batch, iterations, in_two=True)
 
 
@@ -118,6 +124,11 @@ def in_float64(model: Any) -> Iterator[None]:
 
 
 def thinned(data: GroupedDataset, channels: int, most: int) -> GroupedBatch:
+    """The groups and members that L-BFGS sees."""
+    return thinned_data(data, channels, most)[:]
+
+
+def thinned_data(data: GroupedDataset, channels: int, most: int, cost: float = _LARGEST_COST) -> GroupedDataset:
     """Evenly spaced groups. Half of what a large group keeps is evenly spaced members, half a run of neighbours.
 
     The former tell long lengthscales, the latter short ones.
@@ -125,7 +136,8 @@ def thinned(data: GroupedDataset, channels: int, most: int) -> GroupedBatch:
     Args:
         data: The data set.
         channels: L.
-        most: Members times channels. The cubic cost is limited too.
+        most: Members times channels.
+        cost: Of one evaluation of the ELBO, at most: sum over groups of L Q^3.
     """
     if int(data.group_sizes.max()) > _LARGEST_GROUP:
         first = data.group_sizes.cumsum(0) - data.group_sizes
@@ -136,11 +148,16 @@ def thinned(data: GroupedDataset, channels: int, most: int) -> GroupedBatch:
         start = (size - half) // 2
         data = data.select((place % step == 0) | ((place >= start) & (place < start + half)))
     size = int(data.group_sizes.max())
-    groups = min(_LARGEST_COST / (channels * size**3), len(data) * most / (channels * data.num_members))
+    groups = min(cost / (channels * size**3), len(data) * most / (channels * data.num_members), len(data))
     groups = max(2, int(groups))
     if len(data) > groups:
         data = data.subset(torch.linspace(0, len(data) - 1, groups).long().unique())
-    return data[:]
+    return data
+
+
+def most_of(data: GroupedDataset, channels: int) -> GroupedDataset:
+    """The groups and members of which the start computes moments. They may be many more than L-BFGS sees."""
+    return thinned_data(data, channels, max(_MANY, channels * _STARTING // data.y_shape.numel()), math.inf)
 
 
 @torch.no_grad()
@@ -301,14 +318,34 @@ def maximize(model: Any, data: GroupedDataset, batch: GroupedBatch, iterations: 
     draws, errors = design(model.prior.num_channels).to(batch.y.device), smallest_errors(data, batch)
     with linear_alone(model), evaluation_mode(model):
         offset = model.decoder.offset  # the means of the channels shift y already
-        everything = [p for p in model.parameters() if p.requires_grad and p is not offset]
+        effects = model.prior.effects
+        fixed = [offset, *(() if effects is None else effects.parameters())]
+        if not may_move_loadings(model, data, batch):
+            fixed.append(model.decoder.loadings)
+        everything = [p for p in model.parameters() if p.requires_grad and all(p is not other for other in fixed)]
         late = [*model.decoder.parameters(), *(p for b in model.prior.blocks for p in b.mean_module.parameters())]
         early = [p for p in everything if all(p is not other for other in late)]
+        some = None if effects is None else most_of(data, model.prior.num_channels)
         for parameters in (early, everything) if in_two else (everything,):
-            climb(model, batch, draws, errors, parameters, iterations)
+            for _ in range(1 if some is None else _ALTERNATIONS):
+                if some is not None:
+                    set_effects(model, some)
+                climb(model, batch, draws, errors, parameters, iterations)
         limit_lengthscales(model.prior.blocks, batch)
+        if some is not None:
+            set_effects(model, some)
+            model.effects_seen = data.labels_digest
         with torch.no_grad():
             return float(elbo(model, batch, draws))
+
+
+def may_move_loadings(model: Any, data: GroupedDataset, batch: GroupedBatch) -> bool:
+    """Whether L-BFGS may move the loadings: it sees all members, or enough of them for the channels.
+
+    Else they stay principal components of many more members.
+    """
+    seen = int(batch.mask.sum())
+    return seen == data.num_members or seen >= _MEMBERS_PER_CHANNEL * model.prior.num_channels
 
 
 def climb(
@@ -450,11 +487,11 @@ def rounding(likelihood: Any, batch: GroupedBatch, errors: Tensor) -> Tensor:
 
 
 def condition(model: Any, batch: GroupedBatch, pseudo: Any) -> Any:
-    """The posterior. Shared effects are 0 in the linear start: `fit` learns them."""
+    """The posterior. Shared effects have the mean of their weights."""
     effects = model.prior.effects
     if effects is None:
         return model.condition(batch, pseudo)
-    return model.prior.condition(*pseudo, weights=torch.zeros_like(effects.mean))
+    return model.prior.condition(*pseudo, weights=effects.mean.detach())
 
 
 def design(num_channels: int) -> Tensor:

@@ -86,14 +86,16 @@ class LinearEncoder(Configurable, nn.Module):
             ShapeError: If y or the mask has another shape.
         """
         rows = self.working_values(y) - self.offset
-        seen = torch.ones_like(rows) if observed is None else flatten(observed, self.y_shape, "LinearEncoder").to(rows)
-        rows = rows * seen
-        precision = seen * (-self.log_variance).exp()
-        weighted = precision.unsqueeze(-1) * self.loadings  # D_o^-1 W_o, (*batch, K, L)
+        precision = (-self.log_variance).exp()  # (K,): rows without gaps share V
+        seen = torch.ones_like(rows)
+        if observed is not None:
+            seen = flatten(observed, self.y_shape, "LinearEncoder").to(rows)
+            rows, precision = rows * seen, precision * seen  # (*batch, K)
+        weighted = precision.unsqueeze(-1) * self.loadings  # D_o^-1 W_o, (K, L) or (*batch, K, L)
         identity = torch.eye(self.num_channels, dtype=rows.dtype, device=rows.device)
         inverse = torch.linalg.inv(identity + self.loadings.mT @ weighted)  # V; all eigenvalues of I + ... are >= 1
-        mean = (inverse @ (weighted.mT @ rows.unsqueeze(-1))).squeeze(-1)
-        own = inverse.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(rows.dtype).tiny)
+        mean = (rows.unsqueeze(-2) @ weighted @ inverse).squeeze(-2)
+        own = inverse.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(rows.dtype).tiny).expand(mean.shape)
         information = (1 - own).clamp_min(_LEAST_INFORMATION)
         mean, variance = mean / information, own / information
         if self.residual is not None:

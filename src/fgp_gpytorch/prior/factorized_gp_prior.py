@@ -192,10 +192,8 @@ class FactorizedGPPrior(LatentPrior):
         """
         x, shape = self._checked_x(x), check.as_sample_shape(sample_shape)
         draws = torch.cat([block.sample(x, shape) for block in self.blocks], dim=-2)
-        if self.effects is not None:  # one draw of q(w) for all groups
-            weights = self.effects.distribution().rsample(shape)
-            weights = weights.reshape(*shape, *[1] * (x.dim() - 2), *weights.shape[-2:])
-            draws = draws + self.effects.values(x, weights)
+        if self.effects is not None:
+            draws = draws + self.effects.sample(x, shape)
         return draws.mT
 
     def forward(self, x: Tensor) -> MultitaskMultivariateNormal:

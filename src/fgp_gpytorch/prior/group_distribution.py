@@ -45,6 +45,8 @@ class GroupDistribution(Configurable, nn.Module):
     bandwidth h. h = 1 is one Gaussian. A smaller h follows more of the shape, and stays closer to the groups themselves
     (a shrunk kernel density: West 1993; Silverman 1986, Section 6.4). If all posteriors are the prior, so is the fit.
 
+    Shared effects of the prior are added to a draw, with one draw of q(w) for all groups.
+
     Made by `FactorizedVAE.fit_groups`. It holds for the parameters that the model had then.
 
     Args:
@@ -183,7 +185,8 @@ class GroupDistribution(Configurable, nn.Module):
                 z = z + (_root(rest) @ torch.randn_like(z).unsqueeze(-1)).squeeze(-1)
             parts.append(block.add_mean(z, x))
             start = end
-        return torch.cat(parts, dim=-2).mT
+        z = torch.cat(parts, dim=-2)
+        return (z if prior.effects is None else z + prior.effects.sample(x, shape)).mT
 
 
 def _moments(posterior: BlockPosterior, points: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -192,8 +195,8 @@ def _moments(posterior: BlockPosterior, points: Tensor | None) -> tuple[Tensor, 
     if isinstance(block, IndependentChannels):
         return x.new_zeros(len(x), 0, 0), x.new_zeros(len(x), 0, 0, 0)
     if points is None:
-        factor = posterior.whitened()
-        return factor.weights, torch.cholesky_inverse(factor.cholesky)
+        factor, size = posterior.whitened(), block.covariance_root(x).shape[-1]  # weights of shared effects follow
+        return factor.weights[..., :size], torch.cholesky_inverse(factor.cholesky)[..., :size, :size]
     # Cov(z(x), w) = A(x) and Cov(w) = I: the regression of w on the pseudo-observations
     features, _ = _features(block, x, points, rest=False)
     factor = dense_factor(block.covariance(x, x), *posterior.observations)

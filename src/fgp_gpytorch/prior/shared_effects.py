@@ -70,6 +70,11 @@ class SharedEffects(gpytorch.Module):
         """The lower triangular root of S, (L, M, M), with a positive diagonal."""
         return self.raw_root.tril(-1) + self.raw_root.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
 
+    @root.setter
+    def root(self, value: Tensor) -> None:
+        diagonal = value.diagonal(dim1=-2, dim2=-1).log().diag_embed()
+        self.initialize(raw_root=(value.tril(-1) + diagonal).to(self.raw_root))
+
     def distribution(self) -> dist.TorchDistribution:
         """q(w): event shape (L, M)."""
         return dist.MultivariateNormal(self.mean, scale_tril=self.root, validate_args=False).to_event(1)
@@ -84,6 +89,11 @@ class SharedEffects(gpytorch.Module):
         log_diagonal = self.raw_root.diagonal(dim1=-2, dim2=-1)
         trace = (2 * log_diagonal).exp().sum() + self.raw_root.tril(-1).square().sum()
         return 0.5 * (trace - self.mean.numel() + self.mean.square().sum()) - log_diagonal.sum()
+
+    def sample(self, x: Tensor, sample_shape: torch.Size) -> Tensor:
+        """Draw the effects at x (*b, G, Q, D), one draw of q(w) for all groups: (*s, *b, G, L, Q)."""
+        weights = self.distribution().rsample(sample_shape)
+        return self.values(x, weights.reshape(*sample_shape, *[1] * (x.dim() - 2), *weights.shape[-2:]))
 
     def values(self, x: Tensor, weights: Tensor) -> Tensor:
         """Phi w at x (*b, G, Q, D) for weights (*s, L, M), broadcast over the batch: (*s, *b, G, L, Q)."""

@@ -18,6 +18,7 @@ from fgp_gpytorch.feature_maps import CategoricalFeatures, LinearFeatures, Selec
 from fgp_gpytorch.tables.columns import Categorical, Column, Periodic
 
 _FAR = 10.0  # ranges of the training x: beyond them the units have probably changed
+_BEYOND = 0.1  # of the range
 _SPAN = 10.0  # largest over smallest positive number, of a scale that may be logarithmic
 
 
@@ -127,15 +128,26 @@ class Feature:
                 raise self._missing(values)
             return codes
         raw = self._raw(values)
-        if self.period is None and self.high > self.low:
-            low, high = self._number(self.low), self._number(self.high)
-            far = (raw < low - _FAR * (high - low)) | (raw > high + _FAR * (high - low))
-            if far.any():
+        if self.period is None:
+            place = far_from(raw, self._number(self.low), self._number(self.high))
+            if place is not None:
                 raise DataError(
                     f"x: expected {self.name!r} near the training table's {self._back(self.low)} to "
-                    f"{self._back(self.high)}, got {values.iloc[int(far.argmax())]}. Try its units."
+                    f"{self._back(self.high)}, at most ten times that range away, got {values.iloc[place]}. Try its "
+                    "units."
                 )
         return (self._scaled(raw) - self.center) / self.scale
+
+    def beyond(self, numbers: np.ndarray) -> str | None:
+        """What to say of encoded numbers that lie more than a tenth of the range beyond the training table's."""
+        if not self.is_number or self.high <= self.low:
+            return None
+        raw, least, most = self._number(numbers), self._number(self.low), self._number(self.high)
+        away = np.maximum(least - raw, raw - most)
+        if away.max(initial=0.0) <= _BEYOND * (most - least):
+            return None
+        low, high, furthest = (self._back(number) for number in (self.low, self.high, numbers[int(away.argmax())]))
+        return f"expected {self.name!r} within the training table's {low} to {high}, got {furthest}"
 
     def like_training(self, values: Any) -> pd.Series:
         """Values of `at` as a column of the training table's dtype."""
@@ -164,8 +176,7 @@ class Feature:
         return dates if zone is None else dates.dt.tz_localize("UTC").dt.tz_convert(zone)
 
     def _back(self, number: float) -> Any:
-        value = self._number(number)
-        return pd.Timestamp(value, unit="s") if self.kind == "date" else f"{value:g}"
+        return self.decode(np.array([number])).iloc[0] if self.kind == "date" else f"{self._number(number):g}"
 
     def _raw(self, values: pd.Series) -> np.ndarray:
         if values.isna().any():
@@ -236,9 +247,10 @@ class Covariate:
         self.name: Any = check.instance(name, "covariates", Hashable, "Try covariates=['region'].")
         self.levels: list[Any] | None = None
         self.center, self.scale = 0.0, 1.0
+        self.low, self.high = 0.0, 0.0
 
     def learn(self, values: pd.Series) -> None:
-        """Learn the categories, or mean and scale.
+        """Learn the categories, or mean, scale and range.
 
         Raises:
             DataError: If the column has only one value, or dates.
@@ -253,31 +265,56 @@ class Covariate:
                 "without this column: it has no effect that could be learned."
             )
         if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
-            numbers = seen.to_numpy(dtype=np.float64)
+            numbers = self._finite(seen)
             self.center, self.scale = float(numbers.mean()), float(numbers.std())
+            self.low, self.high = float(numbers.min()), float(numbers.max())
         else:
             self.levels = sorted((check.number(level) for level in seen.unique()), key=str)
 
     def encode(self, values: pd.Series) -> np.ndarray:
-        """Two columns (N, 2)."""
+        """Two columns (N, 2).
+
+        Raises:
+            DataError: If a number is infinite, far from the training range, or a name.
+        """
         if self.levels is None:
             if not pd.api.types.is_numeric_dtype(values.dtype) and not values.isna().all():
                 raise DataError(
                     f"covariates: expected numbers in column {self.name!r}, as in the training table, got "
                     f"{values.dtype}. Try pd.to_numeric(df[{self.name!r}])."
                 )
-            numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
-            known = np.isfinite(numbers)
+            numbers = self._finite(values)
+            place = far_from(numbers, self.low, self.high)
+            if place is not None:
+                raise DataError(
+                    f"covariates: expected {self.name!r} near the training table's {self.low:g} to {self.high:g}, at "
+                    f"most ten times that range away, got {numbers[place]:g}. Try its units."
+                )
+            known = ~np.isnan(numbers)
             return np.stack([np.where(known, (numbers - self.center) / self.scale, 0.0), known.astype(float)], -1)
         places = {level: float(place) for place, level in enumerate(self.levels)}
         codes = [places.get(value, float(len(places))) for value in values]
         return np.stack([np.array(codes, dtype=np.float64), np.ones(len(values))], -1)
+
+    def _finite(self, values: pd.Series) -> np.ndarray:
+        numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        if np.isinf(numbers).any():
+            raise DataError(
+                f"covariates: expected finite numbers in column {self.name!r}, got inf. Try NaN for missing values."
+            )
+        return numbers
 
     def feature_map(self, column: int) -> SelectedFeatures:
         """The features of the effect. `column` is the first of its two columns of x."""
         if self.levels is None:
             return SelectedFeatures(LinearFeatures(1), [column], known=column + 1)
         return SelectedFeatures(CategoricalFeatures(len(self.levels)), [column])
+
+
+def far_from(numbers: np.ndarray, low: float, high: float) -> int | None:
+    """The place of the first number that lies more than ten ranges from the range; None for none."""
+    far = (numbers < low - _FAR * (high - low)) | (numbers > high + _FAR * (high - low))
+    return int(far.argmax()) if high > low and far.any() else None
 
 
 def as_covariates(names: Any) -> list[Covariate]:

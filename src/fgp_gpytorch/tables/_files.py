@@ -102,13 +102,15 @@ def _unpack_feature(entry: dict[str, Any]) -> Feature:
 
 def _pack_covariate(covariate: Covariate) -> dict[str, Any]:
     levels = None if covariate.levels is None else [_pack(level) for level in covariate.levels]
-    return {"name": _pack(covariate.name), "levels": levels, "numbers": [covariate.center, covariate.scale]}
+    return {"name": _pack(covariate.name), "levels": levels, "numbers": [
+        covariate.center, covariate.scale, covariate.low, covariate.high
+    ]}  # fmt: skip
 
 
 def _unpack_covariate(entry: dict[str, Any]) -> Covariate:
     covariate = Covariate(_unpack(entry["name"]))
     covariate.levels = None if entry["levels"] is None else [_unpack(level) for level in entry["levels"]]
-    covariate.center, covariate.scale = entry["numbers"]
+    covariate.center, covariate.scale, covariate.low, covariate.high = entry["numbers"]
     return covariate
 
 

@@ -25,8 +25,8 @@ from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_eviden
 from fgp_gpytorch.tables.columns import Column, Gaussian
 from fgp_gpytorch.training import FitResult, fit
 
-MOST_CHANNELS = 16
-_EXPLAINED = 0.99  # of the variance, by the channels that "auto" takes
+MOST_CHANNELS = 16  # one for each element of y
+_MOST_COMPONENTS, _EXPLAINED = 128, 0.99  # of more elements: as many as explain this share of the variance
 _KNOTS = (2, 4, 8, MOST_KNOTS)
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of a linear model
 _JUDGING_DRAWS = 64
@@ -75,7 +75,7 @@ def num_channels(train: GroupedDataset, channels: Any) -> int:
     size = members.y.shape[-1]
     spectrum = principal_components(members.y.double(), members.y_mask, min(size, MOST_CHANNELS))[2]
     share = spectrum.cumsum(0) / spectrum.sum()
-    return min(int((share < _EXPLAINED).sum()) + 1, size, MOST_CHANNELS)
+    return min(int((share < _EXPLAINED).sum()) + 1, size, _MOST_COMPONENTS)
 
 
 def gaussian_part(columns: Sequence[Column], data: GroupedDataset) -> GroupedDataset | None:

@@ -125,6 +125,10 @@ def grid_of(at: Any, features: Sequence[Feature], covariates: Sequence[Covariate
         listed = _listed(at[feature.name])
         if not listed:
             raise DataError(f"at: expected values for {feature.name!r}, got none. Try at least one.")
+        if any(isinstance(value, np.ndarray | list) for value in listed):
+            raise DataError(
+                f"at: expected a list of values for {feature.name!r}, got lists inside a list. Try np.ravel of it."
+            )
         columns.append(pd.DataFrame({feature.name: feature.like_training(listed)}))
     columns += [pd.DataFrame({name: _listed(at[name])}) for name in more]
     return functools.reduce(lambda one, other: one.merge(other, how="cross"), columns)

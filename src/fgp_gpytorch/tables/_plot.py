@@ -9,9 +9,11 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 _COLUMNS = 3
+_DATES = 5  # at most, on an axis
 
 
 def forecast_figure(
@@ -45,6 +47,10 @@ def forecast_figure(
         if not named and pd.api.types.is_numeric_dtype(rows[y]):
             mine = rows[rows[group] == label]
             axis.plot(mine[x], mine[y].to_numpy(dtype=float, na_value=math.nan), "k.", markersize=4)
+        if pd.api.types.is_datetime64_any_dtype(forecast[x].dtype):
+            locator = AutoDateLocator(maxticks=_DATES)
+            axis.xaxis.set_major_locator(locator)
+            axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         axis.set_title(str(label), fontsize=10)
         axis.set_xlabel(str(x))
     for axis in list(axes)[len(groups) :]:

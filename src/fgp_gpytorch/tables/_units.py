@@ -1,14 +1,21 @@
-"""Values in other units than those of the training table."""
+"""Columns that are probably not what they seem: in other units, with codes of missing values, or counts."""
+
+# pandas' operations return unions of all that they might return for other arguments
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
 
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.tables.columns import Gaussian
 
 _FAR = 50.0  # standard deviations: a table in other units
+_CODE, _LOG_CODE = 50.0, 20.0  # a value so many deviations from the middle, as it is and as a logarithm
+_ZEROS = 0.2  # the share of zeros in a column of counts
 
 
 def check_units(columns: Sequence[tuple[Gaussian, np.ndarray]]) -> None:
@@ -29,6 +36,52 @@ def check_units(columns: Sequence[tuple[Gaussian, np.ndarray]]) -> None:
         if number:
             outside.append(f"{expected}{number} of {len(seen)} values far outside")
     if outside:
-        more = f", and {len(outside) - 1} more columns like that" if len(outside) > 1 else ""
         hint = "Try the units of that table, and NaN for codes of missing values such as 9999."
-        warnings.warn(f"y: {outside[0]}{more}. {hint}", UserWarning, stacklevel=4)
+        warnings.warn(f"y: {outside[0]}{_others(outside)}. {hint}", UserWarning, stacklevel=4)
+
+
+def warn_of_kinds(columns: Sequence[Gaussian], df: pd.DataFrame) -> None:
+    """Warn of training columns with values far from all others, and of counts with many zeros.
+
+    Args:
+        columns: Columns of real numbers.
+        df: The training table.
+    """
+    codes, counts = [], []
+    for column in columns:
+        values = df[column.name].to_numpy(dtype=np.float64, na_value=np.nan)
+        seen = values[~np.isnan(values)]
+        far = far_from_middle(seen) > _CODE
+        if far.any() and seen.min() > 0:  # skewed, not wrong
+            far = far_from_middle(np.log(seen)) > _LOG_CODE
+        if far.any():
+            low, high = np.quantile(seen, (0.25, 0.75))
+            first = seen[int(far.argmax())]
+            codes.append((column.name, first, f"{int(far.sum())} of {len(seen)} values such as {first:g}", low, high))
+        whole = seen.min() == 0 and bool((seen == np.round(seen)).all()) and len(np.unique(seen)) > 2
+        if whole and (seen == 0).mean() >= _ZEROS:
+            counts.append((column.name, (seen == 0).mean()))
+    if codes:
+        name, first, got, low, high = codes[0]
+        warnings.warn(
+            f"y: expected {name!r} near the middle half of its values, {low:g} to {high:g}, got {got}{_others(codes)}. "
+            f"They spoil the forecasts of all groups. Try NaN if {first:g} is a code of a missing value.",
+            UserWarning, stacklevel=3,
+        )  # fmt: skip
+    if counts:
+        name, share = counts[0]
+        warnings.warn(
+            f"y: expected real numbers in column {name!r}, got counts of which {share:.0%} are 0{_others(counts)}. "
+            f"Their intervals will reach below 0. Try Count({name!r}).",
+            UserWarning, stacklevel=3,
+        )  # fmt: skip
+
+
+def far_from_middle(values: np.ndarray) -> np.ndarray:
+    """Distances from the median, in standard deviations of a normal distribution with the same quartiles."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return np.abs(values - middle) / ((high - low) / 1.349) if high > low else np.zeros(len(values))
+
+
+def _others(found: Sequence[object]) -> str:
+    return f", and {len(found) - 1} more columns like that" if len(found) > 1 else ""

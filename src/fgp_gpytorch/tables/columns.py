@@ -100,10 +100,10 @@ class Column(ABC):
         if pd.api.types.is_object_dtype(kind) and values.isna().all():  # a column of None
             return np.full(len(values), np.nan)
         if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_complex_dtype(kind):
-            raise DataError(
-                f"y: expected numbers in column {self.name!r}, got {kind}. Try Categorical({self.name!r}), or "
-                f"pd.to_numeric(df[{self.name!r}])."
-            )
+            names, numbers = f"Categorical({self.name!r})", f"pd.to_numeric(df[{self.name!r}])"
+            known = pd.Series(pd.to_numeric(values, errors="coerce")).count() == values.count()
+            hint = f"{numbers}, or {names}" if known else f"{names}, or {numbers}"
+            raise DataError(f"y: expected numbers in column {self.name!r}, got {kind}. Try {hint}.")
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
         if np.isinf(numbers).any():
             raise DataError(f"y: expected finite numbers in column {self.name!r}, got inf. Try NaN for missing values.")
@@ -150,6 +150,8 @@ class Gaussian(Column):
 
     def learn(self, values: pd.Series) -> None:
         """Learn mean and scale, and the logarithm or none. `TableModel` may choose another power."""
+        if pd.api.types.is_bool_dtype(values.dtype):
+            raise DataError(f"y: expected numbers in column {self.name!r}, got booleans. Try Binary({self.name!r}).")
         seen = self._several(self._numbers(values))
         if self.transform == "log" and seen.min() <= 0:
             raise DataError(
@@ -284,6 +286,12 @@ class Binary(_Labelled):
 
     def learn(self, values: pd.Series) -> None:
         """Learn the two values."""
+        found = values.nunique()
+        if found > _MOST_CATEGORIES:
+            raise DataError(
+                f"y: expected two values in Binary column {self.name!r}, got {found}. Try {self.name!r} itself, or "
+                f"df[{self.name!r}] > value."
+            )
         super().learn(values)
         if len(self.levels) != 2:
             raise DataError(

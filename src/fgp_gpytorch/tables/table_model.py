@@ -39,13 +39,12 @@ from fgp_gpytorch.tables._fitting import (
     num_knots,
     second_stage,
     shortened,
-    train_networks,
     warn_of_equal_groups,
 )
 from fgp_gpytorch.tables._frames import fill_gaps, grid_of, group_names, require, targets_of, warn_of_rows
 from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_evidence, may_scale_a_curve, model_of
 from fgp_gpytorch.tables._scores import mean_scores, scores_of
-from fgp_gpytorch.tables._units import check_units
+from fgp_gpytorch.tables._units import check_units, warn_of_kinds
 from fgp_gpytorch.tables._warp import Warp, likely_power
 from fgp_gpytorch.tables.columns import Column, Gaussian, as_columns
 
@@ -58,7 +57,6 @@ _ANSWERS = ("variable", "category", "mean", "sd", "q05", "q50", "q95")
 _VALUES_AT_ONCE = 2**25  # decoded values, or latents
 _MATCHED = 16  # draws that have the moments of the normal distribution exactly
 _DECISIVE = 5.0  # nats of evidence (Kass and Raftery 1995, "Bayes factors")
-_EFFECT_STEPS = 600  # of training of the effects of covariates
 _ELEMENT_DROPOUT = (0.0, 0.5)  # of tables with several columns, of which a context may lack some
 
 
@@ -81,7 +79,7 @@ class TableModel:
             not in the training table, and a missing value, have the prior of the effect.
         kernel: A GPyTorch kernel of x, standardized, in place of the default; its batch shape is [] or [channels].
         channels: Latent channels. "auto" takes one for each element of y, if they are at most 16, else as many as
-            explain 99 % of the variance, at most 16.
+            principal components explain 99 % of the variance, at most 128.
         hidden: Widths of the residual networks. An empty list keeps the model linear.
         member_dropout: Of the second stage, see `GroupedVAE`.
         element_dropout: Of the second stage. "auto" is (0, 0.5) for several columns, of which a context may lack some.
@@ -196,7 +194,8 @@ class TableModel:
             The model itself.
 
         Warns:
-            UserWarning: If a group has several rows with equal x, most groups have one row, or groups hardly differ.
+            UserWarning: If a group has several rows with equal x, most groups have one row, groups hardly differ, a
+                value is far from all others, or a column has counts with many zeros.
 
         Raises:
             ArgumentError: If an argument has another type.
@@ -226,6 +225,7 @@ class TableModel:
             self._choose_scales(df)
             train = self._dataset(df).only_observed()
             warn_of_rows(df, self._rows_by, train.group_sizes)
+            warn_of_kinds([c for c in self.columns_ if isinstance(c, Gaussian)], df)
             self._fit_stages(train, validation, seed, max_steps, progress)
         return self
 
@@ -233,8 +233,6 @@ class TableModel:
         vae, self.elbo_, found = self._start(train, seed)
         fitted = Fitted(vae, 0.0, 1.0)
         held_out = round(validation * len(train))
-        if self.covariates_:
-            train_networks(vae, train, _EFFECT_STEPS, seed, progress, learning_rate=5e-3)
         if held_out >= _FEWEST_TO_VALIDATE and max_steps and self.hidden:
             several = _ELEMENT_DROPOUT if len(self._sizes) > 1 else 0.0
             vae.member_dropout = self.member_dropout
@@ -243,7 +241,7 @@ class TableModel:
                 vae, train, held_out, self.calibrate, max_steps, seed, progress,
                 learning_rate=1e-3, objective=ELBO(self.beta),
             )  # fmt: skip
-        elif self.calibrate and not self.covariates_:
+        elif self.calibrate:
             found = by_folds(vae, train, seed) if found is None else found
             fitted = fitted._replace(spread=found.spread)
         self.vae_, self.moved_, self.spread_ = fitted
@@ -336,12 +334,12 @@ class TableModel:
         Args:
             df: The context: rows of any groups, seen in training or not.
             at: Values of each x column, of which every group gets all combinations, or a table with the group and x
-                columns, a row for each forecast.
+                columns, a row for each forecast. Without a covariate, it is that of the group's last row in `df`.
             num_draws: Draws of the latents. The noise of the likelihood is added exactly.
             seed: Of the draws.
 
         Returns:
-            A row for each forecast and column of y: group and x columns, variable, mean, sd, q05, q50, q95 in the
+            A row for each forecast and column of y: group, x and covariates, variable, mean, sd, q05, q50, q95 in the
             table's units. If a column has categories, a column "category" follows the variable, and a row for each
             category has its probability as mean. The rows of a column are in the order of `at`, group by group for
             a dictionary.
@@ -361,7 +359,8 @@ class TableModel:
         Args:
             df: A table with missing values in columns of y.
             spread: False returns the table with its gaps filled: by means, expected counts (rounded in columns of
-                integers) and the most probable categories. True returns a row for each gap with mean, sd and quantiles.
+                integers) and the most probable categories. True returns a row for each gap with mean, sd and quantiles,
+                with the index of its row in the table.
             num_draws: Draws of the latents.
             seed: Of the draws.
 
@@ -449,11 +448,12 @@ class TableModel:
 
         Args:
             n: Number of groups.
-            at: Values of each x column; every group gets all combinations.
+            at: Values of each x column, and of covariates; every group gets all combinations. A covariate without
+                values is unknown, so its effect is 0.
             seed: Of the draws.
 
         Returns:
-            A row for each member: group (0 to n - 1), x columns and y columns in the table's units.
+            A row for each member: group (0 to n - 1), x columns, given covariates, and y columns in the table's units.
 
         Raises:
             ArgumentError: If `at` lacks a column, or `n` is not a positive integer.
@@ -466,6 +466,7 @@ class TableModel:
             )
         n = check.count(n, "n")
         grid = grid_of(at, self.features_, self.covariates)
+        given = [c.name for c in self.covariates if c.name in grid.columns]
         for name in self.group:
             grid[name] = 0
         for covariate in self.covariates_:
@@ -486,7 +487,7 @@ class TableModel:
             for column, own in zip(self.columns_, self._likelihood.y_slices, strict=True):
                 frame[column.name] = column.values(elements[group][:, own])
             frames.append(frame)
-        columns = [*self._rows_by, *(c.name for c in self.columns_)]
+        columns = [*self._rows_by, *given, *(c.name for c in self.columns_)]
         return pd.concat(frames, ignore_index=True)[columns]
 
     def score(
@@ -508,7 +509,7 @@ class TableModel:
             ArgumentError, DataError, GroupError: As in `forecast`.
         """
         num_draws = check.count(num_draws, "num_draws", least=19, hint="An interval of 90 % needs so many. Try 999.")
-        targets = self._checked(df_target)
+        targets = self._checked(df_target, "df_target")
         encoded = [column.encode(targets[column.name]) for column in self.columns_]
         self._check_units(encoded)
         given = [
@@ -542,7 +543,7 @@ class TableModel:
             seed: Of the draws.
 
         Returns:
-            The group and x columns of P forecasts, and an array (S, P) for each column of y.
+            The group, x and covariate columns of P forecasts, and an array (S, P) for each column of y.
 
         Raises:
             ArgumentError, DataError, GroupError: As in `forecast`.
@@ -709,15 +710,19 @@ class TableModel:
         if not hasattr(self, "vae_"):
             raise ArgumentError("expected a fitted model, got one that was not fitted. Try model.fit(df) first.")
 
-    def _checked(self, df: Any) -> pd.DataFrame:
+    def _checked(self, df: Any, argument: str = "df") -> pd.DataFrame:
         """A table with the columns of the training table. Columns of y that it lacks are missing everywhere."""
         self._fitted()
-        check.instance(df, "df", pd.DataFrame, "Try pd.DataFrame(df).")
-        require(df, self._keys)
+        check.instance(df, argument, pd.DataFrame, f"Try pd.DataFrame({argument}).")
+        require(df, self._keys, argument)
         absent = [c.name for c in self.columns_ if c.name not in df.columns]
         if len(absent) == len(self.columns_):
-            raise DataError(f"df: expected some of the columns {absent}, got none. Try the table with its values of y.")
+            raise DataError(
+                f"{argument}: expected some of the columns {absent}, got none. Try the table with its values of y."
+            )
         if df[[c.name for c in self.columns_ if c.name not in absent]].isna().all(axis=None):
+            if argument != "df":
+                raise DataError(f"{argument}: expected values of y, got missing ones only. Try rows with values.")
             warnings.warn(
                 "df: expected values of y, got missing ones only. The answer is that of a group of which nothing is "
                 "known. Try rows with values.", UserWarning, stacklevel=3,
@@ -816,6 +821,7 @@ class TableModel:
                 "model.sample_groups(n, at=...) for new groups."
             )
         x_new = self._encoded_x(targets, new)
+        self._warn_beyond(x_new)
         owner = torch.tensor(places)
         order = owner.argsort(stable=True)
         used, sizes = owner[order].unique_consecutive(return_counts=True)
@@ -845,6 +851,16 @@ class TableModel:
                 found.append(use(torch.cat(positions[start : start + step]).numpy(), output))
         return found
 
+    def _warn_beyond(self, x_new: Tensor) -> None:
+        """Warn of forecasts at x that training groups did not reach."""
+        found = [feature.beyond(column) for feature, column in zip(self.features_, x_new.numpy().T, strict=False)]
+        first = next((text for text in found if text is not None), None)
+        if first is not None:
+            warnings.warn(
+                f"at: {first}. There the mean over x stays as it is at the end of that range, and intervals do not "
+                "know that the trend may go on. Try training groups that reach so far.", UserWarning, stacklevel=4,
+            )  # fmt: skip
+
     def _parts(self, output: Tensor) -> list[tuple[Column, Any, Tensor]]:
         """Each column, its part of the likelihood with the noise of `spread_`, and its outputs."""
         likelihood = self._likelihood
@@ -871,17 +887,17 @@ class TableModel:
                         whole[rows[gaps[rows]]] = values
 
         self._in_parts(df, targets, num_draws, seed, use)
-        keys = targets[self._rows_by].reset_index(drop=True)
+        keys = targets[self._keys] if only_gaps else targets[self._keys].reset_index(drop=True)
         categories = any(column.num_elements > 1 for column in self.columns_)
         frames = []
         for column, rows, kept in zip(self.columns_, asked, answers, strict=True):
             for category, answer in kept.items():
-                frame = keys[rows].reset_index(drop=True)
+                frame = keys[rows].copy()
                 frame["variable"] = column.name
                 if category is not None or categories:
                     frame["category"] = category
                 frames.append(frame.assign(**{name: values[rows] for name, values in answer.items()}))
-        return pd.concat(frames, ignore_index=True)
+        return pd.concat(frames, ignore_index=not only_gaps)
 
 
 def shared_noise(num_draws: int, num_channels: int) -> Tensor:  # shape: (S, 1, 1, L)

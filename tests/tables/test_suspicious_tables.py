@@ -1,0 +1,103 @@
+"""Tables that a model can be fitted to, but that are probably not what they seem."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fgp_gpytorch import TableModel
+from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.tables import Binary
+
+
+def make_table(num_groups=20, num_members=5, seed=0):
+    rng = np.random.default_rng(seed)
+    df = pd.DataFrame({"g": np.repeat(np.arange(num_groups), num_members)})
+    df["t"] = np.tile(np.arange(float(num_members)), num_groups)
+    df["y"] = rng.normal(20, 2, num_groups)[df["g"]] + rng.normal(0, 0.5, len(df))
+    return df
+
+
+def fitted(df, y="y", **options):
+    return TableModel(y, "t", "g", **{"hidden": (), "calibrate": False, **options}).fit(df, max_steps=0)
+
+
+@pytest.fixture(scope="module")
+def df():
+    return make_table()
+
+
+@pytest.fixture(scope="module")
+def model(df):
+    return fitted(df)
+
+
+@pytest.mark.filterwarnings("ignore:df. expected rows of a group that help:UserWarning")
+@pytest.mark.parametrize("code", [-999.0, 9999.0])
+def test_codes_of_missing_values_are_warned_of(code, df):
+    spoilt = df.copy()
+    spoilt.loc[7, "y"] = code
+    with pytest.warns(UserWarning, match=f"expected 'y' near the middle half.*1 of 100 values such as {code:g}. They"):
+        fitted(spoilt)
+
+
+@pytest.mark.parametrize("power", [np.exp, np.square])
+def test_skewed_columns_are_no_codes(power, df):
+    fitted(df.assign(y=power((df["y"] - 20).round(6))))
+
+
+def test_counts_with_many_zeros_are_warned_of(df):
+    counts = np.random.default_rng(0).poisson(0.8, len(df)) + (df["g"] == 0)
+    with pytest.warns(UserWarning, match=r"got counts of which \d+% are 0. Their intervals.*Try Count\('y'\)"):
+        fitted(df.assign(y=counts))
+
+
+def test_numbers_of_two_values_are_not_called_counts(df):
+    fitted(df.assign(y=(df["y"] > 20).astype(int)))
+
+
+@pytest.mark.parametrize(("y", "values", "words"), [
+    ("y", lambda y: y > 20, r"expected numbers in column 'y', got booleans. Try Binary\('y'\)"),
+    ([Binary("y")], lambda y: y, "expected two values in Binary column 'y', got 100. Try 'y' itself"),
+    ("y", lambda y: y.astype(object), r"got object. Try pd.to_numeric\(df\['y'\]\), or Cat"),
+    ("y", lambda y: y.astype(str) + "kg", r"Try Categorical\('y'\), or pd.to_numeric"),
+])  # fmt: skip
+def test_columns_of_another_kind_are_refused(y, values, words, df):
+    with pytest.raises(DataError, match=words):
+        fitted(df.assign(y=values(df["y"])), y)
+
+
+def test_labels_with_fractions_are_refused_without_merging_groups(df):
+    with pytest.raises(GroupError, match=r"Try strings, such as group.astype\(str\)"):
+        fitted(df.assign(g=df["g"] + 0.5))
+
+
+def test_x_beyond_the_training_table_is_warned_of(model, df):
+    words = "expected 't' within the training table's 0 to 4, got 9. There the mean over x stays"
+    with pytest.warns(UserWarning, match=words):
+        model.forecast(df, at={"t": [2.0, 9.0, 5.0]})
+    model.forecast(df, at={"t": [-0.3, 4.3]})
+
+
+def test_dates_beyond_the_training_table_are_told_in_its_time_zone(df):
+    days = pd.Timestamp("2020-03-28", tz="Europe/Berlin") + pd.to_timedelta(df["t"], unit="D")
+    dated = fitted(df.assign(t=days))
+    with pytest.warns(UserWarning, match=r"2020-03-28 00:00:00\+01:00 to 2020-04-01 .*got 2020-04-09 00:00:00\+02:00"):
+        dated.forecast(df.assign(t=days), at={"t": [pd.Timestamp("2020-04-09", tz="Europe/Berlin")]})
+
+
+def test_nested_lists_of_x_are_refused(model, df):
+    with pytest.raises(DataError, match="expected a list of values for 't', got lists inside a list"):
+        model.forecast(df, at={"t": np.array([[1.0, 2.0]])})
+
+
+def test_target_without_values_is_refused_by_its_name(model, df):
+    with pytest.raises(DataError, match="df_target: expected values of y, got missing ones only"):
+        model.score(df, df.assign(y=np.nan))
+
+
+def test_imputed_gaps_have_the_index_of_their_rows(model, df):
+    gaps = df.set_index([pd.Index([f"r{place}" for place in range(len(df))])])
+    gaps.loc[["r7", "r3"], "y"] = np.nan
+    found = model.impute(gaps, spread=True)
+    assert list(found.index) == ["r3", "r7"]
+    assert list(found["t"]) == list(gaps.loc[["r3", "r7"], "t"])
