@@ -6,7 +6,7 @@ PARALLEL := --numprocesses auto --dist loadfile
 ARGS ?=
 QUIET_NOTEBOOKS := 'ignore:IProgress not found,ignore:`torch.jit.script` is deprecated'
 
-.PHONY: help install rotated-mnist test test-oldest lint types tables bench device-check paper kill-test docs ci clean
+.PHONY: help install rotated-mnist test coverage test-oldest lint types tables bench device-check paper kill-test docs dist ci clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -23,6 +23,9 @@ rotated-mnist: install  ## the paper's experiment, short form (ARGS='--preset pa
 
 test: install  ## all tests, a process for each core, warnings are errors (ARGS='-k posterior' for some)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+coverage: install  ## all tests, and the lines of src that they run: at least 92 %
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report term-missing:skip-covered $(ARGS)
 
 test-oldest:  ## all tests with the oldest versions that pyproject.toml allows (Python 3.11)
 	$(PYTHON) -m venv $(OLDEST)
@@ -66,9 +69,19 @@ docs: $(VENV)/.docs  ## the documentation site in site/; a warning, a dead link 
 		PYTHONWARNINGS=$(QUIET_NOTEBOOKS) $(BIN)/mkdocs build --strict
 	$(BIN)/python -W ignore -m scripts.check_site site
 
+dist: install  ## wheel and sdist in dist/, checked; the README's program runs from the wheel in an empty environment
+	rm -rf build dist
+	$(BIN)/pip install --quiet --editable '.[release]'
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv dist/.venv
+	dist/.venv/bin/pip install --quiet "$$(ls dist/*.whl)[plots]"
+	cd dist && .venv/bin/python -W error::UserWarning -m fgp_gpytorch info
+	cd dist && .venv/bin/python -W ignore ../scripts/run_readme.py ../README.md
+
 ci: lint types test  ## what .ci/run does in an environment that exists
 	rm -rf runs/ci
 	$(BIN)/python examples/rotated_mnist.py --epochs 20 --no-progress --out runs/ci --assert-test-mse-below 0.042
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) $(OLDEST) runs .pytest_cache .ruff_cache .hypothesis .cache build site
+	rm -rf $(VENV) $(OLDEST) runs .pytest_cache .ruff_cache .hypothesis .cache build dist site
