@@ -3,10 +3,12 @@
 The part "step" has the same networks, batches, objective and optimizer: only the prior and its inference differ. Beside
 them stands a step of the shortest loop for a plain VAE with plain networks. The part "fit" compares `fit` on the
 FGP-VAE, with its logging and checks, with that loop. The part "prior" compares the algebra of a step with GPyTorch's,
-and the part "pieces" takes the time of each piece of a step.
+the part "pieces" takes the time of each piece of a step, and the part "import" that of importing the package.
 """
 
 import math
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -37,6 +39,7 @@ from fgp_gpytorch.models import Terms
 
 # the largest ratios that are wanted, by threads
 MUST_FIT, MUST_PRIOR_STEP, MUST_ALGEBRA = {1: 0.53, 2: 0.68}, {1: 0.07, 2: 0.10}, 0.75
+MUST_IMPORT = 1.5
 GROUPS, MEMBERS = 20, 11  # of a minibatch of the paper
 
 
@@ -125,7 +128,9 @@ def plain_step() -> Callable[[Tensor], None]:
 def keys(plan: Plan) -> list[Key]:
     if plan.quick:
         return [{"part": "step", "threads": 2, "seed": 0}]
-    return [{"part": part, "threads": threads, "seed": 0} for part in PARTS for threads in (1, 2)]
+    several = [part for part in PARTS if part != "import"]
+    keys = [{"part": part, "threads": threads, "seed": 0} for part in several for threads in (1, 2)]
+    return [*keys, {"part": "import", "threads": 1, "seed": 0}]
 
 
 def run(key: Key, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -253,7 +258,21 @@ def pieces(data: GroupedDataset, threads: int, repeats: int) -> dict[str, Any]:
     return {"tasks": times(seconds, "ms"), "ratios": {}}
 
 
-PARTS = {"step": steps, "fit": fits, "prior": algebra, "pieces": pieces}
+def imports(data: GroupedDataset, threads: int, repeats: int) -> dict[str, Any]:
+    """Processor time from the start of Python to the end of an import, in a process of its own."""
+    seconds: dict[str, list[float]] = {"import torch, gpytorch": [], "import fgp_gpytorch": []}
+    for _ in range(max(3, repeats // 3)):
+        for program, own in seconds.items():
+            command = [sys.executable, "-W", "ignore", "-c", f"import time; {program}; print(time.process_time())"]
+            own.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    theirs, ours = seconds
+    return {
+        "tasks": times(seconds, "s"),
+        "ratios": {f"{ours} over {theirs}": ratio(seconds[ours], seconds[theirs], MUST_IMPORT)},
+    }
+
+
+PARTS = {"step": steps, "fit": fits, "prior": algebra, "pieces": pieces, "import": imports}
 
 
 def say(record: Record) -> str:
