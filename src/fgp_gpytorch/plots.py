@@ -38,6 +38,14 @@ def image_rows(
         ArgumentError: If images are not numeric, or an argument has another type.
         DataError: If images are complex.
         ShapeError: If there are no rows, or images have another shape.
+
+    Example:
+        >>> digits = rotated_mnist()
+        >>> degrees = [f"{angle:.0f}" for angle in digits.angles.rad2deg()]
+        >>> figure = image_rows([("three", digits.truth([0])[0])], columns=degrees)
+        >>> len(figure.axes)
+        16
+        >>> figure.savefig("three.png")
     """
     hint = 'Try [("truth", images)].'
     listed = list(check.instance(rows, "rows", (list, tuple), hint))
@@ -106,6 +114,14 @@ def latent_paths(model: GroupedVAE, context: GroupedBatch | GroupedDataset, x: T
         DataError: If `x` is empty or not finite.
         GroupError: If the context has several groups.
         ShapeError: If the context has several features.
+
+    Example:
+        >>> prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(2)])
+        >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), prior)
+        >>> data = GroupedDataset(torch.rand(6, 5), torch.linspace(0, 3, 6), group=[0, 0, 0, 1, 1, 1])
+        >>> figure = latent_paths(model, data[[0]], torch.linspace(0, 3, 50), x_label="years")
+        >>> len(figure.axes)  # two local channels, and one panel of global ones
+        3
     """
     check.instance(model, "model", GroupedVAE, "Try model.model of one that is conditioned on data.")
     x = check.finite(check.as_reals(x, "x").flatten(), "x")
@@ -170,6 +186,13 @@ def training_curves(histories: Sequence[pd.DataFrame] | pd.DataFrame, kappa: flo
     Raises:
         ArgumentError: If `histories` are no tables, or `kappa` is no positive number.
         DataError: If there is no history, or one lacks a column.
+
+    Example:
+        >>> history = pd.DataFrame({"epoch": [1, 2], "mse": [0.3, 0.1], "kl_local": 2.0, "kl_global": 1.0})
+        >>> history["multiplier"] = 1.0
+        >>> figure = training_curves([history, history.assign(mse=0.2)], kappa=0.02)  # two runs
+        >>> [axes.get_title() for axes in figure.axes]
+        ['training MSE per element', 'KL, nats per group', 'multiplier']
     """
     histories = [histories] if isinstance(histories, pd.DataFrame) else histories
     hint = "Try fit(...).history."

@@ -35,6 +35,11 @@ class CorrelatedPrior(CoupledPrior):
 
     Raises:
         ArgumentError: If there is no local block or no global channel.
+
+    Example:
+        >>> prior = CorrelatedPrior([LocalChannels(8, gpytorch.kernels.RBFKernel())], num_global_channels=4)
+        >>> prior.num_channels, int(prior.is_global.sum()), prior.couples_groups
+        (12, 4, True)
     """
 
     local: FactorizedGPPrior
@@ -76,6 +81,15 @@ class CorrelatedPosterior(CoupledPosterior):
     Attributes:
         local: The local channels' posterior.
         shared: q(u) of the global channels.
+
+    Example:
+        >>> prior = CorrelatedPrior([LocalChannels(1, gpytorch.kernels.RBFKernel())], num_global_channels=1)
+        >>> vectors, x = torch.tensor([[1.0], [1.0]]), torch.rand(2, 1, 1)  # two groups with the same vector
+        >>> mean = torch.tensor([[[0.0, 3.0]], [[0.0, 0.0]]])
+        >>> inputs = GroupInputs.of(vectors, x, mean, torch.ones(2, 1, 2), None, prior.dtype)
+        >>> prior.condition(inputs).mean[..., 1].detach()  # the global channel
+        tensor([[1.0000],
+                [1.0000]], dtype=torch.float64)
     """
 
     def __init__(self, prior: CorrelatedPrior, inputs: GroupInputs, scale: float = 1.0) -> None:
@@ -140,6 +154,12 @@ class JointPrediction(Prediction):
 
     Args:
         parts: Predictions at the same members.
+
+    Example:
+        >>> x = torch.rand(2, 3, 1)
+        >>> parts = [IndependentPrediction(torch.zeros(2, 3, n), torch.ones(2, 3, n), x) for n in (4, 1)]
+        >>> JointPrediction(*parts).mean.shape
+        torch.Size([2, 3, 5])
     """
 
     def __init__(self, *parts: Prediction) -> None:

@@ -42,6 +42,13 @@ class LowRankPrediction(Prediction):
         root: Phi, (G, Q, M), or (G, 1, M) for channels with one value per group.
         residual: The variance that u does not explain, broadcastable to (G, Q, L); None for 0.
         x: Auxiliary features, (G, Q, D).
+
+    Example:
+        >>> factor = low_rank_factor(torch.eye(2), torch.zeros(1, 2), torch.zeros(1, 2))  # u ~ N(0, I)
+        >>> root = torch.tensor([[[3.0, 4.0]]])
+        >>> prediction = LowRankPrediction(factor, root, residual=None, x=torch.zeros(1, 1, 1))
+        >>> prediction.mean, prediction.variance  # of 3 u_1 + 4 u_2
+        (tensor([[[0.]]]), tensor([[[25.]]]))
     """
 
     def __init__(self, factor: LowRank, root: Tensor, residual: Tensor | None, x: Tensor) -> None:
@@ -93,6 +100,14 @@ class CoupledPosterior(Posterior):
 
     Raises:
         ArgumentError: If `scale` is not a positive number.
+
+    Example:
+        >>> prior = ProductPrior(1, features=LinearFeatures())
+        >>> mean = torch.tensor([[[1.0]], [[2.0]]])
+        >>> inputs = GroupInputs.of(torch.eye(2), torch.ones(2, 1, 1), mean, torch.ones(2, 1, 1), None, prior.dtype)
+        >>> posterior = prior.condition(inputs)
+        >>> posterior.predict(torch.ones(1, 5, 1), groups=torch.tensor([1])).mean.shape
+        torch.Size([1, 5, 1])
     """
 
     at_members: Prediction

@@ -18,6 +18,12 @@ class GroupInputs(NamedTuple):
         mean: Pseudo-means mu, (G, Q, L).
         variance: Pseudo-variances sigma^2, (G, Q, L), positive.
         mask: True where a member is observed, (G, Q).
+
+    Example:
+        >>> x, mean, variance = torch.rand(2, 3, 1), torch.rand(2, 3, 4), torch.ones(2, 3, 4)
+        >>> inputs = GroupInputs.of(torch.eye(2), x, mean, variance, mask=None, dtype=torch.float64)
+        >>> inputs.mask.all(), inputs.select(torch.tensor([1])).mean.shape, inputs.cat(inputs).vectors.shape
+        (tensor(True), torch.Size([1, 3, 4]), torch.Size([4, 2]))
     """
 
     vectors: Tensor

@@ -24,6 +24,13 @@ class GroupVectors(Configurable, nn.Module):
 
     Raises:
         ArgumentError: If a number is below 1.
+
+    Example:
+        >>> vectors = GroupVectors(num_groups=3, num_factors=2)
+        >>> vectors.set_vectors(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]))
+        >>> vectors(torch.tensor([2, 0])).detach()
+        tensor([[0.6000, 0.8000],
+                [1.0000, 0.0000]], dtype=torch.float64)
     """
 
     vectors: nn.Parameter
@@ -75,6 +82,12 @@ class GroupVectors(Configurable, nn.Module):
 
 
 def unit_length(vectors: Tensor) -> Tensor:
-    """Vectors (*b, m) divided by their lengths."""
+    """Vectors (*b, m) divided by their lengths.
+
+    Example:
+        >>> unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
     # torch.nn.functional.normalize divides by at least 1e-12: shorter vectors would not get length 1
     return vectors / vectors.square().sum(-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny).sqrt()

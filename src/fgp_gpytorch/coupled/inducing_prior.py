@@ -50,6 +50,13 @@ class InducingPrior(CoupledPrior):
     Raises:
         ArgumentError: If a number is below 1, or `kernel` is not a kernel.
         ShapeError: If the kernel has a batch shape.
+
+    Example:
+        >>> prior = InducingPrior(1, num_factors=1, num_inducing=2)
+        >>> prior.set_inducing(vectors=torch.ones(2, 1), x=torch.tensor([[0.0], [math.pi]]))
+        >>> root, residual = prior.root(torch.ones(1, 1).double(), torch.tensor([[[0.0], [1.0]]]).double())
+        >>> root.shape, residual[0, :, 0].detach().round(decimals=3).abs()  # nothing is left at an inducing point
+        (torch.Size([1, 2, 2]), tensor([0.0000, 0.5840], dtype=torch.float64))
     """
 
     kernel: Kernel
@@ -150,6 +157,13 @@ class InducingPosterior(CoupledPosterior):
     Attributes:
         factor: q(u), L channels of M variables.
         residual: The variance of z that u does not explain, (G, Q, 1).
+
+    Example:
+        >>> prior = InducingPrior(4, num_factors=2, num_inducing=6)
+        >>> x, mean, variance = torch.rand(2, 3, 1), torch.rand(2, 3, 4), torch.ones(2, 3, 4)
+        >>> posterior = prior.condition(GroupInputs.of(torch.eye(2), x, mean, variance, None, prior.dtype))
+        >>> posterior.mean.shape, posterior.factor.weights.shape, posterior.kl_channels.shape
+        (torch.Size([2, 3, 4]), torch.Size([4, 6]), torch.Size([4]))
     """
 
     def __init__(self, prior: InducingPrior, inputs: GroupInputs, scale: float = 1.0) -> None:

@@ -23,6 +23,15 @@ class KLExpansion(NamedTuple):
         towards_variance: d KL / d sigma^2, (P, Q, L).
         hyperparameters: The prior's learned parameters, in their order.
         towards_hyperparameters: d KL / d hyperparameters.
+
+    Example:
+        >>> prior = ProductPrior(1, features=LinearFeatures())
+        >>> x, mean, variance = torch.rand(3, 2, 1), torch.rand(3, 2, 1), torch.ones(3, 2, 1)
+        >>> inputs = GroupInputs.of(torch.eye(3), x, mean, variance, None, prior.dtype)
+        >>> expansion = expand_kl(prior, inputs)
+        >>> shares = expansion.separable_kl(prior.condition(inputs), group_index=torch.arange(3))
+        >>> shares.shape, torch.allclose(shares.sum(), expansion.kl)
+        (torch.Size([3]), True)
     """
 
     kl: Tensor
@@ -105,6 +114,14 @@ def expand_kl(prior: ProductPrior, inputs: GroupInputs) -> KLExpansion:
 
     Raises:
         ArgumentError: If an argument has another type.
+
+    Example:
+        >>> prior = ProductPrior(1, features=LinearFeatures())
+        >>> x, mean, variance = torch.ones(3, 2, 1), torch.zeros(3, 2, 1), torch.ones(3, 2, 1)
+        >>> inputs = GroupInputs.of(torch.eye(3), x, mean, variance, None, prior.dtype)
+        >>> expansion = expand_kl(prior, inputs)
+        >>> torch.allclose(expansion.kl, prior.condition(inputs).kl.sum()), expansion.towards_mean.abs().max()
+        (True, tensor(0., dtype=torch.float64))
     """
     check.instance(prior, "prior", ProductPrior, "Try model.prior of a GPVAE.")
     checked_inputs(inputs)

@@ -32,6 +32,14 @@ class ProductPrior(CoupledPrior):
     Raises:
         ArgumentError: If a number is out of range, or `features` is not a feature map.
         ShapeError: If the kernel of the features has a batch shape.
+
+    Example:
+        >>> prior = ProductPrior(1, features=LinearFeatures(), noise=0.5)
+        >>> vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8]])  # Sigma = D D' has 0.6 beside the diagonal
+        >>> root = prior.root(vectors.double(), torch.tensor([[[1.0]], [[2.0]]])).flatten(0, 1)
+        >>> root @ root.mT  # Sigma times the linear kernel of x = 1 and 2
+        tensor([[1.0000, 1.2000],
+                [1.2000, 4.0000]], dtype=torch.float64)
     """
 
     features: nn.Module
@@ -111,6 +119,13 @@ class MeanFieldPosterior(CoupledPosterior):
     r"""q(Z) = prod_i N(z_i | mu_i, sigma_i^2): the pseudo-observations themselves, and the GP's predictions from them.
 
     The predictions are E and Var of z* under q(z) p(z* | z), alpha included. Made by `ProductPrior.condition`.
+
+    Example:
+        >>> prior = ProductPrior(1, features=LinearFeatures())
+        >>> x, mean, variance = torch.ones(2, 3, 1), torch.rand(2, 3, 1), torch.ones(2, 3, 1)
+        >>> posterior = prior.condition(GroupInputs.of(torch.eye(2), x, mean, variance, None, prior.dtype))
+        >>> torch.equal(posterior.mean, mean.double()), posterior.predict(torch.ones(2, 1, 1)).mean.shape
+        (True, torch.Size([2, 1, 1]))
     """
 
     def __init__(self, prior: ProductPrior, inputs: GroupInputs, predict_unobserved: bool = True) -> None:
@@ -163,7 +178,13 @@ class MeanFieldPosterior(CoupledPosterior):
 
 
 class IndependentPrediction(Prediction):
-    """Members that are independent of each other, with means and variances (G, Q, L)."""
+    """Members that are independent of each other, with means and variances (G, Q, L).
+
+    Example:
+        >>> prediction = IndependentPrediction(torch.zeros(2, 3, 4), torch.ones(2, 3, 4), x=torch.rand(2, 3, 1))
+        >>> prediction.rsample([5]).shape
+        torch.Size([5, 2, 3, 4])
+    """
 
     def __init__(self, mean: Tensor, variance: Tensor, x: Tensor) -> None:
         self.x, self._marginals = x, (mean, variance)

@@ -54,9 +54,12 @@ class ArrayRows:
         ImportError: If the package that reads the file is not installed.
 
     Example:
-        >>> images = ArrayRows("images.npy", transform=grey_levels)  # def grey_levels(rows): return rows.float() / 255
-        >>> len(images), images.read([5, 3]).shape
-        (70000, torch.Size([2, 28, 28]))
+        >>> def grey_levels(rows):  # in a module, so that workers can pickle it
+        ...     return rows.float() / 255
+        >>> np.save("images.npy", np.full((7, 28, 28), 255, dtype=np.uint8))
+        >>> images = ArrayRows("images.npy", transform=grey_levels)
+        >>> len(images), images.read([5, 3]).shape, float(images.read([5]).max())
+        (7, torch.Size([2, 28, 28]), 1.0)
     """
 
     def __init__(

@@ -259,7 +259,13 @@ class GroupedBatch:
 
 
 def same_labels(first: int | None, other: int | None) -> bool:
-    """Return whether two digests of labels may be of one data set. An unknown digest may be of any."""
+    """Return whether two digests of labels may be of one data set. An unknown digest may be of any.
+
+    Example:
+        >>> first, other = (GroupedDataset(torch.rand(2), torch.rand(2), group) for group in (["a", "b"], ["a", "c"]))
+        >>> same_labels(first.labels_digest, other.labels_digest), same_labels(first.labels_digest, None)
+        (False, True)
+    """
     return None in (first, other) or first == other
 
 

@@ -31,14 +31,28 @@ __all__ = ["Features", "FlatRows", "GroupedDataset", "Members", "Reference"]
 
 
 class Features(NamedTuple):
-    """Auxiliary features of all members, sorted by group, and the position of each member's group, 0 to G - 1."""
+    """Auxiliary features of all members, sorted by group, and the position of each member's group, 0 to G - 1.
+
+    Example:
+        >>> data = GroupedDataset(y=torch.rand(3, 2), x=[5.0, 6.0, 7.0], group=["b", "a", "b"])
+        >>> x, group = data.features()
+        >>> x[:, 0].tolist(), group.tolist()
+        ([6.0, 5.0, 7.0], [0, 1, 1])
+    """
 
     x: Tensor  # shape: (N, D)
     group: Tensor  # shape: (N,)
 
 
 class FlatRows(NamedTuple):
-    """Observations and `Features` of all members, sorted by group: one row each."""
+    """Observations and `Features` of all members, sorted by group: one row each.
+
+    Example:
+        >>> data = GroupedDataset(y=torch.tensor([1.0, 2.0, 3.0]), x=[5.0, 6.0, 7.0], group=["b", "a", "b"])
+        >>> rows = data.flat()
+        >>> rows.y.tolist(), rows.x[:, 0].tolist(), rows.group.tolist()
+        ([2.0, 1.0, 3.0], [6.0, 5.0, 7.0], [0, 1, 1])
+    """
 
     y: Tensor  # shape: (N, *shape)
     x: Tensor  # shape: (N, D)

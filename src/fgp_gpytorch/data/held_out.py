@@ -27,6 +27,12 @@ class HeldOutBatch(NamedTuple):
         x_new: Auxiliary features to predict at, (G, Q*, D).
         y_new: Observations there, (G, Q*, *y_shape), 0 where there is none.
         observed: True where there is one, the shape of `y_new`; None for everywhere.
+
+    Example:
+        >>> data = GroupedDataset(y=torch.rand(5, 2), x=torch.arange(5.0), group=[0, 0, 0, 1, 1])
+        >>> batch = HeldOut.last(data)[[1]]
+        >>> batch.context.x.tolist(), batch.x_new.tolist(), batch.y_new.shape
+        ([[[3.0]]], [[[4.0]]], torch.Size([1, 1, 2]))
     """
 
     context: GroupedBatch
@@ -72,9 +78,13 @@ class HeldOut(Dataset):
             finite, a dtype is not floating, or the devices differ.
 
     Example:
-        >>> held_out = HeldOut.last(data, 2)
-        >>> fit(model, held_out.context, validation=held_out)
-        >>> held_out_mse(model, held_out)
+        >>> data = GroupedDataset(y=torch.rand(5, 2), x=torch.arange(5.0), group=[0, 0, 0, 1, 1])
+        >>> held_out = HeldOut.last(data)
+        >>> held_out.context.group_sizes.tolist(), held_out.x_new[..., 0].tolist()
+        ([2, 1], [[2.0], [4.0]])
+        >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))
+        >>> result = fit(model, held_out.context, validation=held_out)  # val_mse is the error of the last members
+        >>> error = held_out_mse(model, held_out)
     """
 
     context: GroupedDataset

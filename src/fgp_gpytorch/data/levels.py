@@ -19,6 +19,12 @@ class Level(NamedTuple):
         names: The columns of the table that identify an inner group, outermost first: ("speaker", "utterance").
         feature: The column of x with the codes.
         labels: The labels of each inner group, one for each of `names`. The position is the code.
+
+    Example:
+        >>> df = pd.DataFrame({"who": [1, 1, 2], "word": ["a", "b", "a"], "time": [0, 1, 0], "pitch": [90, 95, 180]})
+        >>> data = GroupedDataset.from_dataframe(df, y="pitch", x="time", group=["who", "word"])
+        >>> data.levels["word"]
+        Level(names=('who', 'word'), feature=1, labels=((1, 'a'), (1, 'b'), (2, 'a')))
     """
 
     names: tuple[Hashable, ...]

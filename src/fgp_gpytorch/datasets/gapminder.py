@@ -26,6 +26,8 @@ def gapminder() -> pd.DataFrame:
 
     Example:
         >>> df = gapminder()
+        >>> df.loc[df.country == "Angola", ["year", "life_expectancy"]].dropna().head(2).values.tolist()
+        [[1960.0, 35.98], [1970.0, 41.5]]
         >>> model = TableModel(y=["life_expectancy", "fertility"], x=["year"], group="country").fit(df)
     """
     with (resources.files("fgp_gpytorch.datasets._gapminder") / "gapminder.csv.gz").open("rb") as file:

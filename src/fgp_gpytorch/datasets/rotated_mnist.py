@@ -36,6 +36,11 @@ class ValidationSplit(NamedTuple):
         train: The views that remain to train on.
         test: Held-out views of instances that have other views in `train`.
         extrapolation: Held-out views of instances that have none in `train`.
+
+    Example:
+        >>> train, test, extrapolation = rotated_mnist().validation(num_instances=40)
+        >>> len(train), train.num_members, len(test), len(extrapolation)
+        (320, 3200, 320, 40)
     """
 
     train: GroupedDataset
@@ -60,6 +65,13 @@ class RotatedMNIST:
         digits: The digits, in the order asked for.
         angles: The 16 angles, radians, shape (16,), float64.
         held_out: Index among `angles` of the held-out one: 7, that is 157.5 degrees.
+
+    Example:
+        >>> data = rotated_mnist()
+        >>> data.angles.rad2deg()[data.held_out], data.test.y_new.shape
+        (tensor(157.5000, dtype=torch.float64), torch.Size([270, 1, 1, 28, 28]))
+        >>> data.digit_of(data.test.labels).unique(), data.truth([0]).shape
+        (tensor([3]), torch.Size([1, 16, 1, 28, 28]))
     """
 
     train: GroupedDataset

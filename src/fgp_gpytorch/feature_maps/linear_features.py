@@ -14,6 +14,12 @@ class LinearFeatures(Configurable, nn.Module):
 
     Raises:
         ArgumentError: If the number is below 1.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [2.0]])
+        >>> LinearFeatures()(x) @ LinearFeatures()(x).mT  # the linear kernel of x
+        tensor([[1., 2.],
+                [2., 4.]])
     """
 
     def __init__(self, num_features: int = 1) -> None:

@@ -33,9 +33,12 @@ class NystromFeatures(Configurable, gpytorch.Module):
         DataError: If a point is not finite, or occurs twice.
 
     Example:
-        >>> months = data.flat().x.unique(dim=0)
-        >>> features = NystromFeatures(gpytorch.kernels.MaternKernel(nu=1.5), months)
-        >>> model = GPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), 4, num_groups=len(data), view_features=features)
+        >>> kernel = gpytorch.kernels.MaternKernel(nu=1.5).double()
+        >>> months = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
+        >>> features = NystromFeatures(kernel, months)
+        >>> torch.allclose(features(months) @ features(months).mT, kernel(months).to_dense())  # exact at the points
+        True
+        >>> model = GPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), 4, num_groups=7, view_features=features)
     """
 
     points: Tensor
@@ -111,6 +114,14 @@ def checked_points(points: Any, name: str = "points") -> Tensor:
         ArgumentError: If they are not numbers.
         ShapeError: If they are not (M, D).
         DataError: If one is not finite, or occurs twice.
+
+    Example:
+        >>> checked_points([0.0, 0.5, 1.0]).shape
+        torch.Size([3, 1])
+        >>> checked_points([0.0, 0.5, 0.5])
+        Traceback (most recent call last):
+            ...
+        fgp_gpytorch.errors.DataError: points: expected distinct points, got 3 of which 2 differ. ...
     """
     points = points.double() if isinstance(points, Tensor) and not points.is_complex() else points
     points = check.as_reals(points, name, hint="Try data.flat().x.unique(dim=0).").detach().double()

@@ -144,7 +144,13 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
 
 
 def angle_kernel() -> PeriodicKernel:
-    """The paper's kernel of an angle in radians, in float64: r = 1 and learned, the period of 2 pi fixed."""
+    """The paper's kernel of an angle in radians, in float64: r = 1 and learned, the period of 2 pi fixed.
+
+    Example:
+        >>> kernel = angle_kernel()
+        >>> kernel(torch.tensor([0.0, math.pi, 2 * math.pi], dtype=torch.float64)).to_dense()[0].detach()
+        tensor([1.0000, 0.1353, 1.0000], dtype=torch.float64)
+    """
     kernel = PeriodicKernel().double()
     # as tensors: GPyTorch rounds numbers to float32
     kernel.initialize(

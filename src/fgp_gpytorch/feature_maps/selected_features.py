@@ -24,7 +24,10 @@ class SelectedFeatures(Configurable, nn.Module):
         ShapeError: If x does not have the columns.
 
     Example:
-        >>> features = SelectedFeatures(NystromFeatures(gpytorch.kernels.RBFKernel(), years), [2])
+        >>> sex = SelectedFeatures(CategoricalFeatures(2), [2])
+        >>> sex(torch.tensor([[1950.0, 3.0, 0.0], [1960.0, 3.0, 1.0]]))
+        tensor([[1., 0., 0.],
+                [0., 1., 0.]])
     """
 
     def __init__(self, features: nn.Module, columns: Sequence[int], known: int | None = None) -> None:
@@ -58,6 +61,14 @@ def checked_map(value: nn.Module, name: str) -> nn.Module:
 
     Raises:
         ArgumentError: If it is none.
+
+    Example:
+        >>> checked_map(LinearFeatures(3), "features").num_features
+        3
+        >>> checked_map(torch.nn.Linear(1, 3), "features")
+        Traceback (most recent call last):
+            ...
+        fgp_gpytorch.errors.ArgumentError: features: expected a feature map, got Linear. ...
     """
     if not isinstance(value, nn.Module) or not isinstance(getattr(value, "num_features", None), int):
         raise ArgumentError(

@@ -26,6 +26,12 @@ class DenseMarginals(NamedTuple):
         mean: Posterior mean less the prior mean, (*b, Q).
         variance: Posterior variance, (*b, Q), positive.
         kl: KL(q || p), nats, (*b,).
+
+    Example:
+        >>> K = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+        >>> mean, variance, kl = dense_marginals(K, precision=torch.zeros(2).double(), residual=torch.zeros(2).double())
+        >>> mean, variance, kl  # without observations: the prior
+        (tensor([0., 0.], dtype=torch.float64), tensor([1., 1.], dtype=torch.float64), tensor(0., dtype=torch.float64))
     """
 
     mean: Tensor
@@ -158,6 +164,13 @@ def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor, x: 
     Raises:
         DataError: If K is not symmetric, or has a negative eigenvalue beyond rounding.
         NonFiniteError: If K is not finite, or so large that rounding removes the identity of B.
+
+    Example:
+        >>> K = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+        >>> precision, residual = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)  # one is missing
+        >>> mean, variance, kl = dense_marginals(K, precision, residual)
+        >>> mean, variance
+        (tensor([1.0000, 0.5000], dtype=torch.float64), tensor([0.5000, 0.8750], dtype=torch.float64))
     """
     shape = torch.broadcast_shapes(covariance.shape[:-1], precision.shape, residual.shape)
     symmetric = _is_symmetric(covariance)
@@ -197,6 +210,15 @@ class DenseFactor(NamedTuple):
         covariance: K, (*b, Q, Q).
         constant: The terms of -2 log Z that do not depend on K: sum_observed log 2 pi sigma^2, and the scatter of
             observations of one value about their mean, (*b,).
+
+    Example:
+        >>> K = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+        >>> precision, residual = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)  # one is missing
+        >>> factor = dense_factor(K, precision, residual)
+        >>> factor.predict_mean(K)  # at the observed member, and at the missing one
+        tensor([1.0000, 0.5000], dtype=torch.float64)
+        >>> factor.predict_variance(K, K.diagonal())
+        tensor([0.5000, 0.8750], dtype=torch.float64)
     """
 
     root_precision: Tensor
@@ -267,6 +289,13 @@ def dense_factor(
     Raises:
         DataError: If K is not symmetric, or has a negative eigenvalue beyond rounding.
         NonFiniteError: If K is not finite, or so large that rounding removes the identity of B.
+
+    Example:
+        >>> K = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)  # singular
+        >>> precision, residual = torch.tensor([[1.0, 1.0], [3.0, 3.0]], dtype=torch.float64)
+        >>> factor = dense_factor(K, precision, residual)
+        >>> factor.predict_mean(K), factor.predict_variance(K, K.diagonal())
+        (tensor([2., 2.], dtype=torch.float64), tensor([0.3333, 0.3333], dtype=torch.float64))
     """
     if pooled is not None:
         precision, residual = pooled.precision, pooled.residual

@@ -37,6 +37,14 @@ class LowRankFactor(NamedTuple):
         residual: r = mu - m, (*b, N).
         cholesky: C with C C' = B, (*b, M, M).
         weights: Posterior mean of u, (*b, M).
+
+    Example:
+        >>> root = torch.tensor([[1.0], [2.0]], dtype=torch.float64)  # z = (u, 2 u)
+        >>> precision, residual = torch.tensor([[1.0, 0.0], [3.0, 0.0]], dtype=torch.float64)  # z_1 is observed
+        >>> factor = low_rank_factor(root, precision, residual)
+        >>> factor.weights, factor.predict_mean(root), factor.covariance(root)
+        (tensor([1.5000], dtype=torch.float64), tensor([1.5000, 3.0000], dtype=torch.float64), tensor([[0.5000, 1.0000],
+                [1.0000, 2.0000]], dtype=torch.float64))
     """
 
     root: Tensor
@@ -95,6 +103,13 @@ def low_rank_factor(root: Tensor, precision: Tensor, residual: Tensor) -> LowRan
 
     Raises:
         NonFiniteError: If Phi or the precisions are not finite, or so large that rounding removes the identity.
+
+    Example:
+        >>> root = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+        >>> factor = low_rank_factor(root, precision=torch.ones(2).double(), residual=torch.tensor([1.0, 1.0]).double())
+        >>> exact = dense_factor(root @ root.mT, torch.ones(2).double(), torch.tensor([1.0, 1.0]).double())
+        >>> torch.allclose(factor.log_evidence(), exact.log_evidence())
+        True
     """
     scale = root_precision(precision)
     scaled = scale.unsqueeze(-1) * root  # R Phi
@@ -123,6 +138,13 @@ def features_at_points(among: Tensor, cross: Tensor, name: str, jitter: float = 
     Raises:
         DataError: If the kernel is not positive definite at the points.
         NonFiniteError: If it is not finite there.
+
+    Example:
+        >>> kernel, points = gpytorch.kernels.RBFKernel().double(), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        >>> K = kernel(points).to_dense()
+        >>> features = features_at_points(K, K, "kernel")
+        >>> torch.allclose(features @ features.mT, K)
+        True
     """
     noise = jitter * among.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     identity = torch.eye(among.shape[-1], dtype=among.dtype, device=among.device)
@@ -150,6 +172,13 @@ class MeanFieldFactor(NamedTuple):
         cholesky: C, (*b, M, M).
         weights: w, (*b, M).
         repeated: Phi as products of repeated vectors; None for a plain matrix.
+
+    Example:
+        >>> root, noise = torch.tensor([[1.0], [1.0]]).double(), torch.tensor(1.0).double()
+        >>> mean, variance = torch.tensor([[3.0, 3.0], [1.0, 1.0]]).double()
+        >>> factor = mean_field_factor(root, noise, mean, variance)
+        >>> factor.weights, factor.predict_mean(torch.tensor([[2.0]]).double())  # of u, and of z = 2 u
+        (tensor([2.0000], dtype=torch.float64), tensor([4.0000], dtype=torch.float64))
     """
 
     root: Tensor
@@ -226,6 +255,15 @@ def mean_field_factor(root: Tensor | RepeatedRows, noise: Tensor, mean: Tensor, 
 
     Raises:
         NonFiniteError: If Phi is not finite, or so large that rounding removes the identity.
+
+    Example:
+        >>> root, noise = torch.tensor([[1.0], [1.0]]).double(), torch.tensor(1.0).double()
+        >>> mean, variance = torch.tensor([[0.0, 0.0], [1.5, 1.5]]).double()
+        >>> factor = mean_field_factor(root, noise, mean, variance)
+        >>> prior = torch.distributions.MultivariateNormal(mean, root @ root.mT + torch.eye(2))
+        >>> q = torch.distributions.MultivariateNormal(mean, variance.diag())
+        >>> torch.allclose(factor.kl(), torch.distributions.kl_divergence(q, prior))
+        True
     """
     if isinstance(root, RepeatedRows):
         repeated, root = root, root.dense()

@@ -17,6 +17,10 @@ def masked_precision(variance: Tensor, mask: Tensor | None) -> Tensor:
 
     Returns:
         Precisions, (*b, Q), 0 for a missing member.
+
+    Example:
+        >>> masked_precision(torch.tensor([0.5, 0.0, 2.0]), torch.tensor([True, False, True]))
+        tensor([2.0000, 0.0000, 0.5000])
     """
     if mask is None:
         return variance.reciprocal()
@@ -25,7 +29,14 @@ def masked_precision(variance: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def root_precision(precision: Tensor) -> Tensor:
-    """R, with a zero gradient where R = 0. The square root's own gradient is infinite there and would become NaN."""
+    """R, with a zero gradient where R = 0. The square root's own gradient is infinite there and would become NaN.
+
+    Example:
+        >>> precision = torch.tensor([4.0, 0.0], requires_grad=True)
+        >>> root_precision(precision).sum().backward()
+        >>> precision.grad
+        tensor([0.2500, 0.0000])
+    """
     observed = precision > 0
     return torch.where(observed, torch.where(observed, precision, 1.0).sqrt(), 0.0)
 
@@ -78,6 +89,13 @@ def require_covariance(covariance: Tensor) -> None:
     Raises:
         DataError: If one is not symmetric, or has a negative eigenvalue beyond rounding.
         NonFiniteError: If one is not finite.
+
+    Example:
+        >>> require_covariance(torch.ones(2, 2))  # singular covariances are covariances
+        >>> require_covariance(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+        Traceback (most recent call last):
+            ...
+        fgp_gpytorch.errors.DataError: kernel: expected a positive semi-definite covariance, got one ...
     """
     covariance = covariance.detach()
     check_finite(covariance)
@@ -89,6 +107,13 @@ def check_finite(matrix: Tensor, name: str = "kernel") -> None:
 
     Raises:
         NonFiniteError: If one is NaN or infinite.
+
+    Example:
+        >>> check_finite(torch.eye(2))
+        >>> check_finite(torch.tensor([[1.0, math.nan]]), "features")
+        Traceback (most recent call last):
+            ...
+        fgp_gpytorch.errors.NonFiniteError: features: expected finite values, got 1 NaN or infinite...
     """
     wrong = int((~torch.isfinite(matrix)).sum())
     if wrong:
@@ -139,7 +164,12 @@ def check_covariance(eigenvalues: Tensor, covariance: Tensor) -> None:
 
 
 def rounding_tolerance(dtype: torch.dtype) -> float:
-    """eps**0.25, the relative error that a kernel's matrix may have: far-apart inputs cost three quarters of digits."""
+    """eps**0.25, the relative error that a kernel's matrix may have: far-apart inputs cost three quarters of digits.
+
+    Example:
+        >>> f"{rounding_tolerance(torch.float32):.3f}", f"{rounding_tolerance(torch.float64):.5f}"
+        ('0.019', '0.00012')
+    """
     return torch.finfo(dtype).eps ** 0.25
 
 
@@ -158,6 +188,14 @@ def check_residual_variance(variance: Tensor, covariance: Tensor, cross: Tensor,
     Raises:
         DataError: If the joint covariance is not symmetric, or has a negative eigenvalue beyond rounding.
         NonFiniteError: If it is not finite.
+
+    Example:
+        >>> one = torch.ones(1, 1)
+        >>> check_residual_variance(torch.tensor([-1e-9]), covariance=one, cross=one, own=torch.ones(1))  # rounding
+        >>> check_residual_variance(torch.tensor([-3.0]), covariance=one, cross=2 * one, own=torch.ones(1))
+        Traceback (most recent call last):
+            ...
+        fgp_gpytorch.errors.DataError: kernel: expected a positive semi-definite covariance, got one ...
     """
     with torch.no_grad():
         tolerance = rounding_tolerance(variance.dtype) * own.abs()

@@ -19,6 +19,12 @@ class RankOneFactor(NamedTuple):
         residual: r, (*b, Q).
         total: P = sum_q R_q^2, (*b,).
         pooled: The precision-weighted mean of the residuals (0 where nothing is observed), (*b,).
+
+    Example:
+        >>> precision, residual = torch.tensor([[1.0, 2.0, 0.0], [4.0, 4.0, 0.0]])  # the last member is missing
+        >>> factor = rank_one_factor(torch.tensor(1.0), precision, residual)
+        >>> factor.total, factor.pooled, factor.mean(), factor.variance()
+        (tensor(3.), tensor(4.), tensor(3.), tensor(0.2500))
     """
 
     prior_variance: Tensor
@@ -65,6 +71,12 @@ def rank_one_factor(prior_variance: Tensor, precision: Tensor, residual: Tensor)
 
     Returns:
         The factor.
+
+    Example:
+        >>> precision, residual = torch.tensor([[1.0, 2.0], [3.0, 3.0]])
+        >>> factor = rank_one_factor(torch.tensor(1.0), precision, residual)
+        >>> factor.mean(), factor.variance()  # P r / (P + 1 / s) and 1 / (P + 1 / s) with P = 3
+        (tensor(2.2500), tensor(0.2500))
     """
     total = precision.sum(-1)
     pooled = (precision * residual).sum(-1) / torch.where(total > 0, total, 1.0)
@@ -78,6 +90,11 @@ class RankOneMarginals(NamedTuple):
         mean: Posterior mean less the prior mean, (*b,).
         variance: Posterior variance, (*b,).
         kl: KL(q || p), nats, (*b,).
+
+    Example:
+        >>> marginals = rank_one_marginals(torch.tensor(1.0), precision=torch.zeros(3), residual=torch.zeros(3))
+        >>> marginals  # without observations: the prior
+        RankOneMarginals(mean=tensor(0.), variance=tensor(1.), kl=tensor(0.))
     """
 
     mean: Tensor
@@ -137,6 +154,10 @@ def rank_one_marginals(prior_variance: Tensor, precision: Tensor, residual: Tens
     Returns:
         What `rank_one_factor` has as `mean()`, `variance()` and `kl()`, with derivatives of all orders, for torch.func
         too.
+
+    Example:
+        >>> rank_one_marginals(torch.tensor(1.0), precision=torch.tensor([1.0, 2.0]), residual=torch.tensor([4.0, 4.0]))
+        RankOneMarginals(mean=tensor(3.), variance=tensor(0.2500), kl=tensor(4.8181))
     """
     shape = torch.broadcast_shapes(prior_variance.shape, precision.shape[:-1])
     inputs = prior_variance.expand(shape), precision.expand(*shape, -1), residual.expand(*shape, -1)

@@ -79,6 +79,14 @@ def symmetric_square_root(covariance: Tensor) -> Tensor:
             second derivative is asked for at a singular K.
         NonFiniteError: If K is not finite.
         ArgumentError: Under a transform of torch.func, or forward-mode differentiation.
+
+    Example:
+        >>> symmetric_square_root(torch.tensor([[4.0, 0.0], [0.0, 9.0]]))
+        tensor([[2., 0.],
+                [0., 3.]])
+        >>> root = symmetric_square_root(torch.ones(2, 2))  # singular
+        >>> torch.allclose(root @ root, torch.ones(2, 2))
+        True
     """
     if transforms_active(covariance):
         raise ArgumentError(

@@ -58,6 +58,12 @@ class MarkovTerm(NamedTuple):
         order: d = nu + 1/2 of a Matern kernel: 1, 2 or 3. 0 for a constant.
         variance: At every x, broadcastable to (*b, Q).
         rate: sqrt(2 nu) / lengthscale, in units of 1 / x, broadcastable to (*b, Q); None for a constant.
+
+    Example:
+        >>> matern = MarkovTerm(order=2, variance=torch.tensor(1.0), rate=torch.tensor(3**0.5))  # nu 3/2, lengthscale 1
+        >>> level = MarkovTerm(order=0, variance=torch.tensor(4.0))
+        >>> markov_chain([matern, level], gaps=torch.zeros(5)).transition.shape  # two states and one, five members
+        torch.Size([3, 3, 5])
     """
 
     order: int
@@ -73,6 +79,12 @@ class MarkovChain(NamedTuple):
         noise: V of the next member, (S, S, *b, Q).
         stationary: P, (S, S, *b, 1).
         places: Where h is 1: the first element of each term.
+
+    Example:
+        >>> term = MarkovTerm(order=1, variance=torch.tensor(1.0), rate=torch.tensor(1.0))
+        >>> chain = markov_chain([term], gaps=torch.tensor([math.log(2), math.log(4), 0.0]))
+        >>> chain.transition[0, 0], chain.noise[0, 0]  # exp(-gap), and 1 - exp(-2 gap)
+        (tensor([0.5000, 0.2500, 1.0000]), tensor([0.7500, 0.9375, 0.0000]))
     """
 
     transition: Tensor
@@ -89,6 +101,13 @@ class StateSpaceMarginals(NamedTuple):
         variance: Posterior variance, (*b, Q), positive.
         kl: KL(q || p), nats, (*b,).
         log_evidence: log Z, nats, (*b,).
+
+    Example:
+        >>> chain = markov_chain([MarkovTerm(0, torch.tensor(1.0))], gaps=torch.zeros(2))  # one value for all members
+        >>> precision, residual = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+        >>> marginals = state_space_marginals(chain, precision, residual)
+        >>> marginals.mean, marginals.variance
+        (tensor([1., 1.]), tensor([0.5000, 0.5000]))
     """
 
     mean: Tensor
@@ -107,6 +126,12 @@ def markov_chain(terms: Sequence[MarkovTerm], gaps: Tensor) -> MarkovChain:
     Args:
         terms: One or more.
         gaps: Differences of x to the next member, (*b, Q), at least 0. The last one has no effect.
+
+    Example:
+        >>> term = MarkovTerm(order=1, variance=torch.tensor(2.0), rate=torch.tensor(1.0))  # Matern 1/2
+        >>> chain = markov_chain([term], gaps=torch.tensor([math.log(2), 0.0]))
+        >>> chain.transition.squeeze(), chain.noise.squeeze(), chain.stationary.squeeze(), chain.places
+        (tensor([0.5000, 1.0000]), tensor([1.5000, 0.0000]), tensor(2.), (0,))
     """
     transitions, noises, stationaries, places = [], [], [], []
     for term in terms:
@@ -153,6 +178,16 @@ def state_space_marginals(chain: MarkovChain, precision: Tensor, residual: Tenso
 
     Raises:
         NonFiniteError: If a result is not finite, or rounding has taken its digits.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [0.5], [2.0]], dtype=torch.float64)
+        >>> kernel = gpytorch.kernels.MaternKernel(nu=1.5).double()
+        >>> terms, column = markov_terms(kernel, num_features=1)
+        >>> chain = markov_chain(terms, gaps=torch.tensor([0.5, 1.5, 0.0]).double())
+        >>> precision, residual = torch.tensor([1.0, 0.0, 2.0]).double(), torch.tensor([1.0, 0.0, -1.0]).double()
+        >>> dense = dense_marginals(kernel(x).to_dense(), precision, residual)
+        >>> torch.allclose(state_space_marginals(chain, precision, residual).mean, dense.mean)
+        True
     """
     chain = _aligned(chain, torch.broadcast_shapes(precision.shape, residual.shape))
     transition, places, size = chain.transition, chain.places, len(chain.transition)
@@ -192,6 +227,13 @@ def state_space_paths(chain: MarkovChain, sample_shape: Sequence[int], batch: Se
         chain: The prior.
         sample_shape: s.
         batch: *b, to which the chain's batch dimensions broadcast.
+
+    Example:
+        >>> term = MarkovTerm(order=1, variance=torch.tensor(1.0), rate=torch.tensor(1.0))
+        >>> chain = markov_chain([term], gaps=torch.tensor([0.0, 0.1, 0.0]))  # the first two members are at the same x
+        >>> paths = state_space_paths(chain, sample_shape=[5], batch=[2])
+        >>> paths.shape, torch.allclose(paths[..., 0], paths[..., 1])
+        (torch.Size([5, 2, 3]), True)
     """
     size, members, like = len(chain.transition), chain.transition.shape[-1], chain.transition
     chain = _aligned(chain, (*sample_shape, *batch, members))
@@ -220,6 +262,13 @@ def state_space_draws(chain: MarkovChain, precision: Tensor, residual: Tensor, s
 
     Raises:
         NonFiniteError: If a result is not finite, or rounding has taken its digits.
+
+    Example:
+        >>> chain = markov_chain([MarkovTerm(0, torch.tensor(1.0))], gaps=torch.zeros(3))  # one value for all members
+        >>> precision, residual = torch.tensor([[1e6, 0.0, 0.0], [2.0, 0.0, 0.0]])  # the first one is known
+        >>> draws = state_space_draws(chain, precision, residual, sample_shape=[5])
+        >>> draws.shape, torch.allclose(draws, torch.tensor(2.0), atol=0.01)
+        (torch.Size([5, 3]), True)
     """
     shape = torch.broadcast_shapes(precision.shape, residual.shape)
     path = state_space_paths(chain, sample_shape, shape[:-1])

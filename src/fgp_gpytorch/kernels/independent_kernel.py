@@ -15,7 +15,10 @@ class IndependentKernel(Kernel):
     rows in the same order count as one.
 
     Example:
-        >>> IndependentKernel()(rows).to_dense()  # the identity
+        >>> rows = torch.tensor([[0.0, 0.1], [0.0, 0.1]])  # two observations of one group at the same x
+        >>> IndependentKernel()(rows).to_dense()
+        tensor([[1., 0.],
+                [0., 1.]])
     """
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -21,6 +21,12 @@ def kernel_matrix(kernel: Kernel, x1: Tensor, x2: Tensor | None = None) -> Tenso
 
     Raises:
         ArgumentError: In the backward pass, if a second derivative is asked for through such a gradient.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0]])
+        >>> kernel_matrix(gpytorch.kernels.RBFKernel(), x, torch.tensor([[0.0], [100.0]])).detach()
+        tensor([[1.0000, 0.0000],
+                [0.3532, 0.0000]])
     """
     trace = settings.trace_mode.on() or transforms_active(x1)
     with settings.lazily_evaluate_kernels(False), settings.trace_mode(trace):

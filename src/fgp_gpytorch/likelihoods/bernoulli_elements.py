@@ -15,6 +15,12 @@ class BernoulliElements(Elements):
 
     Raises:
         ArgumentError: If `num_elements` is not an integer of at least 1.
+
+    Example:
+        >>> part = BernoulliElements()
+        >>> output = torch.zeros(1, 1)
+        >>> part.mean(output), part.log_prob(output, torch.ones(1, 1)).exp()
+        (tensor([[0.5000]]), tensor([[0.5000]]))
     """
 
     values = "0 or 1"

@@ -22,6 +22,13 @@ class CategoricalElements(Elements):
 
     Raises:
         ArgumentError: If `num_categories` is not an integer of at least 2.
+
+    Example:
+        >>> part = CategoricalElements(3)
+        >>> part.mean(torch.tensor([[2.0, 1.0, 0.5]]).log())
+        tensor([[0.5714, 0.2857, 0.1429]])
+        >>> part.starting_output(torch.eye(3)).softmax(0)
+        tensor([0.3333, 0.3333, 0.3333])
     """
 
     one_block = True

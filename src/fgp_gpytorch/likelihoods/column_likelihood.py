@@ -51,6 +51,8 @@ class ColumnLikelihood(Likelihood):
 
     Example:
         >>> likelihood = ColumnLikelihood([GaussianElements(3), BernoulliElements(), CategoricalElements(4)])
+        >>> likelihood.output_shape()  # 3 means, a logit, 4 logits
+        (8,)
         >>> decoder = MLPDecoder(6, likelihood.output_shape())
     """
 

@@ -27,6 +27,13 @@ class DiagonalGaussianLikelihood(Likelihood):
     Raises:
         ArgumentError: If the variance is not positive and finite, or `y_shape` not a sequence of sizes.
         ShapeError: In use, if observations have another shape.
+
+    Example:
+        >>> likelihood = DiagonalGaussianLikelihood([2], variance=1.0)
+        >>> likelihood.log_variance.data = torch.tensor([1.0, 100.0]).log()
+        >>> error = torch.tensor([[[0.0, 0.0]], [[0.0, 10.0]], [[10.0, 0.0]]])  # none, noisy element, other one
+        >>> likelihood.log_prob(error, torch.zeros(3, 1, 2)).detach().T
+        tensor([[ -4.1405,  -4.6405, -54.1405]])
     """
 
     def __init__(self, y_shape: Sequence[int], variance: float = 0.1) -> None:

@@ -32,6 +32,13 @@ class Elements(Configurable, nn.Module, ABC):
 
     Raises:
         ArgumentError: If `num_elements` is not an integer of at least 1.
+
+    Example:
+        >>> parts = [GaussianElements(2, heteroscedastic=True), CategoricalElements(4), PoissonElements()]
+        >>> [(part.num_elements, part.num_outputs) for part in parts]
+        [(2, 4), (4, 4), (1, 1)]
+        >>> [part.values for part in parts]
+        ['real numbers', 'a one-hot block of 0 and a single 1', 'counts 0, 1, 2, ...']
     """
 
     integer = True

@@ -30,6 +30,14 @@ class GaussianLikelihood(Likelihood):
 
     Raises:
         ArgumentError: If the mode is unknown or the variance is not positive and finite.
+
+    Example:
+        >>> likelihood = GaussianLikelihood("fixed", variance=0.5)
+        >>> y, output = torch.tensor([[[0.0], [1.0]]]), torch.zeros(1, 2, 1)
+        >>> likelihood.log_prob(output, y), likelihood.squared_error(output, y)
+        (tensor([[-0.5724, -1.5724]]), (tensor([1.]), tensor([2.])))
+        >>> GaussianLikelihood("optimal").distribution(output, y).variance[0, :, 0]  # the mean squared error
+        tensor([0.5000, 0.5000])
     """
 
     _variance: Tensor

@@ -24,6 +24,11 @@ class Score(NamedTuple):
         log_prob: log p(y | z), nats, (*s, G).
         squared_error: (E[y | z] - y)^2, units of y squared, (*s, G).
         num_elements: Observed elements, (G,).
+
+    Example:
+        >>> y, output = torch.tensor([[[0.0], [1.0]]]), torch.zeros(1, 2, 1)
+        >>> GaussianLikelihood("fixed", variance=0.5).score(output, y)
+        Score(log_prob=tensor([-2.1447]), squared_error=tensor([1.]), num_elements=tensor([2.]))
     """
 
     log_prob: Tensor
@@ -40,6 +45,15 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
     A subclass defines `distribution` and `mean`, and may define `check_range`, `gap_value`, `output_shape` and
     `without_gaps`. Its `distribution` gets no value that was not observed: `without_gaps` puts observed values in the
     place of padding and gaps.
+
+    Example:
+        >>> class Laplace(Likelihood):
+        ...     def distribution(self, output, y=None, observed=None):
+        ...         return pyro.distributions.Laplace(output, 0.5)
+        ...     def mean(self, output):
+        ...         return output
+        >>> Laplace().log_prob(torch.zeros(1, 3, 2), torch.zeros(1, 3, 2))  # nats of each of 3 members
+        tensor([[0., 0., 0.]])
     """
 
     @abstractmethod
@@ -192,6 +206,13 @@ def observed_pair(output: Tensor, y: Tensor, observed: Tensor | None) -> tuple[T
 
     Returns:
         Both in their shapes. What was put in has no gradient.
+
+    Example:
+        >>> y, observed = torch.tensor([[[1.0], [math.nan]]]), torch.tensor([[[True], [False]]])
+        >>> observed_pair(torch.tensor([[[3.0], [4.0]]]), y, observed)
+        (tensor([[[3.],
+                 [3.]]]), tensor([[[1.],
+                 [1.]]]))
     """
     if observed is None:
         return output, y
@@ -219,6 +240,13 @@ def possible_values(distribution: dist.TorchDistribution, y: Tensor, filled: Ten
             as Normal. PyTorch may report that support for an instance, such as a shifted log-normal, which has another.
         filled: Those of `observed_pair`.
         observed: True where an element was observed, the shape of y; None for everywhere.
+
+    Example:
+        >>> y = torch.tensor([[[2.0, math.nan], [math.nan, math.nan]]])  # counts, the second one never observed
+        >>> counts = pyro.distributions.Poisson(torch.ones(1, 2, 2))
+        >>> filled = possible_values(counts, y, torch.full_like(y, 2.0), ~y.isnan())
+        >>> filled[..., 0], filled.isnan().any()
+        (tensor([[2., 2.]]), tensor(False))
     """
     # an attribute of the class itself is a constraint; where it depends on the instance, it is a property
     if observed is None or isinstance(getattr(type(distribution), "support", None), type(constraints.real)):

@@ -12,6 +12,10 @@ def mixture_variance(means: Tensor, variances: Tensor) -> Tensor:  # shape: 2 x 
     Args:
         means: Mean of each draw.
         variances: Variance of each draw.
+
+    Example:
+        >>> mixture_variance(means=torch.tensor([0.0, 2.0]), variances=torch.tensor([0.5, 0.5]))
+        tensor(1.5000)
     """
     return variances.mean(0) + (means - means.mean(0)).square().mean(0)
 
@@ -31,6 +35,13 @@ def mixture_quantile(
 
     Returns:
         The shape of `low`. An error cannot be smaller than the spacing of floating-point numbers at the quantile.
+
+    Example:
+        >>> means = torch.tensor([[0.0], [2.0]])  # a mixture of N(0, 1) and N(2, 1)
+        >>> cdf = lambda value: torch.distributions.Normal(means, 1.0).cdf(value).mean(0)
+        >>> low, high = torch.tensor([-9.0]), torch.tensor([9.0])
+        >>> mixture_quantile(cdf, 0.5, low, high, tolerance=torch.tensor(1e-4)).round(decimals=3)
+        tensor([1.])
     """
     if tolerance is None:
         low, high = low.floor() - 1, high.ceil() + 1  # rounding may have moved a bound over an integer

@@ -35,6 +35,12 @@ class NegativeBinomialElements(CountElements):
 
     Raises:
         ArgumentError: If the dispersion is not positive and finite, or `num_elements` is not an integer of at least 1.
+
+    Example:
+        >>> part = NegativeBinomialElements(dispersion=0.5)
+        >>> output = torch.tensor([[4.0]]).log()
+        >>> part.mean(output), part.variance(output).detach()  # 4 and 4 + 0.5 * 4^2
+        (tensor([[4.]]), tensor([[12.]]))
     """
 
     def __init__(self, num_elements: int = 1, dispersion: float = 0.1) -> None:

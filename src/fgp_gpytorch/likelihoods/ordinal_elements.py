@@ -31,6 +31,13 @@ class OrdinalElements(Elements):
 
     Raises:
         ArgumentError: If `levels` is not an integer of at least 2.
+
+    Example:
+        >>> part = OrdinalElements(3)
+        >>> part.log_prob(torch.zeros(3, 1), torch.tensor([[0.0], [1.0], [2.0]])).exp().detach().T
+        tensor([[0.3333, 0.3333, 0.3333]])
+        >>> part.mean(torch.tensor([[-99.0], [0.0], [99.0]])).detach().T  # expected codes
+        tensor([[0., 1., 2.]])
     """
 
     def __init__(self, levels: int) -> None:

@@ -16,6 +16,12 @@ class PoissonElements(CountElements):
 
     Raises:
         ArgumentError: If `num_elements` is not an integer of at least 1.
+
+    Example:
+        >>> part = PoissonElements()
+        >>> output = torch.tensor([[3.0]]).log()
+        >>> part.mean(output), part.log_prob(output, torch.zeros(1, 1))  # P(0) = exp(-3)
+        (tensor([[3.]]), tensor([[-3.]]))
     """
 
     def log_prob(self, output: Tensor, y: Tensor) -> Tensor:

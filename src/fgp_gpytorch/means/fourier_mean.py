@@ -33,6 +33,8 @@ class FourierMean(Mean):
 
     Example:
         >>> mean = FourierMean(2, batch_shape=torch.Size([8]))
+        >>> mean(torch.rand(5, 1)).shape
+        torch.Size([8, 5])
         >>> block = LocalChannels(8, gpytorch.kernels.PeriodicKernel(), mean)
     """
 

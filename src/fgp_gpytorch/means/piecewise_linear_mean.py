@@ -31,7 +31,10 @@ class PiecewiseLinearMean(Configurable, Mean):
         ShapeError: In use, if x has too few features.
 
     Example:
-        >>> mean = PiecewiseLinearMean(PiecewiseLinearMean.knots_of(torch.rand(100)), torch.Size([8]))
+        >>> mean = PiecewiseLinearMean([0.0, 1.0, 3.0])
+        >>> mean.values.data = torch.tensor([0.0, 2.0, 4.0], dtype=torch.float64)
+        >>> mean(torch.tensor([[0.5], [2.0]])).tolist()
+        [1.0, 3.0]
     """
 
     knots: Tensor
@@ -98,6 +101,12 @@ class AdditiveMean(Configurable, Mean):
 
     Raises:
         ArgumentError: If there is no mean, or an element is not a module.
+
+    Example:
+        >>> level, slope = gpytorch.means.ConstantMean(), PiecewiseLinearMean([0.0, 1.0])
+        >>> level.constant.data, slope.values.data = torch.tensor(2.0), torch.tensor([0.0, 3.0], dtype=torch.float64)
+        >>> AdditiveMean([level, slope])(torch.tensor([[0.0], [1.0]])).tolist()
+        [2.0, 5.0]
     """
 
     def __init__(self, means: Sequence[Mean]) -> None:

@@ -21,6 +21,11 @@ class Calibration(NamedTuple):
         crps: Continuous ranked probability score of each element, units of y (ink 1, paper 0). Lower is better.
         coverage_50: Fraction of elements inside their central 50 % interval. Best at 0.5.
         coverage_90: Fraction of elements inside their central 90 % interval. Best at 0.9.
+
+    Example:
+        >>> calibration = Calibration(negative_log_likelihood=-1.2, crps=0.04, coverage_50=0.38, coverage_90=0.81)
+        >>> calibration.coverage_90 < 0.9  # intervals are too narrow
+        True
     """
 
     negative_log_likelihood: float
@@ -60,6 +65,13 @@ def held_out_calibration(
 
     Raises:
         ArgumentError: If there are too few draws, or `held_out` is no `HeldOut`.
+
+    Example:
+        >>> data = GroupedDataset(torch.rand(9, 2), torch.arange(9.0), group=[0, 0, 0, 1, 1, 1, 2, 2, 2])
+        >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))
+        >>> calibration = held_out_calibration(model, HeldOut.last(data), num_samples=39)
+        >>> calibration.coverage_50 <= calibration.coverage_90
+        True
     """
     checked_model(model)
     num_samples = check.count(num_samples, "num_samples", least=19, hint="An interval of 90 % needs so many. Try 199.")

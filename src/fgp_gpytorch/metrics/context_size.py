@@ -49,6 +49,13 @@ def mse_by_context_size(
         ArgumentError: If `num_subsets` is below 1, there are no sizes, or `held_out` is no `HeldOut`.
         DataError: If the model does not condition on the context.
         GroupError: If a size is below 1 or a group has fewer members.
+
+    Example:
+        >>> data = GroupedDataset(torch.rand(9, 2), torch.arange(9.0), group=[0, 0, 0, 1, 1, 1, 2, 2, 2])
+        >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))
+        >>> errors = mse_by_context_size(model, HeldOut.last(data), sizes=[1, 2])
+        >>> list(errors), math.isclose(errors[2], held_out_mse(model, HeldOut.last(data)), rel_tol=1e-5)
+        ([1, 2], True)
     """
     checked_model(model)
     given: Any = check.number(sizes)

@@ -28,6 +28,13 @@ class Latents(NamedTuple):
         mean: E[z], (N, L), usually float64.
         x: Auxiliary features, (N, D).
         group: Position of each member's group, (N,), int64.
+
+    Example:
+        >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))
+        >>> data = GroupedDataset(torch.rand(5, 2), torch.arange(5.0), group=[0, 0, 1, 1, 1])
+        >>> mean, x, group = latent_means(model, data)
+        >>> mean.shape, torch.equal(mean[0], mean[1]), group  # members of a group share their global latents
+        (torch.Size([5, 3]), True, tensor([0, 0, 1, 1, 1]))
     """
 
     mean: Tensor
@@ -87,6 +94,13 @@ def latent_means(
         ArgumentError: If `batch_size` is below 1, or `data` no data set.
         ShapeError: If the encoder's output is not two tensors of L channels.
         DataError: If a value is not finite.
+
+    Example:
+        >>> prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(2)])
+        >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), prior)
+        >>> latents = latent_means(model, GroupedDataset(torch.rand(5, 5), torch.rand(5), group=[0, 0, 1, 1, 1]))
+        >>> latents.mean.shape, latents.group
+        (torch.Size([5, 4]), tensor([0, 0, 1, 1, 1]))
     """
     own_posterior(model)
     _check_data(data)
@@ -162,6 +176,14 @@ def disentanglement(
         ArgumentError: If an option is out of range, or `data` no data set.
         DataError: If the feature is not known everywhere, or does not vary.
         GroupError: If a group has fewer than two observed members, or there are fewer than two groups.
+
+    Example:
+        >>> prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(2)])
+        >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), prior)
+        >>> data = GroupedDataset(torch.rand(24, 5), torch.rand(24), group=torch.arange(24) // 6)
+        >>> scores = disentanglement(model, data, period=None)
+        >>> scores.chance, scores.local_feature_r2 <= 1
+        (0.25, True)
     """
     own_posterior(model)
     _check_data(data)

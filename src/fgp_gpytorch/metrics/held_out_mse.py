@@ -36,6 +36,14 @@ def held_out_mse(
 
     Raises:
         ArgumentError: If `num_samples` is below 1, or above it without `sample=True`, or `held_out` is no `HeldOut`.
+
+    Example:
+        >>> data = GroupedDataset(torch.rand(9, 2), torch.arange(9.0), group=[0, 0, 0, 1, 1, 1, 2, 2, 2])
+        >>> held_out = HeldOut.last(data)
+        >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))
+        >>> error = (model.generate(held_out.x_new, held_out.context) - held_out.y_new).square().mean()
+        >>> math.isclose(held_out_mse(model, held_out), error, rel_tol=1e-5)
+        True
     """
     hint = "Try held_out_mse(model, held_out, sample=True, num_samples=64)."
     checked_model(model)

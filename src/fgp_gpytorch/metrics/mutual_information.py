@@ -21,6 +21,12 @@ def discretize(values: Tensor, num_bins: int = 20) -> Tensor:  # shape: (N, L) -
         ArgumentError: If `num_bins` is below 2.
         ShapeError: If the values are not (N, L).
         DataError: If a value is not finite.
+
+    Example:
+        >>> discretize(torch.tensor([[0.0, 5.0], [0.4, 5.0], [1.0, 5.0]]), num_bins=2)
+        tensor([[0, 0],
+                [0, 0],
+                [1, 0]])
     """
     num_bins = check.count(num_bins, "num_bins", least=2, hint="Try 20.")
     values = real_rows(values, "values")
@@ -43,6 +49,11 @@ def mutual_information(first: Tensor, second: Tensor) -> Tensor:  # shape: (N, L
 
     Raises:
         ShapeError: If the numbers of rows differ.
+
+    Example:
+        >>> coin = torch.tensor([0, 0, 1, 1])
+        >>> mutual_information(torch.stack([coin, torch.tensor([0, 1, 0, 1])], -1), coin)  # log 2, and 0
+        tensor([0.6931, 0.0000], dtype=torch.float64)
     """
     first, second = indices(first, "first"), indices(second, "second")
     if first.dim() != 2 or second.shape != first.shape[:1] or len(second) == 0:
@@ -87,6 +98,14 @@ def mutual_information_gap(
         ArgumentError: If `num_bins` is below 2.
         ShapeError: If there are fewer than two channels, or the numbers of rows differ.
         DataError: If the factor is constant.
+
+    Example:
+        >>> factor = torch.tensor([0, 0, 1, 1])
+        >>> other = torch.tensor([0, 1, 0, 1])
+        >>> mutual_information_gap(torch.stack([factor, other], -1).float(), factor)
+        1.0
+        >>> mutual_information_gap(torch.stack([factor, -factor], -1).float(), factor)  # two channels carry it
+        0.0
     """
     latents, factor = real_rows(latents, "latents"), indices(factor, "factor")
     if latents.shape[-1] < 2:

@@ -31,6 +31,11 @@ def nearest_group_mse(groups: Tensor, known: Tensor, batch_size: int = 16, progr
         ArgumentError: If an argument is not numeric, or `batch_size` is below 1.
         ShapeError: If the shapes differ in more than the number of groups.
         DataError: If there is no known group, or a value is not finite.
+
+    Example:
+        >>> known = torch.tensor([0.0, 1.0]).reshape(2, 1, 1).expand(2, 4, 3)
+        >>> nearest_group_mse(torch.full((1, 4, 3), 0.8), known)
+        tensor([0.0400], dtype=torch.float64)
     """
     groups = check.as_reals(groups, "groups")
     known = check.as_reals(known, "known", like=groups)

@@ -43,6 +43,13 @@ def ridge_r2(
         ShapeError: If the numbers of rows differ.
         GroupError: If there are fewer than two groups.
         DataError: If the targets are constant.
+
+    Example:
+        >>> x, group = torch.linspace(-1, 1, 20).unsqueeze(-1), torch.arange(20) // 4
+        >>> round(ridge_r2(features=3 * x + 1, targets=x, group=group, penalty=1e-9), 6)
+        1.0
+        >>> ridge_r2(features=x.square(), targets=x, group=group) < 0.1  # x squared has lost the sign
+        True
     """
     group = _groups(group, "group")
     features, targets = _rows(features, "features", group), _rows(targets, "targets", group)
@@ -98,6 +105,12 @@ def centroid_accuracy(
     Raises:
         ShapeError: If the numbers of rows differ.
         GroupError: If a test row's group has no row to fit on.
+
+    Example:
+        >>> features = torch.tensor([[0.0, 5.0], [0.1, -5.0], [1.0, 5.0], [1.1, -5.0]])
+        >>> test_features = torch.tensor([[0.05, 9.0], [0.9, -9.0]])  # of group 0, the second one like group 1
+        >>> centroid_accuracy(features, torch.tensor([0, 0, 1, 1]), test_features, torch.tensor([0, 0]))
+        0.5
     """
     group, test_group = _groups(group, "group"), _groups(test_group, "test_group")
     features = _rows(features, "features", group)
@@ -150,6 +163,12 @@ def nearest_path_accuracy(
     Raises:
         ShapeError: If paths and rows do not match.
         GroupError: If there are fewer than two groups, or a row's group or place is outside the paths.
+
+    Example:
+        >>> paths = torch.tensor([[[0.0], [1.0]], [[1.0], [0.0]]])  # of two groups, rising and falling
+        >>> rows, at = torch.tensor([[0.1], [0.9], [0.9], [0.4]]), torch.tensor([0, 1, 0, 0])
+        >>> nearest_path_accuracy(paths, rows, at, group=torch.tensor([0, 0, 1, 1]))  # not the last row
+        0.75
     """
     group, at, paths = _groups(group, "group"), _groups(at, "at"), check.as_tensor(paths, "paths")
     features = _rows(features, "features", group)

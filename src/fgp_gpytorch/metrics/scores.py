@@ -25,6 +25,12 @@ def log_mean_exp(log_prob: Tensor) -> Tensor:  # shape: (S, *shape) -> (*shape)
     Raises:
         ArgumentError: If `log_prob` is not numeric.
         DataError: If there is no draw.
+
+    Example:
+        >>> log_mean_exp(torch.tensor([0.2, 0.4]).log()).exp()
+        tensor(0.3000)
+        >>> log_mean_exp(torch.tensor([-1000.0, -1000.0]))
+        tensor(-1000.)
     """
     log_prob = _draws(log_prob, "log_prob")
     return log_prob.logsumexp(0) - math.log(len(log_prob))
@@ -45,6 +51,12 @@ def crps_of_samples(samples: Tensor, y: Tensor) -> Tensor:  # shape: (S, *shape)
     Raises:
         ShapeError: If the shapes do not fit.
         DataError: If there are fewer than two draws.
+
+    Example:
+        >>> crps_of_samples(torch.tensor([[0.0], [2.0]]), torch.tensor([1.0]))  # E|X - y| = 1, and E|X - X'| = 2
+        tensor([0.])
+        >>> crps_of_samples(torch.tensor([[0.0], [2.0]]), torch.tensor([3.0]))
+        tensor([1.])
     """
     samples, y = _draws(samples, "samples"), check.as_reals(y, "y")
     if samples.shape[1:] != y.shape:
@@ -77,6 +89,12 @@ def gaussian_crps(error: Tensor, deviation: Tensor) -> Tensor:  # shape: (*shape
     Raises:
         ShapeError: If the shapes do not fit.
         DataError: If a standard deviation is not positive.
+
+    Example:
+        >>> gaussian_crps(error=torch.tensor([0.0, 2.0]), deviation=torch.tensor([1.0, 1.0]))
+        tensor([0.2337, 1.4528])
+        >>> gaussian_crps(error=torch.tensor([2.0]), deviation=torch.tensor([1e-6]))  # then it is the absolute error
+        tensor([2.0000])
     """
     error, deviation = check.as_reals(error, "error"), check.as_reals(deviation, "deviation")
     if error.shape != deviation.shape:
@@ -106,6 +124,11 @@ def central_interval(samples: Tensor, level: float) -> tuple[Tensor, Tensor]:  #
     Raises:
         ArgumentError: If the level is outside (0, 1).
         DataError: If there are too few draws for it.
+
+    Example:
+        >>> samples = torch.arange(1.0, 20.0).unsqueeze(-1)  # 19 draws 1, 2, ... 19
+        >>> central_interval(samples, 0.9)
+        (tensor([1.]), tensor([19.]))
     """
     return interval_of_sorted(_draws(samples, "samples").sort(0).values, level)
 

@@ -21,6 +21,11 @@ class SwapErrors(NamedTuple):
             carry nothing of the group.
         to_local: Against the group of the local latents. Lower than `to_global` if these carry the identity.
         unswapped: Both latents from one group, against that group: `held_out_mse`.
+
+    Example:
+        >>> errors = SwapErrors(to_global=0.2, to_local=0.9, unswapped=0.1)
+        >>> errors.to_local < errors.to_global  # whether local latents carry the identity of a group
+        False
     """
 
     to_global: float
@@ -54,6 +59,14 @@ def swap_errors(
         ArgumentError: If `batch_size` is below 1, or `held_out` is no `HeldOut`.
         DataError: If the model has not both kinds of channels.
         GroupError: If there are fewer than two groups.
+
+    Example:
+        >>> prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(2)])
+        >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), prior)
+        >>> held_out = HeldOut.last(GroupedDataset(torch.rand(24, 5), torch.rand(24), group=torch.arange(24) // 6))
+        >>> errors = swap_errors(model, held_out)
+        >>> math.isclose(errors.unswapped, held_out_mse(model, held_out), rel_tol=1e-5)
+        True
     """
     checked_model(model)
     seed = check.count(seed, "seed", least=0)

@@ -18,6 +18,12 @@ class PseudoObservations(NamedTuple):
         mean: mu, (G, Q, L), 0 in the padding and at members without an observed element.
         variance: sigma^2, (G, Q, L), 1 there.
         mask: True where at least one element of a member was observed, (G, Q); None for everywhere.
+
+    Example:
+        >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)]))
+        >>> pseudo = model.encode(GroupedDataset(torch.rand(3, 5), torch.rand(3), group=[0, 0, 1]))
+        >>> pseudo.mean.shape, pseudo.mask.tolist(), pseudo.variance[1, 1]  # of the padding
+        (torch.Size([2, 2, 4]), [[True, True], [True, False]], tensor([1., 1., 1., 1.], grad_fn=<SelectBackward0>))
     """
 
     x: Tensor
@@ -56,6 +62,11 @@ def padded_features(batch: GroupedBatch) -> Tensor:  # shape: (G, Q, D)
 
     Kernels centre x before they take distances. A padding of 0 among x near 1.7e9 (seconds since 1970) would cost all
     digits. A network or a kernel may not take 0 at all.
+
+    Example:
+        >>> data = GroupedDataset(y=torch.rand(3), x=[7.0, 8.0, 9.0], group=[0, 0, 1])
+        >>> data[:].x[..., 0].tolist(), padded_features(data[:])[..., 0].tolist()
+        ([[7.0, 8.0], [9.0, 0.0]], [[7.0, 8.0], [9.0, 9.0]])
     """
     first = batch.mask.int().argmax(-1)
     first = batch.x[torch.arange(batch.num_groups, device=first.device), first]

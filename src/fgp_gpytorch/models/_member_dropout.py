@@ -22,6 +22,14 @@ def check_dropout(dropout: Any, name: str = "member_dropout") -> float | tuple[f
 
     Raises:
         ArgumentError: If it is neither.
+
+    Example:
+        >>> check_dropout(0.5), check_dropout([0, 1])
+        (0.5, (0.0, 1.0))
+        >>> check_dropout(1.5)
+        Traceback (most recent call last):
+            ...
+        fgp_gpytorch.errors.ArgumentError: member_dropout: expected a fraction in [0, 1), or a pair ...
     """
     pair = isinstance(dropout, list | tuple)
     bounds = [check.number(value) for value in (dropout if pair else [dropout] * 2)]

@@ -16,6 +16,13 @@ class AnglePosterior:
     Attributes:
         concentration: Vectors (G, Q, 2). The direction is the middle of the distribution, the length its concentration.
         period: Period of the angle, in its unit.
+
+    Example:
+        >>> posterior = AnglePosterior(torch.tensor([[[0.0, 3.0], [-3.0, 0.0]]]), period=360.0)
+        >>> posterior.mean  # degrees
+        tensor([[ 90., 180.]])
+        >>> posterior.log_prob(torch.tensor([[90.0, 90.0]])).exp()  # densities, a degree
+        tensor([[2.0891e-02, 3.0858e-05]])
     """
 
     def __init__(self, concentration: Tensor, period: float) -> None:

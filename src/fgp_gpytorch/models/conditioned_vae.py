@@ -27,6 +27,13 @@ class ConditionedVAE(nn.Module):
         new_groups: True adds the members of a context of other groups. False takes a context of known groups, which
             their `group_index` identifies.
         learned_vectors: From a batch of training groups to their learned vectors; None with a representation.
+
+    Example:
+        >>> train = GroupedDataset(torch.rand(8, 5), torch.rand(8), group=[0, 0, 1, 1, 2, 2, 3, 3])
+        >>> model = GPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), 4, num_groups=len(train))
+        >>> conditioned = model.condition_on(train)
+        >>> conditioned.generate(torch.rand(2, 6, 1), context=train[[1, 3]]).shape  # groups 1 and 3 at six new x
+        torch.Size([2, 6, 5])
     """
 
     def __init__(

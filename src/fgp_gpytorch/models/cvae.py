@@ -33,6 +33,13 @@ class CVAE(FactorizedVAE):
     Raises:
         ArgumentError: If an argument has another type, or a dropout is out of range.
         ShapeError: In use, if the features have other leading dimensions than x.
+
+    Example:
+        >>> encoder = MLPEncoder([5], 4, num_features=2)  # cosine and sine of an angle
+        >>> decoder = MLPDecoder(4, [5], num_features=2)
+        >>> model = CVAE(encoder, decoder, FactorizedGPPrior([GlobalChannels(4)]), features=FourierFeatures())
+        >>> model.generate(torch.zeros(2, 6, 1)).shape  # two new groups of six members
+        torch.Size([2, 6, 5])
     """
 
     features: nn.Module

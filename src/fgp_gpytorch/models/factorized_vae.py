@@ -32,6 +32,13 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
         effects_seen: The digest of the labels of the training data, recorded by the training steps and saved, if the
             prior has shared effects. Groups of other data sets update q(w) when they are conditioned on.
         group_distribution: The distribution that `sample_groups` draws from; None before `fit_groups`.
+
+    Example:
+        >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)]))
+        >>> data = GroupedDataset(torch.rand(6, 5), torch.rand(6), group=[0, 0, 1, 1, 2, 2])
+        >>> fitted = model.fit_groups(data)
+        >>> model.sample_groups(torch.rand(2, 3, 1)).shape  # two new groups of three members
+        torch.Size([2, 3, 5])
     """
 
     prior_kind = FactorizedGPPrior

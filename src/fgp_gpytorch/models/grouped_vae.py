@@ -100,6 +100,15 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
     Raises:
         ArgumentError: If an argument has another type, or a dropout is out of range. If there is element dropout, and
             the encoder does not take `observed`.
+
+    Example:
+        >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)])).eval()
+        >>> batch = GroupedBatch.from_tensors(y=torch.rand(2, 3, 5), x=torch.rand(2, 3, 1))
+        >>> model.infer(batch).mean.shape, model.reconstruct(batch).shape
+        (torch.Size([2, 3, 4]), torch.Size([2, 3, 5]))
+        >>> model.generate(torch.rand(2, 7, 1), context=batch).shape  # the same groups at seven new x
+        torch.Size([2, 7, 5])
+        >>> trace = pyro.poutine.trace(model.model).get_trace(batch)  # the Pyro pair is model.model and model.guide
     """
 
     encoder: nn.Module

@@ -57,6 +57,13 @@ def principal_components(y: Tensor, observed: Tensor | None, num_components: int
     Returns:
         Loadings W (K, L) for scores of variance 1, the means (K,), and all eigenvalues of the covariance, (K,),
         descending. If L > K, the last loadings are 0.
+
+    Example:
+        >>> y = torch.tensor([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]], dtype=torch.float64)
+        >>> loadings, mean, eigenvalues = principal_components(y, None, num_components=1)
+        >>> loadings @ loadings.mT  # the covariance of the rows
+        tensor([[0.6667, 1.3333],
+                [1.3333, 2.6667]], dtype=torch.float64)
     """
     size = y.shape[-1]
     seen = torch.ones_like(y, dtype=torch.bool) if observed is None else observed
@@ -124,7 +131,13 @@ def in_float64(model: Any) -> Iterator[None]:
 
 
 def thinned(data: GroupedDataset, channels: int, most: int) -> GroupedBatch:
-    """The groups and members that L-BFGS sees."""
+    """The groups and members that L-BFGS sees.
+
+    Example:
+        >>> data = GroupedDataset(y=torch.rand(3000), x=torch.rand(3000), group=torch.arange(3000) // 10)
+        >>> len(data), thinned(data, channels=4, most=1000).num_groups  # 25 groups times 10 members times 4 channels
+        (300, 25)
+    """
     return thinned_data(data, channels, most)[:]
 
 

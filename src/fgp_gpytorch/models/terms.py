@@ -25,6 +25,13 @@ class Terms(NamedTuple):
             none.
         num_batches: Batches that make up the data set. Set where the sizes of groups decide on who is together with
             whom; None elsewhere.
+
+    Example:
+        >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)]))
+        >>> data = GroupedDataset(torch.rand(6, 5), torch.rand(6), group=[0, 0, 1, 1, 2, 2])
+        >>> terms = model.terms(data[[0, 1]])
+        >>> terms.kl_global.shape, terms.kl_local, terms.num_elements, terms.scale  # 2 of 3 groups
+        (torch.Size([2]), tensor([0., 0.], dtype=torch.float64), tensor([10., 10.]), 1.5)
     """
 
     log_likelihood: Tensor

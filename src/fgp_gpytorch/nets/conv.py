@@ -74,6 +74,13 @@ class ConvEncoder(Configurable, _Convolutions):
 
     Raises:
         ArgumentError: If a size is not a positive integer, or the image is too small.
+
+    Example:
+        >>> mean, variance = ConvEncoder(16)(torch.rand(5, 1, 28, 28))
+        >>> mean.shape, bool((variance > 0).all())
+        (torch.Size([5, 16]), True)
+        >>> ConvEncoder(16, shape=(3, 30, 45), widths=(16, 32), padding=1)(torch.rand(5, 3, 30, 45))[0].shape
+        torch.Size([5, 16])
     """
 
     def __init__(
@@ -111,6 +118,10 @@ class ConvFeatures(Configurable, _Convolutions):
 
     Raises:
         ArgumentError: If a size is not a positive integer, or the image is too small.
+
+    Example:
+        >>> ConvFeatures(12)(torch.rand(5, 1, 28, 28)).shape
+        torch.Size([5, 12])
     """
 
     def __init__(self, width: int = 16, shape: Sequence[int] = (1, 28, 28), widths: Sequence[int] = (8, 8, 8)) -> None:
@@ -153,6 +164,12 @@ class ConvDecoder(Configurable, nn.Module):
 
     Raises:
         ArgumentError: If a size is not a positive integer.
+
+    Example:
+        >>> ConvDecoder(16)(torch.zeros(5, 16)).shape
+        torch.Size([5, 1, 28, 28])
+        >>> ConvDecoder(16, shape=(3, 30, 45), widths=(32, 16), transposed=True)(torch.zeros(5, 16)).shape
+        torch.Size([5, 3, 30, 45])
     """
 
     def __init__(

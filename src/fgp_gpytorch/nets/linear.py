@@ -44,6 +44,14 @@ class LinearEncoder(Configurable, nn.Module):
 
     Raises:
         ArgumentError: If a size is not a positive integer, or a position is not one of the K elements.
+
+    Example:
+        >>> encoder = LinearEncoder([2], num_channels=1)
+        >>> encoder.loadings.data = torch.ones(2, 1)
+        >>> observed = torch.tensor([[True, True], [True, False]])
+        >>> mean, variance = encoder(torch.tensor([[3.0, 5.0], [3.0, 0.0]]), observed)
+        >>> mean.detach().T, variance.detach().T  # a gap is left out: the mean of 3 and 5, and 3 alone
+        (tensor([[4.0000, 3.0000]]), tensor([[0.5000, 1.0000]]))
     """
 
     takes_observed = True
@@ -122,6 +130,12 @@ class LinearDecoder(Configurable, nn.Module):
 
     Raises:
         ArgumentError: If a size is not a positive integer.
+
+    Example:
+        >>> decoder = LinearDecoder(2, [3])
+        >>> z = torch.rand(5, 2)
+        >>> torch.allclose(decoder(z), z @ decoder.loadings.mT)  # before training
+        True
     """
 
     def __init__(self, num_channels: int, y_shape: Sequence[int], hidden: Sequence[int] = (64, 64)) -> None:

@@ -31,6 +31,16 @@ class MLP(Configurable, nn.Sequential):
 
     Raises:
         ArgumentError: If a width is not a positive integer, or the activation is another word.
+
+    Example:
+        >>> MLP(3, 2, hidden=[])(torch.rand(5, 7, 3)).shape
+        torch.Size([5, 7, 2])
+        >>> MLP(3, 2, hidden=[16], activation="tanh")
+        MLP(
+          (0): Linear(in_features=3, out_features=16, bias=True)
+          (1): Tanh()
+          (2): Linear(in_features=16, out_features=2, bias=True)
+        )
     """
 
     def __init__(
@@ -75,6 +85,13 @@ class MLPEncoder(Configurable, nn.Module):
 
     Raises:
         ArgumentError: If a size is not a positive integer, or the activation is unknown.
+
+    Example:
+        >>> encoder = MLPEncoder([5], 4, takes_observed=True)
+        >>> y = torch.zeros(7, 5)
+        >>> mean, variance = encoder(y, observed=torch.ones(7, 5) > 0)
+        >>> mean.shape, torch.equal(mean, encoder(y, observed=torch.zeros(7, 5) > 0)[0])  # a gap is no zero
+        (torch.Size([7, 4]), False)
     """
 
     def __init__(
@@ -123,6 +140,12 @@ class MLPDecoder(Configurable, nn.Module):
 
     Raises:
         ArgumentError: If a size is not a positive integer, or the activation is unknown.
+
+    Example:
+        >>> MLPDecoder(4, [2, 5])(torch.zeros(7, 4)).shape
+        torch.Size([7, 2, 5])
+        >>> MLPDecoder(4, [2, 5], num_features=3)(torch.zeros(7, 4), torch.zeros(7, 3)).shape  # of a CVAE
+        torch.Size([7, 2, 5])
     """
 
     def __init__(
@@ -166,6 +189,10 @@ class MLPFeatures(Configurable, nn.Module):
 
     Raises:
         ArgumentError: If a size is not a positive integer, or the activation is unknown.
+
+    Example:
+        >>> MLPFeatures([2, 5], width=8)(torch.zeros(7, 2, 5)).shape
+        torch.Size([7, 8])
     """
 
     def __init__(

@@ -39,9 +39,11 @@ class RepresentationNetwork(Configurable, nn.Module):
         ArgumentError: If r or f is no module, the aggregation is none of the three, or attention has no width.
 
     Example:
-        >>> network = RepresentationNetwork(ConvFeatures(16), MLPFeatures([16], 8), "mean")
-        >>> network(batch.y, batch.mask).shape
-        torch.Size([20, 8])
+        >>> network = RepresentationNetwork(MLPFeatures([5], 16), MLPFeatures([16], 8), "mean")
+        >>> y = torch.rand(2, 3, 5)
+        >>> mask = torch.tensor([[True, True, True], [True, True, False]])
+        >>> network(y, mask).shape  # a vector for each of two groups
+        torch.Size([2, 8])
     """
 
     def __init__(

@@ -30,6 +30,14 @@ class TransposedConv2d(nn.Module):
 
     Raises:
         ArgumentError: If a number of channels is below 1.
+
+    Example:
+        >>> ours, theirs = TransposedConv2d(3, 2), torch.nn.ConvTranspose2d(3, 2, 4, stride=2, padding=1)
+        >>> ours.load_state_dict(theirs.state_dict())
+        <All keys matched successfully>
+        >>> images = torch.rand(1, 3, 5, 5)
+        >>> ours(images).shape, torch.allclose(ours(images), theirs(images), atol=1e-6)
+        (torch.Size([1, 2, 10, 10]), True)
     """
 
     _taps: Tensor

@@ -34,6 +34,14 @@ class UpsampleConv2d(nn.Module):
 
     Raises:
         ArgumentError: If `padding` is neither 0 nor 1, or a number of channels is below 1.
+
+    Example:
+        >>> layer = UpsampleConv2d(3, 2)
+        >>> images = torch.rand(1, 3, 5, 5)
+        >>> doubled = torch.nn.Upsample(scale_factor=2)(images)
+        >>> plain = torch.nn.functional.conv2d(doubled, layer.weight, layer.bias, padding=1)
+        >>> layer(images).shape, torch.allclose(layer(images), plain, atol=1e-6)
+        (torch.Size([1, 2, 10, 10]), True)
     """
 
     _taps: Tensor

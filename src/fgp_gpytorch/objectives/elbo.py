@@ -21,6 +21,14 @@ class ELBO(Objective):
 
     Raises:
         ArgumentError: If `beta` is negative or not finite, or `num_particles` below 1.
+
+    Example:
+        >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)]))
+        >>> batch = GroupedBatch.from_tensors(y=torch.rand(2, 3, 5), x=torch.rand(2, 3, 1))
+        >>> terms = model.terms(batch)
+        >>> torch.allclose(ELBO(beta=0.5).loss_of(terms), (0.5 * terms.kl - terms.log_likelihood).sum())  # nats
+        True
+        >>> svi = pyro.infer.SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-3}), loss=ELBO())
     """
 
     def __init__(self, beta: float = 1.0, num_particles: int = 1) -> None:

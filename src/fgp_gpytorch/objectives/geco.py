@@ -43,6 +43,15 @@ class GECO(Objective):
     Raises:
         ArgumentError: If a number is not positive and finite, `decay` is outside [0, 1), or the initial multiplier is
             outside its bounds.
+
+    Example:
+        >>> likelihood = GaussianLikelihood("fixed", 0.02)
+        >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)]), likelihood)
+        >>> objective = GECO(kappa=0.02)
+        >>> data = GroupedDataset(torch.rand(6, 5), torch.rand(6), group=[0, 0, 1, 1, 2, 2])
+        >>> result = fit(model, data, objective=objective, epochs=20)
+        >>> float(objective.multiplier) > 1  # it rises while the error is above kappa
+        True
     """
 
     def __init__(

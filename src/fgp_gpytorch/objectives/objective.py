@@ -28,6 +28,16 @@ class Objective(pyro.infer.ELBO, Configurable):
 
     Raises:
         ArgumentError: If `num_particles` is below 1.
+
+    Example:
+        >>> class FreeNats(Objective):
+        ...     def loss_of(self, terms):  # the first 3 nats of every group cost nothing
+        ...         return terms.scale * (terms.kl.clamp_min(3.0) - terms.log_likelihood).sum()
+        ...     def report(self, terms):
+        ...         return ELBO().report(terms)
+        >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)]))
+        >>> data = GroupedDataset(torch.rand(6, 5), torch.rand(6), group=[0, 0, 1, 1, 2, 2])
+        >>> result = fit(model, data, objective=FreeNats(), epochs=20)
     """
 
     def __init__(self, num_particles: int = 1) -> None:

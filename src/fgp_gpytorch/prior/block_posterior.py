@@ -60,6 +60,13 @@ class BlockPosterior(ABC):
         x: Auxiliary features, (*b, G, Q, D).
         precision: R^2 = 1 / sigma^2, (*b, G, J, Q), 0 for a missing member.
         residual: mu less the prior mean, (*b, G, J, Q).
+
+    Example:
+        >>> prior = FactorizedGPPrior([GlobalChannels(1)])
+        >>> posterior = prior.posterior(torch.rand(1, 2, 1), 3 * torch.ones(1, 2, 1), torch.ones(1, 2, 1))
+        >>> mean, variance = posterior.blocks[0].marginals()
+        >>> mean, variance.shape  # (G, J, Q)
+        (tensor([[[2., 2.]]], dtype=torch.float64), torch.Size([1, 1, 2]))
     """
 
     def __init__(self, block: BlockPrior, x: Tensor, precision: Tensor, residual: Tensor) -> None:

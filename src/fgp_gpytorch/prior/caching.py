@@ -11,6 +11,17 @@ def cached_by_grad_mode(method: Callable[[Any], Any]) -> property:
     """Make a property that is computed once with gradients and once without.
 
     A value read under `torch.no_grad` has no graph, so it must not serve a later loss.
+
+    Example:
+        >>> class Answer:
+        ...     @cached_by_grad_mode
+        ...     def value(self):
+        ...         print("computed")
+        ...         return 42
+        >>> answer = Answer()
+        >>> answer.value, answer.value
+        computed
+        (42, 42)
     """
     keys = f"{method.__name__} without gradients", f"{method.__name__} with gradients"
 

@@ -36,6 +36,13 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
     Raises:
         ArgumentError: If `num_channels` is below 1, or `mean` is not a module.
         ShapeError: If the mean has another batch shape.
+
+    Example:
+        >>> blocks = [LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(3), IndependentChannels(1)]
+        >>> [(block.num_channels, block.is_global) for block in blocks]
+        [(2, False), (3, True), (1, False)]
+        >>> blocks[0].covariance(torch.zeros(5, 4, 1), torch.zeros(5, 3, 1)).shape  # all channels share it
+        torch.Size([5, 1, 4, 3])
     """
 
     num_channels: int

@@ -57,9 +57,11 @@ class CoregionalizedChannels(ChannelBlock):
     Example:
         >>> kernel = gpytorch.kernels.PeriodicKernel()
         >>> kernel.period_length = 2 * math.pi
-        >>> kernel.raw_period_length.requires_grad_(False)
+        >>> fixed = kernel.raw_period_length.requires_grad_(False)
         >>> prior = FactorizedGPPrior([CoregionalizedChannels(16, 16, PeriodicFeatures(kernel))])
-        >>> scores = prior.posterior(x, mean, variance).whitened_distributions()[0].mean  # (G, 1, 16)
+        >>> posterior = prior.posterior(torch.rand(2, 5, 1), mean=torch.zeros(2, 5, 16), variance=torch.ones(2, 5, 16))
+        >>> posterior.whitened_distributions()[0].mean.shape  # 16 numbers that describe each of two groups
+        torch.Size([2, 1, 16])
     """
 
     couples_channels = True

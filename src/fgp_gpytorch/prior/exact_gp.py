@@ -19,6 +19,15 @@ class BlockExactGP(gpytorch.models.ExactGP):
 
     Made by `exact_gp`. It shares the kernel and the mean with the block, so training one trains the other. The noise
     is the pseudo-variance, so the marginal log likelihood is the block's log evidence.
+
+    Example:
+        >>> block = LocalChannels(2, gpytorch.kernels.RBFKernel())
+        >>> x = torch.rand(2, 3, 1, dtype=torch.float64)  # two groups of three members
+        >>> gp = exact_gp(block, x, mean=torch.zeros(2, 3, 2), variance=torch.ones(2, 3, 2)).eval()
+        >>> gp.rows(x)[:, 0]  # the group, in front of x
+        tensor([0., 0., 0., 1., 1., 1.], dtype=torch.float64)
+        >>> gp.multitask(torch.rand(2, 1, 1)).mean.shape  # a new member of each group, two channels
+        torch.Size([2, 2])
     """
 
     def __init__(self, block: ChannelBlock, rows: Tensor, targets: Tensor, noise: Tensor) -> None:
@@ -93,8 +102,13 @@ def exact_gp(
             a dtype is not floating (or the mask's not boolean).
 
     Example:
+        >>> prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel())])
+        >>> x, mean, variance = torch.rand(3, 5, 1), torch.rand(3, 5, 2), torch.ones(3, 5, 2)  # three groups
         >>> gp = exact_gp(prior.blocks[0], x, mean, variance).eval()
-        >>> gp.multitask(x_new).mean  # (N*, J)
+        >>> x_new = torch.rand(3, 2, 1)
+        >>> ours = prior.posterior(x, mean, variance).predict(x_new).mean.flatten(0, 1)
+        >>> torch.allclose(gp.multitask(x_new).mean, ours, atol=1e-6)
+        True
     """
     check.instance(block, "block", ChannelBlock, "Try prior.blocks[0].")
     x = check.as_reals(x, "x")

@@ -51,8 +51,12 @@ class FactorizedGPPrior(LatentPrior):
 
     Example:
         >>> prior = FactorizedGPPrior([LocalChannels(8, gpytorch.kernels.PeriodicKernel()), GlobalChannels(8)])
-        >>> posterior = prior.posterior(x, mean, variance)  # x (G, Q, 1), mean and variance (G, Q, 16)
-        >>> loss = posterior.kl.sum() - log_likelihood(decoder(posterior.rsample()))
+        >>> x, mean, variance = torch.rand(2, 5, 1), torch.rand(2, 5, 16), torch.ones(2, 5, 16)  # two groups
+        >>> posterior = prior.posterior(x, mean, variance)
+        >>> posterior.mean.shape, posterior.kl.shape, posterior.predict(torch.rand(2, 3, 1)).rsample([4]).shape
+        (torch.Size([2, 5, 16]), torch.Size([2]), torch.Size([4, 2, 3, 16]))
+        >>> decoder = MLPDecoder(16, [7])
+        >>> loss = posterior.kl.sum() + (decoder(posterior.rsample().float()) - torch.rand(2, 5, 7)).square().sum()
     """
 
     couples_groups = False
@@ -299,6 +303,13 @@ def check_variance(variance: Tensor, observed: Tensor | None) -> None:
 
     Raises:
         DataError: If one is zero or negative.
+
+    Example:
+        >>> check_variance(torch.tensor([[[1.0], [0.0]]]), observed=torch.tensor([[[True], [False]]]))
+        >>> check_variance(torch.tensor([[[1.0], [0.0]]]), observed=None)
+        Traceback (most recent call last):
+            ...
+        fgp_gpytorch.errors.DataError: variance: expected positive pseudo-variances, got 1 entries ...
     """
     wrong = variance <= 0 if observed is None else (variance <= 0) & observed
     if bool(wrong.any()):

@@ -32,6 +32,12 @@ class GlobalChannels(ChannelBlock):
         ArgumentError: If `num_channels` is below 1, or another argument has the wrong type.
         ShapeError: If the variance has the wrong length, or the mean is not constant.
         DataError: If a variance is not positive and finite, or outside its constraint.
+
+    Example:
+        >>> prior = FactorizedGPPrior([GlobalChannels(1)])
+        >>> x, mean, variance = torch.rand(1, 2, 1), torch.full((1, 2, 1), 3.0), torch.ones(1, 2, 1)
+        >>> prior.posterior(x, mean, variance).predict(torch.rand(1, 1, 1)).mean  # 2 * 3 / (2 + 1)
+        tensor([[[2.]]], dtype=torch.float64)
     """
 
     is_global = True

@@ -20,6 +20,13 @@ class IndependentChannels(ChannelBlock):
 
     Raises:
         ArgumentError: If `num_channels` is below 1.
+
+    Example:
+        >>> prior = FactorizedGPPrior([IndependentChannels(1)])
+        >>> x, mean, variance = torch.zeros(1, 1, 1), torch.tensor([[[4.0]]]), torch.ones(1, 1, 1)
+        >>> posterior = prior.posterior(x, mean, variance)
+        >>> posterior.mean, posterior.predict(torch.zeros(1, 1, 1)).mean  # of the member, of a new one
+        (tensor([[[2.]]], dtype=torch.float64), tensor([[[0.]]], dtype=torch.float64))
     """
 
     def __init__(self, num_channels: int) -> None:

@@ -21,6 +21,13 @@ class LatentPaths(NamedTuple):
     Attributes:
         members: (*s, *b, G, Q, L).
         new: (*s, *b, G, Q*, L).
+
+    Example:
+        >>> prior = FactorizedGPPrior([GlobalChannels(1)])
+        >>> posterior = prior.posterior(torch.rand(2, 5, 1), mean=torch.rand(2, 5, 1), variance=torch.ones(2, 5, 1))
+        >>> members, new = posterior.rsample_paths(torch.rand(2, 3, 1), sample_shape=[4])
+        >>> members.shape, new.shape, torch.allclose(members[:, :, 0], new[:, :, 0])  # one value per group
+        (torch.Size([4, 2, 5, 1]), torch.Size([4, 2, 3, 1]), True)
     """
 
     members: Tensor
@@ -36,6 +43,13 @@ class LatentPosterior(Posterior):
         x: Auxiliary features, (*b, G, Q, D).
         mask: True where a member is conditioned on, (*b, G, Q); None for all.
         blocks: The posterior of each block of channels.
+
+    Example:
+        >>> prior = FactorizedGPPrior([LocalChannels(1, gpytorch.kernels.RBFKernel()), GlobalChannels(1)])
+        >>> x, mask = torch.rand(2, 5, 1), torch.arange(5) < torch.tensor([[5], [3]])
+        >>> posterior = prior.posterior(x, torch.rand(2, 5, 2), torch.ones(2, 5, 2), mask)
+        >>> posterior.mean.shape, posterior.log_evidence.shape, posterior.distribution().event_shape
+        (torch.Size([2, 5, 2]), torch.Size([2]), torch.Size([5, 2]))
     """
 
     def __init__(self, blocks: Sequence[BlockPosterior], x: Tensor, mask: Tensor | None) -> None:
@@ -111,7 +125,16 @@ class LatentPosterior(Posterior):
 
 
 class LatentPrediction(Prediction):
-    """The posterior at new members of known groups, made by `LatentPosterior.predict`."""
+    """The posterior at new members of known groups, made by `LatentPosterior.predict`.
+
+    Example:
+        >>> prior = FactorizedGPPrior([LocalChannels(1, gpytorch.kernels.RBFKernel())])
+        >>> x, mean, variance = torch.zeros(1, 1, 1), torch.tensor([[[4.0]]]), torch.ones(1, 1, 1)
+        >>> posterior = prior.posterior(x, mean, variance)
+        >>> prediction = posterior.predict(torch.tensor([[[0.0], [99.0]]]))  # at the member's x, and far away
+        >>> prediction.mean[0, :, 0].detach(), prediction.variance[0, :, 0].detach()
+        (tensor([2.0000, 0.0000], dtype=torch.float64), tensor([0.5000, 1.0000], dtype=torch.float64))
+    """
 
     def __init__(self, posterior: LatentPosterior, x_new: Tensor) -> None:
         self.x, self.posterior = x_new, posterior

@@ -17,6 +17,13 @@ class LatentPrior(Configurable, gpytorch.Module):
         num_channels: L.
         dtype: Dtype of the Gaussian algebra and the hyperparameters.
         couples_groups: Whether groups depend on each other. If so, a minibatch of groups gives biased gradients.
+
+    Example:
+        >>> prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(1)])
+        >>> prior.num_channels, prior.is_global, prior.couples_groups, prior.dtype
+        (3, tensor([False, False,  True]), False, torch.float64)
+        >>> GPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), 4, num_groups=3).prior.couples_groups
+        True
     """
 
     num_channels: int

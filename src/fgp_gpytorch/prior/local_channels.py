@@ -75,7 +75,10 @@ class LocalChannels(ChannelBlock):
             inference, or its dense matrices take more than 4 GiB.
 
     Example:
-        >>> block = LocalChannels(8, gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5)))
+        >>> kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5, batch_shape=torch.Size([8])))
+        >>> block = LocalChannels(8, kernel)  # a lengthscale for each channel
+        >>> block.covariance(torch.rand(2, 5, 1), torch.rand(2, 3, 1)).shape
+        torch.Size([2, 8, 5, 3])
     """
 
     def __init__(

@@ -17,6 +17,14 @@ def multitask_normal(mean: Tensor, parts: Sequence[Tensor]) -> MultitaskMultivar
 
     Returns:
         Batch shape *b, event shape (Q, L).
+
+    Example:
+        >>> parts = [torch.eye(3), 4 * torch.eye(3)]  # of two channels at three members
+        >>> distribution = multitask_normal(torch.zeros(3, 2), parts)
+        >>> distribution.event_shape, distribution.variance
+        (torch.Size([3, 2]), tensor([[1., 4.],
+                [1., 4.],
+                [1., 4.]]))
     """
     whole = block_diagonal(parts)
     channels = mean.shape[-1]

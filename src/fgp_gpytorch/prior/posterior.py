@@ -18,6 +18,13 @@ class KLTerms(NamedTuple):
     Attributes:
         kl_local: KL of the channels that vary within a group, nats, (*b, G).
         kl_global: KL of the channels with one value per group, nats, (*b, G).
+
+    Example:
+        >>> prior = FactorizedGPPrior([LocalChannels(1, gpytorch.kernels.RBFKernel()), GlobalChannels(1)])
+        >>> posterior = prior.posterior(torch.rand(2, 5, 1), mean=torch.rand(2, 5, 2), variance=torch.ones(2, 5, 2))
+        >>> kl_local, kl_global = posterior.kl_terms
+        >>> kl_local.shape, torch.equal(kl_local + kl_global, posterior.kl)
+        (torch.Size([2]), True)
     """
 
     kl_local: Tensor
@@ -29,6 +36,13 @@ class Prediction(ABC):
 
     Attributes:
         x: Auxiliary features of the members, (*b, G, Q, D).
+
+    Example:
+        >>> prior = FactorizedGPPrior([GlobalChannels(1)])
+        >>> posterior = prior.posterior(torch.rand(1, 2, 1), mean=torch.zeros(1, 2, 1), variance=torch.ones(1, 2, 1))
+        >>> together, apart = posterior.rsample([3]), posterior.rsample([3], marginals=True)
+        >>> [torch.allclose(draw[:, 0, 0], draw[:, 0, 1]) for draw in (together, apart)]  # one value per group
+        [True, False]
     """
 
     x: Tensor
@@ -80,6 +94,14 @@ class Posterior(Prediction):
     """q(Z | Y, X), conditioned on pseudo-observations.
 
     A posterior is a snapshot. Make a new one after a parameter changes. Values are computed when they are read.
+
+    Example:
+        >>> prior = FactorizedGPPrior([GlobalChannels(1)])
+        >>> posterior = prior.posterior(torch.rand(1, 2, 1), mean=torch.zeros(1, 2, 1), variance=torch.ones(1, 2, 1))
+        >>> prior_of_z = torch.distributions.Normal(0.0, 1.0)
+        >>> q = torch.distributions.Normal(posterior.mean[0, 0, 0], posterior.variance[0, 0, 0].sqrt())
+        >>> torch.allclose(posterior.kl, torch.distributions.kl_divergence(q, prior_of_z))
+        True
     """
 
     @property
@@ -136,6 +158,14 @@ def check_new_members(x_new: Tensor, x: Tensor) -> Tensor:
         ShapeError: If the groups or the number of features differ.
         ArgumentError: If `x_new` is not a tensor.
         DataError: If `x_new` is not floating, not finite, or on another device.
+
+    Example:
+        >>> check_new_members(torch.zeros(2, 7, 1), x=torch.zeros(2, 3, 1, dtype=torch.float64)).dtype
+        torch.float64
+        >>> check_new_members(torch.zeros(7, 1), x=torch.zeros(2, 3, 1))
+        Traceback (most recent call last):
+            ...
+        fgp_gpytorch.errors.ShapeError: x_new: expected shape (2, Q*, 1), got (7, 1). ...
     """
     x_new = check.as_reals(x_new, "x_new", like=x)
     hint = "It needs the groups of this posterior, in their order. Try prior.sample(x) for new groups."

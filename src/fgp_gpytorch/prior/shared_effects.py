@@ -31,6 +31,13 @@ class SharedEffects(gpytorch.Module):
 
     Raises:
         ArgumentError: If there are no maps, or one is no feature map.
+
+    Example:
+        >>> prior = FactorizedGPPrior([GlobalChannels(2)], effects=[SelectedFeatures(CategoricalFeatures(3), [1])])
+        >>> prior.effects.mean.shape  # two channels, three categories and an unknown one
+        torch.Size([2, 4])
+        >>> prior.effects.kl().item()  # q(w) starts at the prior
+        0.0
     """
 
     maps: Sequence[nn.Module]

@@ -81,7 +81,17 @@ def apply_changes(module: nn.Module, changes: Changes, state: Mapping[str, Tenso
 
 
 def structure_of(module: nn.Module) -> list[Any]:
-    """What a description depends on, cheaper than the description: two equal results have equal descriptions."""
+    """What a description depends on, cheaper than the description: two equal results have equal descriptions.
+
+    Example:
+        >>> model = MLP(3, 2)
+        >>> before = structure_of(model)
+        >>> before == structure_of(model)
+        True
+        >>> frozen = model[0].weight.requires_grad_(False)
+        >>> before == structure_of(model)
+        False
+    """
     parts = [(name, id(part), _values(part)) for name, part in module.named_modules(remove_duplicate=False)]
     named = module.named_parameters(remove_duplicate=False)
     return [parts, [(name, id(tensor), tensor.shape, tensor.requires_grad) for name, tensor in named]]

@@ -34,6 +34,11 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
         ArgumentError: If `path` is no path.
         MissingFileError: If the folder does not exist, or the path is a folder.
         CheckpointError: If the file cannot be written.
+
+    Example:
+        >>> write_checkpoint({"epoch": 3, "weights": torch.ones(2)}, "state.pt")
+        >>> read_checkpoint("state.pt")["epoch"], torch.load("state.pt", weights_only=True)["weights"]
+        (3, tensor([1., 1.]))
     """
     target = Path(os.path.realpath(check.instance(path, "path", (str, os.PathLike), _HINT)))  # a link stays a link
     if os.path.isdir(target):
@@ -61,7 +66,15 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
 
 
 def cannot_write(path: str | Path, error: OSError) -> CheckpointError:
-    """Return the error for a file or folder that the operating system refuses to write."""
+    """Return the error for a file or folder that the operating system refuses to write.
+
+    Example:
+        >>> try:
+        ...     open("no such folder/model.pt", "w")
+        ... except OSError as error:
+        ...     print(cannot_write("no such folder/model.pt", error))
+        no such folder/model.pt: expected a place with room that can be written, got No such file or directory. ...
+    """
     return CheckpointError(
         f"{path}: expected a place with room that can be written, got {error.strerror or error}. Nothing was lost: "
         "a file that was there before is unchanged. Try to free some room, or another folder."
@@ -75,6 +88,13 @@ def remove_leftovers(folder: Path, name: str, older_than: float = 0.0) -> None:
         folder: Their folder.
         name: The name of the file, or "" for all checkpoints of Lightning (*.ckpt).
         older_than: Age in seconds. A younger file may belong to a process that is at work.
+
+    Example:
+        >>> from pathlib import Path
+        >>> Path(".model.pt.0a1b2c3d.tmp").touch()
+        >>> remove_leftovers(Path("."), "model.pt")
+        >>> list(Path(".").iterdir())
+        []
     """
     pattern = f".{glob.escape(name[:50])}.*.tmp" if name else ".*.ckpt.*.tmp"
     for leftover in folder.glob(pattern):
@@ -92,6 +112,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ArgumentError: If `path` is no path.
         MissingFileError: If there is no such file.
         CheckpointError: If the file is damaged, or holds anything else.
+
+    Example:
+        >>> save_model(MLP(3, 2), "mlp.pt")
+        >>> read_checkpoint("mlp.pt")["class"]
+        'MLP'
+        >>> read_checkpoint("another.pt")
+        Traceback (most recent call last):
+            ...
+        fgp_gpytorch.errors.MissingFileError: no file another.pt. ...
     """
     path = Path(check.instance(path, "path", (str, os.PathLike), _HINT))
     if not os.path.exists(path):  # pathlib raises for a name that is too long

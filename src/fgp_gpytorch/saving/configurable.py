@@ -14,6 +14,13 @@ class Configurable:
     Derive a network from it and from `torch.nn.Module`, and `FGPVAE.save` can describe the network. The arguments may
     be numbers, strings, None, lists, dictionaries, arrays, tensors, GPyTorch kernels, means, priors and constraints,
     and Configurables.
+
+    Example:
+        >>> class Encoder(Configurable, torch.nn.Module):
+        ...     def __init__(self, width, activation="elu"):
+        ...         super().__init__()
+        >>> Encoder(width=8).constructor_arguments
+        {'width': 8}
     """
 
     constructor_arguments: dict[str, Any]

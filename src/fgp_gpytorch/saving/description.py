@@ -98,6 +98,12 @@ def describe(value: Any) -> Any:
 
     Raises:
         CheckpointError: If a part cannot be described.
+
+    Example:
+        >>> describe({"width": 8, "shape": (1, 28, 28)})
+        {'dict': {'width': 8, 'shape': {'tuple': [1, 28, 28]}}}
+        >>> describe(gpytorch.kernels.RBFKernel())["class"]
+        'gpytorch.kernels:RBFKernel'
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -140,6 +146,11 @@ def rebuild(description: Any) -> Any:
 
     Raises:
         CheckpointError: If a class is unknown, or does not take the described arguments.
+
+    Example:
+        >>> kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5))
+        >>> rebuild(describe(kernel)).base_kernel.nu
+        1.5
     """
     with undisturbed():
         return _rebuild(description)

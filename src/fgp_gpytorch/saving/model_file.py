@@ -31,6 +31,11 @@ def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
 
     Raises:
         CheckpointError: If a constructor argument that is not a module cannot be described.
+
+    Example:
+        >>> content = pack_model(MLP(3, 2))
+        >>> content["class"], content["parts"], sorted(content)
+        ('MLP', '{"num_inputs": 3, "num_outputs": 2}', ['changes', 'class', 'format', 'frozen', 'parts', 'state_dict'])
     """
     assert isinstance(model, Configurable)
     parts: dict[str, Any] = {}
@@ -59,7 +64,12 @@ def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
 
 
 def options_of(content: dict[str, Any]) -> dict[str, Any]:
-    """The parts and options of a packed model by their names, without other attributes, such as counters."""
+    """The parts and options of a packed model by their names, without other attributes, such as counters.
+
+    Example:
+        >>> options_of(pack_model(MLP(3, 2, hidden=[16])))
+        {'num_inputs': 3, 'num_outputs': 2, 'hidden': [16]}
+    """
     changes: dict[str, Any] = json.loads(content.get("changes", "{}"))
     options = json.loads(content["parts"]) | {k: change for k, change in changes.items() if "attribute" not in change}
     for option in options.values():
@@ -69,7 +79,12 @@ def options_of(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state of a model. A part that `torch.compile` wrapped has the names of the part itself."""
+    """Return the state of a model. A part that `torch.compile` wrapped has the names of the part itself.
+
+    Example:
+        >>> list(model_state(MLP(3, 2, hidden=[])))
+        ['0.weight', '0.bias']
+    """
     return {own_name(name): tensor for name, tensor in model.state_dict().items()}
 
 
@@ -80,6 +95,13 @@ def save_model(model: nn.Module, path: str | Path) -> None:
         CheckpointError: If a constructor argument that is not a module cannot be described, or the file cannot be
             written. A file that was there before is then unchanged.
         MissingFileError: If the folder does not exist, or the path is a folder.
+
+    Example:
+        >>> model = MLP(3, 2)
+        >>> save_model(model, "mlp.pt")
+        >>> again = load_model(MLP, "mlp.pt", parts={})
+        >>> torch.equal(model(torch.ones(3)), again(torch.ones(3)))
+        True
     """
     write_checkpoint(pack_model(model), path)
 
@@ -92,6 +114,11 @@ def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module])
     Raises:
         MissingFileError: If there is no such file.
         CheckpointError: If the file is no checkpoint of this class, or does not fit the parts.
+
+    Example:
+        >>> save_model(MLP(3, 2), "mlp.pt")
+        >>> load_model(MLP, "mlp.pt", parts={}).constructor_arguments
+        {'num_inputs': 3, 'num_outputs': 2}
     """
     content = read_checkpoint(path)
     return unpack_model(kind, content.get(KEY, content), path, parts)
@@ -102,6 +129,15 @@ def unpack_model(kind: type[Model], content: Any, path: str | Path, parts: dict[
 
     Raises:
         CheckpointError: If the content is not of this class, or does not fit the parts.
+
+    Example:
+        >>> content = pack_model(MLP(3, 2))
+        >>> unpack_model(MLP, content, "in memory", parts={}).constructor_arguments
+        {'num_inputs': 3, 'num_outputs': 2}
+        >>> unpack_model(ConvEncoder, content, "in memory", parts={})
+        Traceback (most recent call last):
+            ...
+        fgp_gpytorch.errors.CheckpointError: in memory: expected a ConvEncoder, got a MLP. ...
     """
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(

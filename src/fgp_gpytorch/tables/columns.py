@@ -38,6 +38,12 @@ class Column(ABC):
 
     Raises:
         ArgumentError: If the name cannot be that of a column.
+
+    Example:
+        >>> columns = [Gaussian("height"), Log("income"), Binary("smokes"), Ordinal("pain"), Count("visits")]
+        >>> [column.kind for column in columns], all(isinstance(column, Column) for column in columns)
+        (['gaussian', 'gaussian', 'binary', 'ordinal', 'count'], True)
+        >>> model = TableModel(y=columns, x="age", group="person")
     """
 
     kind: ClassVar[str]
@@ -138,6 +144,13 @@ class Gaussian(Column):
 
     Raises:
         ArgumentError: If an option is unknown.
+
+    Example:
+        >>> column = Gaussian("height", transform="none")
+        >>> column.learn(pd.Series([150.0, 170.0]))
+        >>> elements = column.encode(pd.Series([160.0, 170.0, None]))
+        >>> elements[:, 0].round(4).tolist(), column.values(elements).tolist()
+        ([0.0, 0.7071, nan], [160.0, 170.0, nan])
     """
 
     kind = "gaussian"
@@ -213,6 +226,13 @@ class Log(Gaussian):
     Args:
         name: Of the column.
         heteroscedastic: Whether the noise depends on the latents.
+
+    Example:
+        >>> column = Log("income")
+        >>> column.learn(pd.Series([10.0, 1000.0]))
+        >>> elements = column.encode(pd.Series([10.0, 100.0, 1000.0]))
+        >>> elements[:, 0].round(4).tolist(), column.values(elements).round(4).tolist()
+        ([-0.7071, 0.0, 0.7071], [10.0, 100.0, 1000.0])
     """
 
     def __init__(self, name: Hashable, heteroscedastic: bool = False) -> None:
@@ -280,6 +300,12 @@ class Binary(_Labelled):
 
     Args:
         name: Of the column.
+
+    Example:
+        >>> column = Binary("smokes")
+        >>> column.learn(pd.Series(["yes", "no", None]))
+        >>> column.levels, column.encode(pd.Series(["yes", "no", None])).tolist()
+        (['no', 'yes'], [[1.0], [0.0], [nan]])
     """
 
     kind = "binary"
@@ -323,6 +349,12 @@ class Categorical(_Labelled):
 
     Args:
         name: Of the column.
+
+    Example:
+        >>> column = Categorical("colour")
+        >>> column.learn(pd.Series(["red", "blue", "green"]))
+        >>> column.levels, column.encode(pd.Series(["green", None])).tolist()
+        (['blue', 'green', 'red'], [[0.0, 1.0, 0.0], [nan, nan, nan]])
     """
 
     kind = "categorical"
@@ -364,6 +396,14 @@ class Ordinal(_Labelled):
 
     Args:
         name: Of the column.
+
+    Example:
+        >>> levels = pd.CategoricalDtype(["none", "mild", "severe"], ordered=True)
+        >>> pain = pd.Series(["mild", "none", "severe"], dtype=levels)
+        >>> column = Ordinal("pain")
+        >>> column.learn(pain)
+        >>> column.encode(pain).tolist()
+        [[1.0], [0.0], [2.0]]
     """
 
     kind = "ordinal"
@@ -420,6 +460,14 @@ class Count(Column):
 
     Raises:
         ArgumentError: If the family is unknown.
+
+    Example:
+        >>> Count("visits").encode(pd.Series([0, 3, None])).tolist()
+        [[0.0], [3.0], [nan]]
+        >>> Count("visits").encode(pd.Series([0.5]))
+        Traceback (most recent call last):
+            ...
+        fgp_gpytorch.errors.DataError: y: expected counts 0, 1, 2, ... in Count column 'visits', got 0.5. ...
     """
 
     kind = "count"
@@ -473,6 +521,11 @@ class Periodic:
 
     Raises:
         ArgumentError: If the period is not a positive number.
+
+    Example:
+        >>> hour = Periodic("hour", period=24)  # 23 is as near to 0 as to 22
+        >>> TableModel(y="temperature", x=["day", hour], group="station")
+        TableModel(y=['temperature'], x=['day', 'hour'], group='station')
     """
 
     def __init__(self, name: Hashable, period: float) -> None:

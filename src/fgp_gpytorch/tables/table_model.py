@@ -98,8 +98,12 @@ class TableModel:
         ArgumentError: If an argument has another type, or a name occurs twice.
 
     Example:
-        >>> model = TableModel(y=["height"], x=["age"], group="boy").fit(df)
-        >>> model.forecast(df[df.age < 0], at={"age": [0.5, 1.0]})
+        >>> df = pd.DataFrame({"boy": np.arange(60) // 6, "age": np.arange(60) % 6 / 5})
+        >>> df["height"] = 140 + 8 * df.age + df.boy
+        >>> model = TableModel(y="height", x="age", group="boy").fit(df)
+        >>> forecast = model.forecast(df[df.age < 0.5], at={"age": [0.6, 1.0]})
+        >>> list(forecast), len(forecast)
+        (['boy', 'age', 'variable', 'mean', 'sd', 'q05', 'q50', 'q95'], 20)
     """
 
     def __init__(

@@ -55,8 +55,11 @@ def tune(
         DataError: If there are too few groups.
 
     Example:
+        >>> df = pd.DataFrame({"boy": np.arange(60) // 6, "age": np.arange(60) % 6 / 5})
+        >>> df["height"] = 140 + 8 * df.age + df.boy
         >>> tuning = tune(TableModel("height", "age", "boy"), df, {"channels": [1, 2]})
-        >>> tuning.trials, tuning.model.forecast(df, at={"age": [1.0]})
+        >>> sorted(tuning.trials["channels"]), len(tuning.model.forecast(df, at={"age": [1.0]}))
+        ([1, 2], 10)
     """
     check.instance(model, "model", TableModel, "Try TableModel(y, x, group).")
     check.instance(df, "df", pd.DataFrame, "Try pd.DataFrame(df).")

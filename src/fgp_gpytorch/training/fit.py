@@ -61,6 +61,15 @@ class FitResult:
         interrupted: Whether ctrl-C stopped the run.
         seconds_per_epoch: Mean wall time of the epochs that this call trained, seconds; NaN if there was none.
         trainer: Lightning's trainer.
+
+    Example:
+        >>> data = GroupedDataset(torch.rand(9, 2), torch.arange(9.0), group=[0, 0, 0, 1, 1, 1, 2, 2, 2])
+        >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))
+        >>> result = fit(model, data, validation=HeldOut.last(data), folder="run", epochs=1)
+        >>> list(result.history)[:5], len(result.history), result.kl_channels.shape
+        (['epoch', 'log_likelihood', 'kl_local', 'kl_global', 'mse'], 1, torch.Size([3]))
+        >>> result.last_checkpoint.name, result.best_epoch
+        ('last.ckpt', 1)
     """
 
     history: pd.DataFrame
@@ -190,6 +199,13 @@ def fit(
             million of its values), objective or setting. If the folder holds another run, or another process writes it.
             If a file cannot be written, for instance on a full disk: the previous checkpoint is then unchanged.
         NonFiniteError: If a loss or gradient is NaN or infinite. It contains the term, the epoch and the groups.
+
+    Example:
+        >>> data = GroupedDataset(torch.rand(9, 2), torch.arange(9.0), group=[0, 0, 0, 1, 1, 1, 2, 2, 2])
+        >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))
+        >>> result = fit(model, data, validation=HeldOut.last(data), epochs=1, folder="run", progress=False)
+        >>> best = FGPVAE.load(result.best_checkpoint)
+        >>> result = fit(model, data, validation=HeldOut.last(data), epochs=20, folder="run", resume=True)
     """
     check.instance(model, "model", GroupedVAE, "Try FGPVAE(encoder, decoder, prior).")
     check.instance(train, "train", GroupedDataset, "Try GroupedDataset(y, x, group).")
