@@ -53,6 +53,9 @@ class Feature:
         self.least = 0.0
         self.dtype: Any = None
 
+    def __repr__(self) -> str:
+        return repr(self.column)
+
     @property
     def levels(self) -> list[Any]:
         """The categories."""
@@ -248,6 +251,9 @@ class Covariate:
         self.levels: list[Any] | None = None
         self.center, self.scale = 0.0, 1.0
         self.low, self.high = 0.0, 0.0
+
+    def __repr__(self) -> str:
+        return repr(self.name)
 
     def learn(self, values: pd.Series) -> None:
         """Learn the categories, or mean, scale and range.
