@@ -1026,6 +1026,9 @@ def page(study: str, plan: Plan) -> str:
     records = f"[records](../../benchmarks/records/{study}.jsonl)"
     made = "The command makes the missing runs. `benchmarks/tables.py` generates this page from the"
     lines.append(wrapped(f"{made} {records}."))
+    if not plan.read(study):
+        lines.append("No run has a record yet.")
+        return "\n\n".join(lines) + "\n"
     for heading, sentence, content in SECTIONS[study]:
         lines.append(f"## {heading}")
         if sentence:
