@@ -59,7 +59,7 @@ def examples() -> dict[str, doctest.DocTest]:
     modules = [importlib.import_module(name) for name in ("fgp_gpytorch", *names) if not name.endswith("__main__")]
     finder = doctest.DocTestFinder(parser=doctest.DocTestParser())
     found = [test for module in modules for test in finder.find(module, module.__name__, module)]
-    return {test.name.removeprefix("fgp_gpytorch."): test for test in found if "Example:" in (test.docstring or "")}
+    return {test.name.removeprefix("fgp_gpytorch."): test for test in found if "Examples:" in (test.docstring or "")}
 
 
 def public(package: str) -> dict[str, Any]:
@@ -124,11 +124,11 @@ def test_example_runs_and_gives_the_output_that_it_shows(name: str) -> None:
     test.globs = {"__name__": "__main__"} | own | namespace(name)
     runner = doctest.DocTestRunner(Checker(), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert runner.run(test, out=report.append).failed == 0, "".join(report)
-    assert runner.tries, "an Example: without >>>"
+    assert runner.tries, "Examples: without >>>"
 
 
 @pytest.mark.parametrize("package", ["", *PACKAGES])
 def test_every_public_name_has_an_example(package: str) -> None:
     names = {f"{package}.{name}".lstrip("."): value for name, value in public(package).items()}
-    lacking = {name for name, value in names.items() if "Example:" not in (value.__doc__ or "")}
+    lacking = {name for name, value in names.items() if "Examples:" not in (value.__doc__ or "")}
     assert lacking == {name for name in NO_EXAMPLE if name.rpartition(".")[0] == package}

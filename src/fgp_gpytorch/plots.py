@@ -39,7 +39,7 @@ def image_rows(
         DataError: If images are complex.
         ShapeError: If there are no rows, or images have another shape.
 
-    Example:
+    Examples:
         >>> digits = rotated_mnist()
         >>> degrees = [f"{angle:.0f}" for angle in digits.angles.rad2deg()]
         >>> figure = image_rows([("three", digits.truth([0])[0])], columns=degrees)
@@ -115,7 +115,7 @@ def latent_paths(model: GroupedVAE, context: GroupedBatch | GroupedDataset, x: T
         GroupError: If the context has several groups.
         ShapeError: If the context has several features.
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(2)])
         >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), prior)
         >>> data = GroupedDataset(torch.rand(6, 5), torch.linspace(0, 3, 6), group=[0, 0, 0, 1, 1, 1])
@@ -187,7 +187,7 @@ def training_curves(histories: Sequence[pd.DataFrame] | pd.DataFrame, kappa: flo
         ArgumentError: If `histories` are no tables, or `kappa` is no positive number.
         DataError: If there is no history, or one lacks a column.
 
-    Example:
+    Examples:
         >>> history = pd.DataFrame({"epoch": [1, 2], "mse": [0.3, 0.1], "kl_local": 2.0, "kl_global": 1.0})
         >>> history["multiplier"] = 1.0
         >>> figure = training_curves([history, history.assign(mse=0.2)], kappa=0.02)  # two runs

@@ -36,7 +36,7 @@ class CorrelatedPrior(CoupledPrior):
     Raises:
         ArgumentError: If there is no local block or no global channel.
 
-    Example:
+    Examples:
         >>> prior = CorrelatedPrior([LocalChannels(8, gpytorch.kernels.RBFKernel())], num_global_channels=4)
         >>> prior.num_channels, int(prior.is_global.sum()), prior.couples_groups
         (12, 4, True)
@@ -82,7 +82,7 @@ class CorrelatedPosterior(CoupledPosterior):
         local: The local channels' posterior.
         shared: q(u) of the global channels.
 
-    Example:
+    Examples:
         >>> prior = CorrelatedPrior([LocalChannels(1, gpytorch.kernels.RBFKernel())], num_global_channels=1)
         >>> vectors, x = torch.tensor([[1.0], [1.0]]), torch.rand(2, 1, 1)  # two groups with the same vector
         >>> mean = torch.tensor([[[0.0, 3.0]], [[0.0, 0.0]]])
@@ -155,7 +155,7 @@ class JointPrediction(Prediction):
     Args:
         parts: Predictions at the same members.
 
-    Example:
+    Examples:
         >>> x = torch.rand(2, 3, 1)
         >>> parts = [IndependentPrediction(torch.zeros(2, 3, n), torch.ones(2, 3, n), x) for n in (4, 1)]
         >>> JointPrediction(*parts).mean.shape

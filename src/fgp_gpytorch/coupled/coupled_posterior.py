@@ -43,7 +43,7 @@ class LowRankPrediction(Prediction):
         residual: The variance that u does not explain, broadcastable to (G, Q, L); None for 0.
         x: Auxiliary features, (G, Q, D).
 
-    Example:
+    Examples:
         >>> factor = low_rank_factor(torch.eye(2), torch.zeros(1, 2), torch.zeros(1, 2))  # u ~ N(0, I)
         >>> root = torch.tensor([[[3.0, 4.0]]])
         >>> prediction = LowRankPrediction(factor, root, residual=None, x=torch.zeros(1, 1, 1))
@@ -101,7 +101,7 @@ class CoupledPosterior(Posterior):
     Raises:
         ArgumentError: If `scale` is not a positive number.
 
-    Example:
+    Examples:
         >>> prior = ProductPrior(1, features=LinearFeatures())
         >>> mean = torch.tensor([[[1.0]], [[2.0]]])
         >>> inputs = GroupInputs.of(torch.eye(2), torch.ones(2, 1, 1), mean, torch.ones(2, 1, 1), None, prior.dtype)

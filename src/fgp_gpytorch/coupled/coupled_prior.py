@@ -10,7 +10,7 @@ from fgp_gpytorch.prior import LatentPrior
 class CoupledPrior(LatentPrior, ABC):
     """A prior over all groups at once. It takes a vector of every group as an argument, learned or computed.
 
-    Example:
+    Examples:
         >>> priors = [ProductPrior(4), InducingPrior(4, num_factors=2), FactorizedGPPrior([GlobalChannels(4)])]
         >>> [isinstance(prior, CoupledPrior) for prior in priors], [prior.couples_groups for prior in priors]
         ([True, True, False], [True, True, False])

@@ -19,7 +19,7 @@ class GroupInputs(NamedTuple):
         variance: Pseudo-variances sigma^2, (G, Q, L), positive.
         mask: True where a member is observed, (G, Q).
 
-    Example:
+    Examples:
         >>> x, mean, variance = torch.rand(2, 3, 1), torch.rand(2, 3, 4), torch.ones(2, 3, 4)
         >>> inputs = GroupInputs.of(torch.eye(2), x, mean, variance, mask=None, dtype=torch.float64)
         >>> inputs.mask.all(), inputs.select(torch.tensor([1])).mean.shape, inputs.cat(inputs).vectors.shape

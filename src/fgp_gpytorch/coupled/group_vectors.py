@@ -25,7 +25,7 @@ class GroupVectors(Configurable, nn.Module):
     Raises:
         ArgumentError: If a number is below 1.
 
-    Example:
+    Examples:
         >>> vectors = GroupVectors(num_groups=3, num_factors=2)
         >>> vectors.set_vectors(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]))
         >>> vectors(torch.tensor([2, 0])).detach()
@@ -84,7 +84,7 @@ class GroupVectors(Configurable, nn.Module):
 def unit_length(vectors: Tensor) -> Tensor:
     """Vectors (*b, m) divided by their lengths.
 
-    Example:
+    Examples:
         >>> unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])

@@ -51,7 +51,7 @@ class InducingPrior(CoupledPrior):
         ArgumentError: If a number is below 1, or `kernel` is not a kernel.
         ShapeError: If the kernel has a batch shape.
 
-    Example:
+    Examples:
         >>> prior = InducingPrior(1, num_factors=1, num_inducing=2)
         >>> prior.set_inducing(vectors=torch.ones(2, 1), x=torch.tensor([[0.0], [math.pi]]))
         >>> root, residual = prior.root(torch.ones(1, 1).double(), torch.tensor([[[0.0], [1.0]]]).double())
@@ -158,7 +158,7 @@ class InducingPosterior(CoupledPosterior):
         factor: q(u), L channels of M variables.
         residual: The variance of z that u does not explain, (G, Q, 1).
 
-    Example:
+    Examples:
         >>> prior = InducingPrior(4, num_factors=2, num_inducing=6)
         >>> x, mean, variance = torch.rand(2, 3, 1), torch.rand(2, 3, 4), torch.ones(2, 3, 4)
         >>> posterior = prior.condition(GroupInputs.of(torch.eye(2), x, mean, variance, None, prior.dtype))

@@ -24,7 +24,7 @@ class KLExpansion(NamedTuple):
         hyperparameters: The prior's learned parameters, in their order.
         towards_hyperparameters: d KL / d hyperparameters.
 
-    Example:
+    Examples:
         >>> prior = ProductPrior(1, features=LinearFeatures())
         >>> x, mean, variance = torch.rand(3, 2, 1), torch.rand(3, 2, 1), torch.ones(3, 2, 1)
         >>> inputs = GroupInputs.of(torch.eye(3), x, mean, variance, None, prior.dtype)
@@ -115,7 +115,7 @@ def expand_kl(prior: ProductPrior, inputs: GroupInputs) -> KLExpansion:
     Raises:
         ArgumentError: If an argument has another type.
 
-    Example:
+    Examples:
         >>> prior = ProductPrior(1, features=LinearFeatures())
         >>> x, mean, variance = torch.ones(3, 2, 1), torch.zeros(3, 2, 1), torch.ones(3, 2, 1)
         >>> inputs = GroupInputs.of(torch.eye(3), x, mean, variance, None, prior.dtype)

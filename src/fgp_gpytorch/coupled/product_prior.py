@@ -33,7 +33,7 @@ class ProductPrior(CoupledPrior):
         ArgumentError: If a number is out of range, or `features` is not a feature map.
         ShapeError: If the kernel of the features has a batch shape.
 
-    Example:
+    Examples:
         >>> prior = ProductPrior(1, features=LinearFeatures(), noise=0.5)
         >>> vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8]])  # Sigma = D D' has 0.6 beside the diagonal
         >>> root = prior.root(vectors.double(), torch.tensor([[[1.0]], [[2.0]]])).flatten(0, 1)
@@ -120,7 +120,7 @@ class MeanFieldPosterior(CoupledPosterior):
 
     The predictions are E and Var of z* under q(z) p(z* | z), alpha included. Made by `ProductPrior.condition`.
 
-    Example:
+    Examples:
         >>> prior = ProductPrior(1, features=LinearFeatures())
         >>> x, mean, variance = torch.ones(2, 3, 1), torch.rand(2, 3, 1), torch.ones(2, 3, 1)
         >>> posterior = prior.condition(GroupInputs.of(torch.eye(2), x, mean, variance, None, prior.dtype))
@@ -180,7 +180,7 @@ class MeanFieldPosterior(CoupledPosterior):
 class IndependentPrediction(Prediction):
     """Members that are independent of each other, with means and variances (G, Q, L).
 
-    Example:
+    Examples:
         >>> prediction = IndependentPrediction(torch.zeros(2, 3, 4), torch.ones(2, 3, 4), x=torch.rand(2, 3, 1))
         >>> prediction.rsample([5]).shape
         torch.Size([5, 2, 3, 4])

@@ -39,7 +39,7 @@ def group_parts(
     Raises:
         ArgumentError: If `batch_size` is below 1, or `progress` no boolean.
 
-    Example:
+    Examples:
         >>> list(group_parts(torch.tensor([2, 3, 1]), values=5, batch_size=2))
         [slice(0, 2, None), slice(2, 3, None)]
         >>> list(group_parts(torch.tensor([2, 3, 1]), values=5, values_at_once=15))  # 3 members at once, or one group

@@ -53,7 +53,7 @@ class ArrayRows:
         MissingFileError: If there is no such file.
         ImportError: If the package that reads the file is not installed.
 
-    Example:
+    Examples:
         >>> def grey_levels(rows):  # in a module, so that workers can pickle it
         ...     return rows.float() / 255
         >>> np.save("images.npy", np.full((7, 28, 28), 255, dtype=np.uint8))

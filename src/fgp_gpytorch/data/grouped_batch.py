@@ -46,7 +46,7 @@ class GroupedBatch:
         ShapeError: If the shapes do not fit together.
         DataError: If a mask is not boolean.
 
-    Example:
+    Examples:
         >>> batch = GroupedBatch.from_tensors(y=torch.rand(2, 3, 5), x=torch.rand(2, 3, 1))
         >>> batch.num_groups, batch.num_members
         (2, 3)
@@ -261,7 +261,7 @@ class GroupedBatch:
 def same_labels(first: int | None, other: int | None) -> bool:
     """Return whether two digests of labels may be of one data set. An unknown digest may be of any.
 
-    Example:
+    Examples:
         >>> first, other = (GroupedDataset(torch.rand(2), torch.rand(2), group) for group in (["a", "b"], ["a", "c"]))
         >>> same_labels(first.labels_digest, other.labels_digest), same_labels(first.labels_digest, None)
         (False, True)

@@ -33,7 +33,7 @@ __all__ = ["Features", "FlatRows", "GroupedDataset", "Members", "Reference"]
 class Features(NamedTuple):
     """Auxiliary features of all members, sorted by group, and the position of each member's group, 0 to G - 1.
 
-    Example:
+    Examples:
         >>> data = GroupedDataset(y=torch.rand(3, 2), x=[5.0, 6.0, 7.0], group=["b", "a", "b"])
         >>> x, group = data.features()
         >>> x[:, 0].tolist(), group.tolist()
@@ -47,7 +47,7 @@ class Features(NamedTuple):
 class FlatRows(NamedTuple):
     """Observations and `Features` of all members, sorted by group: one row each.
 
-    Example:
+    Examples:
         >>> data = GroupedDataset(y=torch.tensor([1.0, 2.0, 3.0]), x=[5.0, 6.0, 7.0], group=["b", "a", "b"])
         >>> rows = data.flat()
         >>> rows.y.tolist(), rows.x[:, 0].tolist(), rows.group.tolist()
@@ -120,7 +120,7 @@ class GroupedDataset(Dataset):
             column of observations that are vectors.
         GroupError: If a label is missing or a float that is no exact integer.
 
-    Example:
+    Examples:
         >>> data = GroupedDataset(y=torch.rand(5, 2), x=torch.arange(5.0), group=["b", "a", "b", "b", "a"])
         >>> len(data), data.labels.tolist(), data.group_sizes.tolist()
         (2, ['a', 'b'], [2, 3])

@@ -28,7 +28,7 @@ class HeldOutBatch(NamedTuple):
         y_new: Observations there, (G, Q*, *y_shape), 0 where there is none.
         observed: True where there is one, the shape of `y_new`; None for everywhere.
 
-    Example:
+    Examples:
         >>> data = GroupedDataset(y=torch.rand(5, 2), x=torch.arange(5.0), group=[0, 0, 0, 1, 1])
         >>> batch = HeldOut.last(data)[[1]]
         >>> batch.context.x.tolist(), batch.x_new.tolist(), batch.y_new.shape
@@ -77,7 +77,7 @@ class HeldOut(Dataset):
         DataError: If a mask is not boolean, no element was observed, an observed element or its features are not
             finite, a dtype is not floating, or the devices differ.
 
-    Example:
+    Examples:
         >>> data = GroupedDataset(y=torch.rand(5, 2), x=torch.arange(5.0), group=[0, 0, 0, 1, 1])
         >>> held_out = HeldOut.last(data)
         >>> held_out.context.group_sizes.tolist(), held_out.x_new[..., 0].tolist()

@@ -35,7 +35,7 @@ class LazyDataset(GroupedDataset):
         ShapeError: If `make` does not return one observation for each member.
         DataError: If its observations are not floating, or `stored` has a `y_mask`.
 
-    Example:
+    Examples:
         >>> numbers = GroupedDataset(y=torch.tensor([0.0, 1.0, 2.0]), x=torch.arange(3.0), group=[0, 0, 1])
         >>> data = LazyDataset(numbers, lambda batch: batch.y.unsqueeze(-1) * torch.ones(5))
         >>> data[:].y.shape, data.num_members

@@ -20,7 +20,7 @@ class Level(NamedTuple):
         feature: The column of x with the codes.
         labels: The labels of each inner group, one for each of `names`. The position is the code.
 
-    Example:
+    Examples:
         >>> df = pd.DataFrame({"who": [1, 1, 2], "word": ["a", "b", "a"], "time": [0, 1, 0], "pitch": [90, 95, 180]})
         >>> data = GroupedDataset.from_dataframe(df, y="pitch", x="time", group=["who", "word"])
         >>> data.levels["word"]

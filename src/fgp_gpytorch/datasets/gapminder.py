@@ -24,7 +24,7 @@ def gapminder() -> pd.DataFrame:
     Returns:
         A new table of 10,545 rows in the order of country and year.
 
-    Example:
+    Examples:
         >>> df = gapminder()
         >>> df.loc[df.country == "Angola", ["year", "life_expectancy"]].dropna().head(2).values.tolist()
         [[1960.0, 35.98], [1970.0, 41.5]]

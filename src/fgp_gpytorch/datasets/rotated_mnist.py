@@ -37,7 +37,7 @@ class ValidationSplit(NamedTuple):
         test: Held-out views of instances that have other views in `train`.
         extrapolation: Held-out views of instances that have none in `train`.
 
-    Example:
+    Examples:
         >>> train, test, extrapolation = rotated_mnist().validation(num_instances=40)
         >>> len(train), train.num_members, len(test), len(extrapolation)
         (320, 3200, 320, 40)
@@ -66,7 +66,7 @@ class RotatedMNIST:
         angles: The 16 angles, radians, shape (16,), float64.
         held_out: Index among `angles` of the held-out one: 7, that is 157.5 degrees.
 
-    Example:
+    Examples:
         >>> data = rotated_mnist()
         >>> data.angles.rad2deg()[data.held_out], data.test.y_new.shape
         (tensor(157.5000, dtype=torch.float64), torch.Size([270, 1, 1, 28, 28]))
@@ -216,7 +216,7 @@ def rotated_mnist(
         ArgumentError: If an argument is none of the values above.
         MissingFileError: If the complete MNIST is not under `root`.
 
-    Example:
+    Examples:
         >>> data = rotated_mnist()
         >>> len(data.train), data.train.num_members, len(data.test), len(data.extrapolation)
         (360, 3960, 270, 40)

@@ -20,7 +20,7 @@ class CategoricalFeatures(Configurable, nn.Module):
     Raises:
         ArgumentError: If the number is below 1.
 
-    Example:
+    Examples:
         >>> CategoricalFeatures(2)(torch.tensor([[0.0], [1.0], [7.0]]))
         tensor([[1., 0., 0.],
                 [0., 1., 0.],

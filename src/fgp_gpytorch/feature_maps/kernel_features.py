@@ -36,7 +36,7 @@ def kernel_features(kernel: Kernel, x: Tensor) -> Tensor | None:
     Returns:
         (*b, N, M); None if the kernel has another form, or a periodic kernel needs more than 64 harmonics.
 
-    Example:
+    Examples:
         >>> kernel, x = gpytorch.kernels.PolynomialKernel(power=2), torch.tensor([[1.0], [2.0], [3.0]])
         >>> features = kernel_features(kernel, x)
         >>> torch.allclose(features @ features.mT, kernel(x).to_dense())

@@ -15,7 +15,7 @@ class LinearFeatures(Configurable, nn.Module):
     Raises:
         ArgumentError: If the number is below 1.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[1.0], [2.0]])
         >>> LinearFeatures()(x) @ LinearFeatures()(x).mT  # the linear kernel of x
         tensor([[1., 2.],

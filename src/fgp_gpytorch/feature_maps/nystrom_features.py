@@ -32,7 +32,7 @@ class NystromFeatures(Configurable, gpytorch.Module):
         ShapeError: If the kernel has a batch shape, or the points are not (M, D).
         DataError: If a point is not finite, or occurs twice.
 
-    Example:
+    Examples:
         >>> kernel = gpytorch.kernels.MaternKernel(nu=1.5).double()
         >>> months = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
         >>> features = NystromFeatures(kernel, months)
@@ -115,7 +115,7 @@ def checked_points(points: Any, name: str = "points") -> Tensor:
         ShapeError: If they are not (M, D).
         DataError: If one is not finite, or occurs twice.
 
-    Example:
+    Examples:
         >>> checked_points([0.0, 0.5, 1.0]).shape
         torch.Size([3, 1])
         >>> checked_points([0.0, 0.5, 0.5])

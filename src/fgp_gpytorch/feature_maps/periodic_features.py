@@ -37,7 +37,7 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
         ArgumentError: If `kernel` is not a kernel, or a number is out of range.
         DataError: In use, if the kernel does not repeat after `period`.
 
-    Example:
+    Examples:
         >>> kernel = gpytorch.kernels.PeriodicKernel()
         >>> kernel.period_length = 2 * math.pi
         >>> kernel.raw_period_length.requires_grad_(False)
@@ -146,7 +146,7 @@ class PeriodicFeatures(Configurable, gpytorch.Module):
 def angle_kernel() -> PeriodicKernel:
     """The paper's kernel of an angle in radians, in float64: r = 1 and learned, the period of 2 pi fixed.
 
-    Example:
+    Examples:
         >>> kernel = angle_kernel()
         >>> kernel(torch.tensor([0.0, math.pi, 2 * math.pi], dtype=torch.float64)).to_dense()[0].detach()
         tensor([1.0000, 0.1353, 1.0000], dtype=torch.float64)

@@ -23,7 +23,7 @@ class ProductFeatures(Configurable, nn.Module):
     Raises:
         ArgumentError: If there are fewer than two, or one is no feature map.
 
-    Example:
+    Examples:
         >>> time = SelectedFeatures(NystromFeatures(gpytorch.kernels.MaternKernel(nu=1.5), [0.0, 1.0, 2.0, 3.0]), [0])
         >>> features = ProductFeatures([time, SelectedFeatures(CategoricalFeatures(2), [1])])
         >>> features(torch.tensor([[0.5, 0.0], [0.5, 1.0]])).shape  # 4 of time, times 2 categories and an unknown one

@@ -23,7 +23,7 @@ class SelectedFeatures(Configurable, nn.Module):
         ArgumentError: If `features` is no feature map, or a column no integer.
         ShapeError: If x does not have the columns.
 
-    Example:
+    Examples:
         >>> sex = SelectedFeatures(CategoricalFeatures(2), [2])
         >>> sex(torch.tensor([[1950.0, 3.0, 0.0], [1960.0, 3.0, 1.0]]))
         tensor([[1., 0., 0.],
@@ -62,7 +62,7 @@ def checked_map(value: nn.Module, name: str) -> nn.Module:
     Raises:
         ArgumentError: If it is none.
 
-    Example:
+    Examples:
         >>> checked_map(LinearFeatures(3), "features").num_features
         3
         >>> checked_map(torch.nn.Linear(1, 3), "features")

@@ -27,7 +27,7 @@ class DenseMarginals(NamedTuple):
         variance: Posterior variance, (*b, Q), positive.
         kl: KL(q || p), nats, (*b,).
 
-    Example:
+    Examples:
         >>> K = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
         >>> mean, variance, kl = dense_marginals(K, precision=torch.zeros(2).double(), residual=torch.zeros(2).double())
         >>> mean, variance, kl  # without observations: the prior
@@ -165,7 +165,7 @@ def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor, x: 
         DataError: If K is not symmetric, or has a negative eigenvalue beyond rounding.
         NonFiniteError: If K is not finite, or so large that rounding removes the identity of B.
 
-    Example:
+    Examples:
         >>> K = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
         >>> precision, residual = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)  # one is missing
         >>> mean, variance, kl = dense_marginals(K, precision, residual)
@@ -211,7 +211,7 @@ class DenseFactor(NamedTuple):
         constant: The terms of -2 log Z that do not depend on K: sum_observed log 2 pi sigma^2, and the scatter of
             observations of one value about their mean, (*b,).
 
-    Example:
+    Examples:
         >>> K = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
         >>> precision, residual = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)  # one is missing
         >>> factor = dense_factor(K, precision, residual)
@@ -290,7 +290,7 @@ def dense_factor(
         DataError: If K is not symmetric, or has a negative eigenvalue beyond rounding.
         NonFiniteError: If K is not finite, or so large that rounding removes the identity of B.
 
-    Example:
+    Examples:
         >>> K = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)  # singular
         >>> precision, residual = torch.tensor([[1.0, 1.0], [3.0, 3.0]], dtype=torch.float64)
         >>> factor = dense_factor(K, precision, residual)

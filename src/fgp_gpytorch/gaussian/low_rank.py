@@ -38,7 +38,7 @@ class LowRankFactor(NamedTuple):
         cholesky: C with C C' = B, (*b, M, M).
         weights: Posterior mean of u, (*b, M).
 
-    Example:
+    Examples:
         >>> root = torch.tensor([[1.0], [2.0]], dtype=torch.float64)  # z = (u, 2 u)
         >>> precision, residual = torch.tensor([[1.0, 0.0], [3.0, 0.0]], dtype=torch.float64)  # z_1 is observed
         >>> factor = low_rank_factor(root, precision, residual)
@@ -104,7 +104,7 @@ def low_rank_factor(root: Tensor, precision: Tensor, residual: Tensor) -> LowRan
     Raises:
         NonFiniteError: If Phi or the precisions are not finite, or so large that rounding removes the identity.
 
-    Example:
+    Examples:
         >>> root = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
         >>> factor = low_rank_factor(root, precision=torch.ones(2).double(), residual=torch.tensor([1.0, 1.0]).double())
         >>> exact = dense_factor(root @ root.mT, torch.ones(2).double(), torch.tensor([1.0, 1.0]).double())
@@ -139,7 +139,7 @@ def features_at_points(among: Tensor, cross: Tensor, name: str, jitter: float = 
         DataError: If the kernel is not positive definite at the points.
         NonFiniteError: If it is not finite there.
 
-    Example:
+    Examples:
         >>> kernel, points = gpytorch.kernels.RBFKernel().double(), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
         >>> K = kernel(points).to_dense()
         >>> features = features_at_points(K, K, "kernel")
@@ -173,7 +173,7 @@ class MeanFieldFactor(NamedTuple):
         weights: w, (*b, M).
         repeated: Phi as products of repeated vectors; None for a plain matrix.
 
-    Example:
+    Examples:
         >>> root, noise = torch.tensor([[1.0], [1.0]]).double(), torch.tensor(1.0).double()
         >>> mean, variance = torch.tensor([[3.0, 3.0], [1.0, 1.0]]).double()
         >>> factor = mean_field_factor(root, noise, mean, variance)
@@ -256,7 +256,7 @@ def mean_field_factor(root: Tensor | RepeatedRows, noise: Tensor, mean: Tensor, 
     Raises:
         NonFiniteError: If Phi is not finite, or so large that rounding removes the identity.
 
-    Example:
+    Examples:
         >>> root, noise = torch.tensor([[1.0], [1.0]]).double(), torch.tensor(1.0).double()
         >>> mean, variance = torch.tensor([[0.0, 0.0], [1.5, 1.5]]).double()
         >>> factor = mean_field_factor(root, noise, mean, variance)

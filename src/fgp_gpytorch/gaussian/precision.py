@@ -18,7 +18,7 @@ def masked_precision(variance: Tensor, mask: Tensor | None) -> Tensor:
     Returns:
         Precisions, (*b, Q), 0 for a missing member.
 
-    Example:
+    Examples:
         >>> masked_precision(torch.tensor([0.5, 0.0, 2.0]), torch.tensor([True, False, True]))
         tensor([2.0000, 0.0000, 0.5000])
     """
@@ -31,7 +31,7 @@ def masked_precision(variance: Tensor, mask: Tensor | None) -> Tensor:
 def root_precision(precision: Tensor) -> Tensor:
     """R, with a zero gradient where R = 0. The square root's own gradient is infinite there and would become NaN.
 
-    Example:
+    Examples:
         >>> precision = torch.tensor([4.0, 0.0], requires_grad=True)
         >>> root_precision(precision).sum().backward()
         >>> precision.grad
@@ -90,7 +90,7 @@ def require_covariance(covariance: Tensor) -> None:
         DataError: If one is not symmetric, or has a negative eigenvalue beyond rounding.
         NonFiniteError: If one is not finite.
 
-    Example:
+    Examples:
         >>> require_covariance(torch.ones(2, 2))  # singular covariances are covariances
         >>> require_covariance(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
         Traceback (most recent call last):
@@ -108,7 +108,7 @@ def check_finite(matrix: Tensor, name: str = "kernel") -> None:
     Raises:
         NonFiniteError: If one is NaN or infinite.
 
-    Example:
+    Examples:
         >>> check_finite(torch.eye(2))
         >>> check_finite(torch.tensor([[1.0, math.nan]]), "features")
         Traceback (most recent call last):
@@ -166,7 +166,7 @@ def check_covariance(eigenvalues: Tensor, covariance: Tensor) -> None:
 def rounding_tolerance(dtype: torch.dtype) -> float:
     """eps**0.25, the relative error that a kernel's matrix may have: far-apart inputs cost three quarters of digits.
 
-    Example:
+    Examples:
         >>> f"{rounding_tolerance(torch.float32):.3f}", f"{rounding_tolerance(torch.float64):.5f}"
         ('0.019', '0.00012')
     """
@@ -189,7 +189,7 @@ def check_residual_variance(variance: Tensor, covariance: Tensor, cross: Tensor,
         DataError: If the joint covariance is not symmetric, or has a negative eigenvalue beyond rounding.
         NonFiniteError: If it is not finite.
 
-    Example:
+    Examples:
         >>> one = torch.ones(1, 1)
         >>> check_residual_variance(torch.tensor([-1e-9]), covariance=one, cross=one, own=torch.ones(1))  # rounding
         >>> check_residual_variance(torch.tensor([-3.0]), covariance=one, cross=2 * one, own=torch.ones(1))

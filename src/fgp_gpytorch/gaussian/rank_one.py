@@ -20,7 +20,7 @@ class RankOneFactor(NamedTuple):
         total: P = sum_q R_q^2, (*b,).
         pooled: The precision-weighted mean of the residuals (0 where nothing is observed), (*b,).
 
-    Example:
+    Examples:
         >>> precision, residual = torch.tensor([[1.0, 2.0, 0.0], [4.0, 4.0, 0.0]])  # the last member is missing
         >>> factor = rank_one_factor(torch.tensor(1.0), precision, residual)
         >>> factor.total, factor.pooled, factor.mean(), factor.variance()
@@ -72,7 +72,7 @@ def rank_one_factor(prior_variance: Tensor, precision: Tensor, residual: Tensor)
     Returns:
         The factor.
 
-    Example:
+    Examples:
         >>> precision, residual = torch.tensor([[1.0, 2.0], [3.0, 3.0]])
         >>> factor = rank_one_factor(torch.tensor(1.0), precision, residual)
         >>> factor.mean(), factor.variance()  # P r / (P + 1 / s) and 1 / (P + 1 / s) with P = 3
@@ -91,7 +91,7 @@ class RankOneMarginals(NamedTuple):
         variance: Posterior variance, (*b,).
         kl: KL(q || p), nats, (*b,).
 
-    Example:
+    Examples:
         >>> marginals = rank_one_marginals(torch.tensor(1.0), precision=torch.zeros(3), residual=torch.zeros(3))
         >>> marginals  # without observations: the prior
         RankOneMarginals(mean=tensor(0.), variance=tensor(1.), kl=tensor(0.))
@@ -155,7 +155,7 @@ def rank_one_marginals(prior_variance: Tensor, precision: Tensor, residual: Tens
         What `rank_one_factor` has as `mean()`, `variance()` and `kl()`, with derivatives of all orders, for torch.func
         too.
 
-    Example:
+    Examples:
         >>> rank_one_marginals(torch.tensor(1.0), precision=torch.tensor([1.0, 2.0]), residual=torch.tensor([4.0, 4.0]))
         RankOneMarginals(mean=tensor(3.), variance=tensor(0.2500), kl=tensor(4.8181))
     """

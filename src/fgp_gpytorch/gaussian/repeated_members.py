@@ -18,7 +18,7 @@ class PooledMembers(NamedTuple):
         scatter: sum_q R_q^2 (r_q - mean)^2 + sum_observed log 2 pi sigma_q^2, over all members: the terms of
             -2 log Z that do not depend on K, (*b,).
 
-    Example:
+    Examples:
         >>> x, K = torch.tensor([[0.0], [0.0], [1.0]]), torch.eye(3)
         >>> K[0, 1] = K[1, 0] = 1.0
         >>> precision, residual = torch.tensor([[1.0, 3.0, 1.0], [4.0, 0.0, 5.0]])
@@ -36,7 +36,7 @@ class PooledMembers(NamedTuple):
 def precise_limit(dtype: torch.dtype) -> float:
     """R^2 k from which repeated members are pooled. Below it the relative error of a KL's gradient is under 1e-8.
 
-    Example:
+    Examples:
         >>> precise_limit(torch.float32) < precise_limit(torch.float64)
         True
     """
@@ -62,7 +62,7 @@ def pool_repeated(covariance: Tensor, precision: Tensor, residual: Tensor, x: Te
     Returns:
         The pooled members; None if no x repeats.
 
-    Example:
+    Examples:
         >>> x, K = torch.tensor([[0.0], [0.0]]), torch.ones(2, 2)
         >>> pooled = pool_repeated(K, precision=torch.tensor([1.0, 3.0]), residual=torch.tensor([4.0, 0.0]), x=x)
         >>> pooled.precision, pooled.residual  # one observation of precision 4, at the first member

@@ -18,7 +18,7 @@ class RepeatedRows(NamedTuple):
         left_index: p, (N,), int64.
         right_index: v, (N,), int64.
 
-    Example:
+    Examples:
         >>> groups, angles = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> rows = RepeatedRows(groups, angles, left_index=torch.tensor([0, 0, 1]), right_index=torch.tensor([0, 1, 1]))
         >>> rows.dense()
@@ -67,7 +67,7 @@ class RepeatedRows(NamedTuple):
 def row_products(left: Tensor, right: Tensor) -> Tensor:
     """a_i (x) b_i of the rows of a (*b, N, m) and b (*b, N, n): (*b, N, m n), column (j, k) being a_ij b_ik.
 
-    Example:
+    Examples:
         >>> row_products(torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, 20.0, 30.0]]))
         tensor([[10., 20., 30., 20., 40., 60.]])
     """

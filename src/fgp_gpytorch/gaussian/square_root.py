@@ -80,7 +80,7 @@ def symmetric_square_root(covariance: Tensor) -> Tensor:
         NonFiniteError: If K is not finite.
         ArgumentError: Under a transform of torch.func, or forward-mode differentiation.
 
-    Example:
+    Examples:
         >>> symmetric_square_root(torch.tensor([[4.0, 0.0], [0.0, 9.0]]))
         tensor([[2., 0.],
                 [0., 3.]])

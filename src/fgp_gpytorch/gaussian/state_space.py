@@ -59,7 +59,7 @@ class MarkovTerm(NamedTuple):
         variance: At every x, broadcastable to (*b, Q).
         rate: sqrt(2 nu) / lengthscale, in units of 1 / x, broadcastable to (*b, Q); None for a constant.
 
-    Example:
+    Examples:
         >>> matern = MarkovTerm(order=2, variance=torch.tensor(1.0), rate=torch.tensor(3**0.5))  # nu 3/2, lengthscale 1
         >>> level = MarkovTerm(order=0, variance=torch.tensor(4.0))
         >>> markov_chain([matern, level], gaps=torch.zeros(5)).transition.shape  # two states and one, five members
@@ -80,7 +80,7 @@ class MarkovChain(NamedTuple):
         stationary: P, (S, S, *b, 1).
         places: Where h is 1: the first element of each term.
 
-    Example:
+    Examples:
         >>> term = MarkovTerm(order=1, variance=torch.tensor(1.0), rate=torch.tensor(1.0))
         >>> chain = markov_chain([term], gaps=torch.tensor([math.log(2), math.log(4), 0.0]))
         >>> chain.transition[0, 0], chain.noise[0, 0]  # exp(-gap), and 1 - exp(-2 gap)
@@ -102,7 +102,7 @@ class StateSpaceMarginals(NamedTuple):
         kl: KL(q || p), nats, (*b,).
         log_evidence: log Z, nats, (*b,).
 
-    Example:
+    Examples:
         >>> chain = markov_chain([MarkovTerm(0, torch.tensor(1.0))], gaps=torch.zeros(2))  # one value for all members
         >>> precision, residual = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
         >>> marginals = state_space_marginals(chain, precision, residual)
@@ -127,7 +127,7 @@ def markov_chain(terms: Sequence[MarkovTerm], gaps: Tensor) -> MarkovChain:
         terms: One or more.
         gaps: Differences of x to the next member, (*b, Q), at least 0. The last one has no effect.
 
-    Example:
+    Examples:
         >>> term = MarkovTerm(order=1, variance=torch.tensor(2.0), rate=torch.tensor(1.0))  # Matern 1/2
         >>> chain = markov_chain([term], gaps=torch.tensor([math.log(2), 0.0]))
         >>> chain.transition.squeeze(), chain.noise.squeeze(), chain.stationary.squeeze(), chain.places
@@ -179,7 +179,7 @@ def state_space_marginals(chain: MarkovChain, precision: Tensor, residual: Tenso
     Raises:
         NonFiniteError: If a result is not finite, or rounding has taken its digits.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[0.0], [0.5], [2.0]], dtype=torch.float64)
         >>> kernel = gpytorch.kernels.MaternKernel(nu=1.5).double()
         >>> terms, column = markov_terms(kernel, num_features=1)
@@ -228,7 +228,7 @@ def state_space_paths(chain: MarkovChain, sample_shape: Sequence[int], batch: Se
         sample_shape: s.
         batch: *b, to which the chain's batch dimensions broadcast.
 
-    Example:
+    Examples:
         >>> term = MarkovTerm(order=1, variance=torch.tensor(1.0), rate=torch.tensor(1.0))
         >>> chain = markov_chain([term], gaps=torch.tensor([0.0, 0.1, 0.0]))  # the first two members are at the same x
         >>> paths = state_space_paths(chain, sample_shape=[5], batch=[2])
@@ -263,7 +263,7 @@ def state_space_draws(chain: MarkovChain, precision: Tensor, residual: Tensor, s
     Raises:
         NonFiniteError: If a result is not finite, or rounding has taken its digits.
 
-    Example:
+    Examples:
         >>> chain = markov_chain([MarkovTerm(0, torch.tensor(1.0))], gaps=torch.zeros(3))  # one value for all members
         >>> precision, residual = torch.tensor([[1e6, 0.0, 0.0], [2.0, 0.0, 0.0]])  # the first one is known
         >>> draws = state_space_draws(chain, precision, residual, sample_shape=[5])

@@ -48,7 +48,7 @@ class GroupBlockLinearOperator(LinearOperator):
             jitter, or if rows and columns have different layouts.
         DataError: On `root_decomposition`, if a block has a negative eigenvalue beyond rounding.
 
-    Example:
+    Examples:
         >>> rows, cols = group_layouts(torch.tensor([4, 4, 7, 7]))
         >>> K = GroupBlockLinearOperator(torch.ones(2, 2, 2), rows=rows, cols=cols)
         >>> K.add_diagonal(torch.ones(4)).logdet()

@@ -6,10 +6,9 @@ __all__ = ["GlobalKernel"]
 
 
 class GlobalKernel(GroupDeltaKernel):
-    r"""Covariance of a global channel: one value shared by all members of a group.
+    """Covariance of a global channel: one value shared by all members of a group.
 
-    .. math::
-        k^2(x_i, x_j) = \delta_{d_i, d_j}
+        k2(x_i, x_j) = delta(d_i, d_j)
 
     Source: "Factorized GP-VAE", Section 3, the kernel of the channels J + 1, ..., L. It is the limit of the local
     kernel for an infinite lengthscale, and equals GroupDeltaKernel. It models a quantity of the group that does not
@@ -21,7 +20,7 @@ class GlobalKernel(GroupDeltaKernel):
 
     Arguments, shapes and errors are those of GroupDeltaKernel.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[0.0], [0.0], [1.0]])
         >>> gpytorch.kernels.ScaleKernel(GlobalKernel())(x).to_dense().shape
         torch.Size([3, 3])

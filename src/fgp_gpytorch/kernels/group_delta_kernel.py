@@ -15,10 +15,9 @@ __all__ = ["GroupDeltaKernel"]
 
 
 class GroupDeltaKernel(GroupedKernel):
-    r"""One within a group and zero between groups.
+    """One within a group and zero between groups.
 
-    .. math::
-        k(x, x') = \delta_{d, d'}, \qquad \delta_{d, d'} = 1 \text{ if } d = d' \text{ and } 0 \text{ else}
+        k(x, x') = delta(d, d'),   delta(d, d') = 1 if d = d', else 0
 
     d is the group label, the first column of x. The features after it have no effect. Source: the Kronecker delta of
     "Factorized GP-VAE", Section 3. A new label is a new group, independent of all others.
@@ -43,7 +42,7 @@ class GroupDeltaKernel(GroupedKernel):
         DataError: If a label is NaN or infinite.
         GroupError: If a label is not an exact integer, or batch elements are grouped differently.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[3.0, 0.1], [3.0, 0.2], [5.0, 0.1]])
         >>> GroupDeltaKernel()(x).to_dense()
         tensor([[1., 1., 0.],

@@ -14,7 +14,7 @@ class IndependentKernel(Kernel):
     itself, and zero for two tables. GPyTorch copies tables, so the kernel compares entries: two tables with the same
     rows in the same order count as one.
 
-    Example:
+    Examples:
         >>> rows = torch.tensor([[0.0, 0.1], [0.0, 0.1]])  # two observations of one group at the same x
         >>> IndependentKernel()(rows).to_dense()
         tensor([[1., 0.],

@@ -22,7 +22,7 @@ def kernel_matrix(kernel: Kernel, x1: Tensor, x2: Tensor | None = None) -> Tenso
     Raises:
         ArgumentError: In the backward pass, if a second derivative is asked for through such a gradient.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[0.0], [1.0]])
         >>> kernel_matrix(gpytorch.kernels.RBFKernel(), x, torch.tensor([[0.0], [100.0]])).detach()
         tensor([[1.0000, 0.0000],

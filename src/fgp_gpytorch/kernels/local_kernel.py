@@ -17,10 +17,9 @@ __all__ = ["LocalKernel"]
 
 
 class LocalKernel(GroupedKernel):
-    r"""Covariance of a local channel: a kernel on the features within a group, zero between groups.
+    """Covariance of a local channel: a kernel on the features within a group, zero between groups.
 
-    .. math::
-        k^1((d, w), (d', w')) = \delta_{d, d'} \, k_{base}(w, w')
+        k1((d, w), (d', w')) = delta(d, d') k_base(w, w')
 
     d is the group label, the first column of x, and w the features after it. Source: "Factorized GP-VAE", Section 3,
     the kernel of the channels 1, ..., J. There w is an angle and the base is periodic,
@@ -52,7 +51,7 @@ class LocalKernel(GroupedKernel):
         DataError: If a label is NaN or infinite.
         GroupError: If a label is not an exact integer, or batch elements are grouped differently.
 
-    Example:
+    Examples:
         >>> kernel = LocalKernel(gpytorch.kernels.RBFKernel())
         >>> x = torch.tensor([[0.0, 0.1], [0.0, 0.3], [1.0, 0.1]])  # two rows of group 0, one of group 1
         >>> kernel(x).to_dense().count_nonzero()

@@ -21,7 +21,7 @@ def markov_terms(kernel: Kernel, num_features: int) -> tuple[list[MarkovTerm], i
         The terms, with parameters (*batch_shape, 1), and the column of x that they depend on. None if the kernel has
         another form, or its terms depend on no column or on several.
 
-    Example:
+    Examples:
         >>> kernel = gpytorch.kernels.MaternKernel(nu=1.5) + gpytorch.kernels.ConstantKernel()
         >>> terms, column = markov_terms(kernel, num_features=1)
         >>> [term.order for term in terms], column, markov_terms(gpytorch.kernels.RBFKernel(), num_features=1)

@@ -25,7 +25,7 @@ class PrincipalFunctionKernel(Kernel):
     Raises:
         ArgumentError: If the function is no mean.
 
-    Example:
+    Examples:
         >>> function = PiecewiseLinearMean([0.0, 1.0, 2.0])
         >>> function.values.data = torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64)
         >>> kernel = PrincipalFunctionKernel(function)

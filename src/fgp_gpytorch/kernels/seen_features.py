@@ -14,7 +14,7 @@ def seen_features(kernel: Kernel, num_features: int) -> list[int]:
     Sums, products and scaled kernels depend on the columns of their parts, and a constant on none. Any other kernel
     counts as one that depends on all of its `active_dims`.
 
-    Example:
+    Examples:
         >>> kernel = gpytorch.kernels.RBFKernel(active_dims=[2]) + gpytorch.kernels.RBFKernel(active_dims=[0])
         >>> seen_features(kernel, num_features=4)
         [0, 2]

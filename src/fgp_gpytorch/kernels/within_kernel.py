@@ -48,7 +48,7 @@ class WithinKernel(Kernel):
         ArgumentError: If the base is no kernel, or a column is no integer.
         ShapeError: If x does not have the columns.
 
-    Example:
+    Examples:
         >>> kernel = WithinKernel(gpytorch.kernels.RBFKernel(), feature=1)
         >>> x = torch.tensor([[0.1, 0.0], [0.3, 0.0], [0.1, 1.0]])  # two rows of utterance 0, one of utterance 1
         >>> kernel(x).to_dense().count_nonzero()

@@ -16,7 +16,7 @@ class BernoulliElements(Elements):
     Raises:
         ArgumentError: If `num_elements` is not an integer of at least 1.
 
-    Example:
+    Examples:
         >>> part = BernoulliElements()
         >>> output = torch.zeros(1, 1)
         >>> part.mean(output), part.log_prob(output, torch.ones(1, 1)).exp()

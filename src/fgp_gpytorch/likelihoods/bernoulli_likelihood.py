@@ -15,7 +15,7 @@ class BernoulliLikelihood(Likelihood):
     Raises:
         DataError: In use, if an element of y lies outside [0, 1].
 
-    Example:
+    Examples:
         >>> likelihood = BernoulliLikelihood()
         >>> likelihood.mean(torch.zeros(1)), likelihood.log_prob(torch.zeros(1, 3, 2), torch.ones(1, 3, 2)).exp()
         (tensor([0.5000]), tensor([[0.2500, 0.2500, 0.2500]]))

@@ -23,7 +23,7 @@ class CategoricalElements(Elements):
     Raises:
         ArgumentError: If `num_categories` is not an integer of at least 2.
 
-    Example:
+    Examples:
         >>> part = CategoricalElements(3)
         >>> part.mean(torch.tensor([[2.0, 1.0, 0.5]]).log())
         tensor([[0.5714, 0.2857, 0.1429]])

@@ -49,7 +49,7 @@ class ColumnLikelihood(Likelihood):
         ShapeError: If `y_shape` does not fit the parts. In use, if observations or outputs have another shape.
         DataError: In use, if a value is impossible for its kind, or a block is observed in part.
 
-    Example:
+    Examples:
         >>> likelihood = ColumnLikelihood([GaussianElements(3), BernoulliElements(), CategoricalElements(4)])
         >>> likelihood.output_shape()  # 3 means, a logit, 4 logits
         (8,)

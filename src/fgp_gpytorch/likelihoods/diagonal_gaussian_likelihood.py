@@ -28,7 +28,7 @@ class DiagonalGaussianLikelihood(Likelihood):
         ArgumentError: If the variance is not positive and finite, or `y_shape` not a sequence of sizes.
         ShapeError: In use, if observations have another shape.
 
-    Example:
+    Examples:
         >>> likelihood = DiagonalGaussianLikelihood([2], variance=1.0)
         >>> likelihood.log_variance.data = torch.tensor([1.0, 100.0]).log()
         >>> error = torch.tensor([[[0.0, 0.0]], [[0.0, 10.0]], [[10.0, 0.0]]])  # none, noisy element, other one

@@ -33,7 +33,7 @@ class Elements(Configurable, nn.Module, ABC):
     Raises:
         ArgumentError: If `num_elements` is not an integer of at least 1.
 
-    Example:
+    Examples:
         >>> parts = [GaussianElements(2, heteroscedastic=True), CategoricalElements(4), PoissonElements()]
         >>> [(part.num_elements, part.num_outputs) for part in parts]
         [(2, 4), (4, 4), (1, 1)]

@@ -33,7 +33,7 @@ class GaussianElements(Elements):
         ArgumentError: If the variance is not positive and finite, an option is not a boolean, or `num_elements` is
             not an integer of at least 1.
 
-    Example:
+    Examples:
         >>> part = GaussianElements(2, variance=0.5, heteroscedastic=True)
         >>> output = torch.tensor([[1.0, 2.0, 0.0, math.log(3)]])  # two means, and two logs of a factor of the variance
         >>> part.mean(output), part.variance(output).detach()

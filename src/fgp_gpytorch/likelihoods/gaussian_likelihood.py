@@ -31,7 +31,7 @@ class GaussianLikelihood(Likelihood):
     Raises:
         ArgumentError: If the mode is unknown or the variance is not positive and finite.
 
-    Example:
+    Examples:
         >>> likelihood = GaussianLikelihood("fixed", variance=0.5)
         >>> y, output = torch.tensor([[[0.0], [1.0]]]), torch.zeros(1, 2, 1)
         >>> likelihood.log_prob(output, y), likelihood.squared_error(output, y)

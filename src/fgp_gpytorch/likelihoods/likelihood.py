@@ -25,7 +25,7 @@ class Score(NamedTuple):
         squared_error: (E[y | z] - y)^2, units of y squared, (*s, G).
         num_elements: Observed elements, (G,).
 
-    Example:
+    Examples:
         >>> y, output = torch.tensor([[[0.0], [1.0]]]), torch.zeros(1, 2, 1)
         >>> GaussianLikelihood("fixed", variance=0.5).score(output, y)
         Score(log_prob=tensor([-2.1447]), squared_error=tensor([1.]), num_elements=tensor([2.]))
@@ -46,7 +46,7 @@ class Likelihood(Configurable, torch.nn.Module, ABC):
     `without_gaps`. Its `distribution` gets no value that was not observed: `without_gaps` puts observed values in the
     place of padding and gaps.
 
-    Example:
+    Examples:
         >>> class Laplace(Likelihood):
         ...     def distribution(self, output, y=None, observed=None):
         ...         return pyro.distributions.Laplace(output, 0.5)
@@ -207,7 +207,7 @@ def observed_pair(output: Tensor, y: Tensor, observed: Tensor | None) -> tuple[T
     Returns:
         Both in their shapes. What was put in has no gradient.
 
-    Example:
+    Examples:
         >>> y, observed = torch.tensor([[[1.0], [math.nan]]]), torch.tensor([[[True], [False]]])
         >>> observed_pair(torch.tensor([[[3.0], [4.0]]]), y, observed)
         (tensor([[[3.],
@@ -241,7 +241,7 @@ def possible_values(distribution: dist.TorchDistribution, y: Tensor, filled: Ten
         filled: Those of `observed_pair`.
         observed: True where an element was observed, the shape of y; None for everywhere.
 
-    Example:
+    Examples:
         >>> y = torch.tensor([[[2.0, math.nan], [math.nan, math.nan]]])  # counts, the second one never observed
         >>> counts = pyro.distributions.Poisson(torch.ones(1, 2, 2))
         >>> filled = possible_values(counts, y, torch.full_like(y, 2.0), ~y.isnan())

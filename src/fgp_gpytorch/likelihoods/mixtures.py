@@ -13,7 +13,7 @@ def mixture_variance(means: Tensor, variances: Tensor) -> Tensor:  # shape: 2 x 
         means: Mean of each draw.
         variances: Variance of each draw.
 
-    Example:
+    Examples:
         >>> mixture_variance(means=torch.tensor([0.0, 2.0]), variances=torch.tensor([0.5, 0.5]))
         tensor(1.5000)
     """
@@ -36,7 +36,7 @@ def mixture_quantile(
     Returns:
         The shape of `low`. An error cannot be smaller than the spacing of floating-point numbers at the quantile.
 
-    Example:
+    Examples:
         >>> means = torch.tensor([[0.0], [2.0]])  # a mixture of N(0, 1) and N(2, 1)
         >>> cdf = lambda value: torch.distributions.Normal(means, 1.0).cdf(value).mean(0)
         >>> low, high = torch.tensor([-9.0]), torch.tensor([9.0])

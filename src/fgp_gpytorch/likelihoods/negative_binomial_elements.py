@@ -36,7 +36,7 @@ class NegativeBinomialElements(CountElements):
     Raises:
         ArgumentError: If the dispersion is not positive and finite, or `num_elements` is not an integer of at least 1.
 
-    Example:
+    Examples:
         >>> part = NegativeBinomialElements(dispersion=0.5)
         >>> output = torch.tensor([[4.0]]).log()
         >>> part.mean(output), part.variance(output).detach()  # 4 and 4 + 0.5 * 4^2

@@ -32,7 +32,7 @@ class OrdinalElements(Elements):
     Raises:
         ArgumentError: If `levels` is not an integer of at least 2.
 
-    Example:
+    Examples:
         >>> part = OrdinalElements(3)
         >>> part.log_prob(torch.zeros(3, 1), torch.tensor([[0.0], [1.0], [2.0]])).exp().detach().T
         tensor([[0.3333, 0.3333, 0.3333]])

@@ -17,7 +17,7 @@ class PoissonElements(CountElements):
     Raises:
         ArgumentError: If `num_elements` is not an integer of at least 1.
 
-    Example:
+    Examples:
         >>> part = PoissonElements()
         >>> output = torch.tensor([[3.0]]).log()
         >>> part.mean(output), part.log_prob(output, torch.zeros(1, 1))  # P(0) = exp(-3)

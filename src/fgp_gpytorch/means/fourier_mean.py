@@ -31,7 +31,7 @@ class FourierMean(Mean):
             an integer of at least 0, or `batch_shape` not a sequence of sizes.
         ShapeError: In use, if x has too few features.
 
-    Example:
+    Examples:
         >>> mean = FourierMean(2, batch_shape=torch.Size([8]))
         >>> mean(torch.rand(5, 1)).shape
         torch.Size([8, 5])

@@ -30,7 +30,7 @@ class PiecewiseLinearMean(Configurable, Mean):
         DataError: If there are fewer than two knots, or they do not increase.
         ShapeError: In use, if x has too few features.
 
-    Example:
+    Examples:
         >>> mean = PiecewiseLinearMean([0.0, 1.0, 3.0])
         >>> mean.values.data = torch.tensor([0.0, 2.0, 4.0], dtype=torch.float64)
         >>> mean(torch.tensor([[0.5], [2.0]])).tolist()
@@ -102,7 +102,7 @@ class AdditiveMean(Configurable, Mean):
     Raises:
         ArgumentError: If there is no mean, or an element is not a module.
 
-    Example:
+    Examples:
         >>> level, slope = gpytorch.means.ConstantMean(), PiecewiseLinearMean([0.0, 1.0])
         >>> level.constant.data, slope.values.data = torch.tensor(2.0), torch.tensor([0.0, 3.0], dtype=torch.float64)
         >>> AdditiveMean([level, slope])(torch.tensor([[0.0], [1.0]])).tolist()

@@ -22,7 +22,7 @@ class Calibration(NamedTuple):
         coverage_50: Fraction of elements inside their central 50 % interval. Best at 0.5.
         coverage_90: Fraction of elements inside their central 90 % interval. Best at 0.9.
 
-    Example:
+    Examples:
         >>> calibration = Calibration(negative_log_likelihood=-1.2, crps=0.04, coverage_50=0.38, coverage_90=0.81)
         >>> calibration.coverage_90 < 0.9  # intervals are too narrow
         True
@@ -66,7 +66,7 @@ def held_out_calibration(
     Raises:
         ArgumentError: If there are too few draws, or `held_out` is no `HeldOut`.
 
-    Example:
+    Examples:
         >>> data = GroupedDataset(torch.rand(9, 2), torch.arange(9.0), group=[0, 0, 0, 1, 1, 1, 2, 2, 2])
         >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))
         >>> calibration = held_out_calibration(model, HeldOut.last(data), num_samples=39)

@@ -50,7 +50,7 @@ def mse_by_context_size(
         DataError: If the model does not condition on the context.
         GroupError: If a size is below 1 or a group has fewer members.
 
-    Example:
+    Examples:
         >>> data = GroupedDataset(torch.rand(9, 2), torch.arange(9.0), group=[0, 0, 0, 1, 1, 1, 2, 2, 2])
         >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))
         >>> errors = mse_by_context_size(model, HeldOut.last(data), sizes=[1, 2])

@@ -29,7 +29,7 @@ class Latents(NamedTuple):
         x: Auxiliary features, (N, D).
         group: Position of each member's group, (N,), int64.
 
-    Example:
+    Examples:
         >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))
         >>> data = GroupedDataset(torch.rand(5, 2), torch.arange(5.0), group=[0, 0, 1, 1, 1])
         >>> mean, x, group = latent_means(model, data)
@@ -95,7 +95,7 @@ def latent_means(
         ShapeError: If the encoder's output is not two tensors of L channels.
         DataError: If a value is not finite.
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(2)])
         >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), prior)
         >>> latents = latent_means(model, GroupedDataset(torch.rand(5, 5), torch.rand(5), group=[0, 0, 1, 1, 1]))
@@ -177,7 +177,7 @@ def disentanglement(
         DataError: If the feature is not known everywhere, or does not vary.
         GroupError: If a group has fewer than two observed members, or there are fewer than two groups.
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(2)])
         >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), prior)
         >>> data = GroupedDataset(torch.rand(24, 5), torch.rand(24), group=torch.arange(24) // 6)

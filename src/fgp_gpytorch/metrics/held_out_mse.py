@@ -37,7 +37,7 @@ def held_out_mse(
     Raises:
         ArgumentError: If `num_samples` is below 1, or above it without `sample=True`, or `held_out` is no `HeldOut`.
 
-    Example:
+    Examples:
         >>> data = GroupedDataset(torch.rand(9, 2), torch.arange(9.0), group=[0, 0, 0, 1, 1, 1, 2, 2, 2])
         >>> held_out = HeldOut.last(data)
         >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))

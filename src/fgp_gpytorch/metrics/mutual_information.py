@@ -22,7 +22,7 @@ def discretize(values: Tensor, num_bins: int = 20) -> Tensor:  # shape: (N, L) -
         ShapeError: If the values are not (N, L).
         DataError: If a value is not finite.
 
-    Example:
+    Examples:
         >>> discretize(torch.tensor([[0.0, 5.0], [0.4, 5.0], [1.0, 5.0]]), num_bins=2)
         tensor([[0, 0],
                 [0, 0],
@@ -50,7 +50,7 @@ def mutual_information(first: Tensor, second: Tensor) -> Tensor:  # shape: (N, L
     Raises:
         ShapeError: If the numbers of rows differ.
 
-    Example:
+    Examples:
         >>> coin = torch.tensor([0, 0, 1, 1])
         >>> mutual_information(torch.stack([coin, torch.tensor([0, 1, 0, 1])], -1), coin)  # log 2, and 0
         tensor([0.6931, 0.0000], dtype=torch.float64)
@@ -99,7 +99,7 @@ def mutual_information_gap(
         ShapeError: If there are fewer than two channels, or the numbers of rows differ.
         DataError: If the factor is constant.
 
-    Example:
+    Examples:
         >>> factor = torch.tensor([0, 0, 1, 1])
         >>> other = torch.tensor([0, 1, 0, 1])
         >>> mutual_information_gap(torch.stack([factor, other], -1).float(), factor)

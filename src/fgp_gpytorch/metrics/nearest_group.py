@@ -32,7 +32,7 @@ def nearest_group_mse(groups: Tensor, known: Tensor, batch_size: int = 16, progr
         ShapeError: If the shapes differ in more than the number of groups.
         DataError: If there is no known group, or a value is not finite.
 
-    Example:
+    Examples:
         >>> known = torch.tensor([0.0, 1.0]).reshape(2, 1, 1).expand(2, 4, 3)
         >>> nearest_group_mse(torch.full((1, 4, 3), 0.8), known)
         tensor([0.0400], dtype=torch.float64)

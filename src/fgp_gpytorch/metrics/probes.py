@@ -44,7 +44,7 @@ def ridge_r2(
         GroupError: If there are fewer than two groups.
         DataError: If the targets are constant.
 
-    Example:
+    Examples:
         >>> x, group = torch.linspace(-1, 1, 20).unsqueeze(-1), torch.arange(20) // 4
         >>> round(ridge_r2(features=3 * x + 1, targets=x, group=group, penalty=1e-9), 6)
         1.0
@@ -106,7 +106,7 @@ def centroid_accuracy(
         ShapeError: If the numbers of rows differ.
         GroupError: If a test row's group has no row to fit on.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[0.0, 5.0], [0.1, -5.0], [1.0, 5.0], [1.1, -5.0]])
         >>> test_features = torch.tensor([[0.05, 9.0], [0.9, -9.0]])  # of group 0, the second one like group 1
         >>> centroid_accuracy(features, torch.tensor([0, 0, 1, 1]), test_features, torch.tensor([0, 0]))
@@ -164,7 +164,7 @@ def nearest_path_accuracy(
         ShapeError: If paths and rows do not match.
         GroupError: If there are fewer than two groups, or a row's group or place is outside the paths.
 
-    Example:
+    Examples:
         >>> paths = torch.tensor([[[0.0], [1.0]], [[1.0], [0.0]]])  # of two groups, rising and falling
         >>> rows, at = torch.tensor([[0.1], [0.9], [0.9], [0.4]]), torch.tensor([0, 1, 0, 0])
         >>> nearest_path_accuracy(paths, rows, at, group=torch.tensor([0, 0, 1, 1]))  # not the last row

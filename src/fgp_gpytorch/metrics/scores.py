@@ -26,7 +26,7 @@ def log_mean_exp(log_prob: Tensor) -> Tensor:  # shape: (S, *shape) -> (*shape)
         ArgumentError: If `log_prob` is not numeric.
         DataError: If there is no draw.
 
-    Example:
+    Examples:
         >>> log_mean_exp(torch.tensor([0.2, 0.4]).log()).exp()
         tensor(0.3000)
         >>> log_mean_exp(torch.tensor([-1000.0, -1000.0]))
@@ -52,7 +52,7 @@ def crps_of_samples(samples: Tensor, y: Tensor) -> Tensor:  # shape: (S, *shape)
         ShapeError: If the shapes do not fit.
         DataError: If there are fewer than two draws.
 
-    Example:
+    Examples:
         >>> crps_of_samples(torch.tensor([[0.0], [2.0]]), torch.tensor([1.0]))  # E|X - y| = 1, and E|X - X'| = 2
         tensor([0.])
         >>> crps_of_samples(torch.tensor([[0.0], [2.0]]), torch.tensor([3.0]))
@@ -90,7 +90,7 @@ def gaussian_crps(error: Tensor, deviation: Tensor) -> Tensor:  # shape: (*shape
         ShapeError: If the shapes do not fit.
         DataError: If a standard deviation is not positive.
 
-    Example:
+    Examples:
         >>> gaussian_crps(error=torch.tensor([0.0, 2.0]), deviation=torch.tensor([1.0, 1.0]))
         tensor([0.2337, 1.4528])
         >>> gaussian_crps(error=torch.tensor([2.0]), deviation=torch.tensor([1e-6]))  # then it is the absolute error
@@ -125,7 +125,7 @@ def central_interval(samples: Tensor, level: float) -> tuple[Tensor, Tensor]:  #
         ArgumentError: If the level is outside (0, 1).
         DataError: If there are too few draws for it.
 
-    Example:
+    Examples:
         >>> samples = torch.arange(1.0, 20.0).unsqueeze(-1)  # 19 draws 1, 2, ... 19
         >>> central_interval(samples, 0.9)
         (tensor([1.]), tensor([19.]))

@@ -22,7 +22,7 @@ class SwapErrors(NamedTuple):
         to_local: Against the group of the local latents. Lower than `to_global` if these carry the identity.
         unswapped: Both latents from one group, against that group: `held_out_mse`.
 
-    Example:
+    Examples:
         >>> errors = SwapErrors(to_global=0.2, to_local=0.9, unswapped=0.1)
         >>> errors.to_local < errors.to_global  # whether local latents carry the identity of a group
         False
@@ -60,7 +60,7 @@ def swap_errors(
         DataError: If the model has not both kinds of channels.
         GroupError: If there are fewer than two groups.
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(2)])
         >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), prior)
         >>> held_out = HeldOut.last(GroupedDataset(torch.rand(24, 5), torch.rand(24), group=torch.arange(24) // 6))

@@ -19,7 +19,7 @@ class PseudoObservations(NamedTuple):
         variance: sigma^2, (G, Q, L), 1 there.
         mask: True where at least one element of a member was observed, (G, Q); None for everywhere.
 
-    Example:
+    Examples:
         >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)]))
         >>> pseudo = model.encode(GroupedDataset(torch.rand(3, 5), torch.rand(3), group=[0, 0, 1]))
         >>> pseudo.mean.shape, pseudo.mask.tolist(), pseudo.variance[1, 1]  # of the padding
@@ -63,7 +63,7 @@ def padded_features(batch: GroupedBatch) -> Tensor:  # shape: (G, Q, D)
     Kernels centre x before they take distances. A padding of 0 among x near 1.7e9 (seconds since 1970) would cost all
     digits. A network or a kernel may not take 0 at all.
 
-    Example:
+    Examples:
         >>> data = GroupedDataset(y=torch.rand(3), x=[7.0, 8.0, 9.0], group=[0, 0, 1])
         >>> data[:].x[..., 0].tolist(), padded_features(data[:])[..., 0].tolist()
         ([[7.0, 8.0], [9.0, 0.0]], [[7.0, 8.0], [9.0, 9.0]])

@@ -23,7 +23,7 @@ def check_dropout(dropout: Any, name: str = "member_dropout") -> float | tuple[f
     Raises:
         ArgumentError: If it is neither.
 
-    Example:
+    Examples:
         >>> check_dropout(0.5), check_dropout([0, 1])
         (0.5, (0.0, 1.0))
         >>> check_dropout(1.5)

@@ -17,7 +17,7 @@ class AnglePosterior:
         concentration: Vectors (G, Q, 2). The direction is the middle of the distribution, the length its concentration.
         period: Period of the angle, in its unit.
 
-    Example:
+    Examples:
         >>> posterior = AnglePosterior(torch.tensor([[[0.0, 3.0], [-3.0, 0.0]]]), period=360.0)
         >>> posterior.mean  # degrees
         tensor([[ 90., 180.]])

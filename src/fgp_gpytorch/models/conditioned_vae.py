@@ -28,7 +28,7 @@ class ConditionedVAE(nn.Module):
             their `group_index` identifies.
         learned_vectors: From a batch of training groups to their learned vectors; None with a representation.
 
-    Example:
+    Examples:
         >>> train = GroupedDataset(torch.rand(8, 5), torch.rand(8), group=[0, 0, 1, 1, 2, 2, 3, 3])
         >>> model = GPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), 4, num_groups=len(train))
         >>> conditioned = model.condition_on(train)

@@ -43,7 +43,7 @@ class CorrelatedFGPVAE(CoupledVAE[CorrelatedPrior]):
         ArgumentError: If an argument has another type, a number is out of range, or `local` is empty.
         GroupError: If there are both a number of groups and a representation, or neither.
 
-    Example:
+    Examples:
         >>> model = CorrelatedFGPVAE(ConvEncoder(16), ConvDecoder(16), [LocalChannels(8, kernel)], 8, len(data))
         >>> model.initialize_vectors(data)
         >>> fit(model, data)

@@ -53,7 +53,7 @@ class CoupledVAE(GroupedVAE[Coupled], Generic[Coupled]):
         ArgumentError: If an argument has another type, or a number is out of range.
         GroupError: If there are both a number of groups and a representation, or neither.
 
-    Example:
+    Examples:
         >>> model = GPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), 4, num_groups=3, num_factors=2)
         >>> data = GroupedDataset(torch.rand(6, 5), torch.rand(6), group=[0, 0, 1, 1, 2, 2])
         >>> isinstance(model, CoupledVAE), model.vectors_of(data[[2, 0]]).shape

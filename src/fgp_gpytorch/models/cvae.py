@@ -34,7 +34,7 @@ class CVAE(FactorizedVAE):
         ArgumentError: If an argument has another type, or a dropout is out of range.
         ShapeError: In use, if the features have other leading dimensions than x.
 
-    Example:
+    Examples:
         >>> encoder = MLPEncoder([5], 4, num_features=2)  # cosine and sine of an angle
         >>> decoder = MLPDecoder(4, [5], num_features=2)
         >>> model = CVAE(encoder, decoder, FactorizedGPPrior([GlobalChannels(4)]), features=FourierFeatures())

@@ -33,7 +33,7 @@ class FactorizedVAE(GroupedVAE[FactorizedGPPrior]):
             prior has shared effects. Groups of other data sets update q(w) when they are conditioned on.
         group_distribution: The distribution that `sample_groups` draws from; None before `fit_groups`.
 
-    Example:
+    Examples:
         >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)]))
         >>> data = GroupedDataset(torch.rand(6, 5), torch.rand(6), group=[0, 0, 1, 1, 2, 2])
         >>> fitted = model.fit_groups(data)

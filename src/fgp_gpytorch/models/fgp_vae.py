@@ -28,7 +28,7 @@ class FGPVAE(FactorizedVAE):
 
     The arguments are those of `GroupedVAE`, with a `FactorizedGPPrior` as prior.
 
-    Example:
+    Examples:
         >>> model = FGPVAE(ConvEncoder(16), ConvDecoder(16), prior)
         >>> fit(model, data.train, epochs=100)
         >>> images = model.generate(x_new, context=data.test.context)

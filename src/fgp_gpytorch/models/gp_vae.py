@@ -57,7 +57,7 @@ class GPVAE(CoupledVAE[ProductPrior]):
         ArgumentError: If an argument has another type, or a number is out of range.
         GroupError: If there are both a number of groups and a representation, or neither.
 
-    Example:
+    Examples:
         >>> model = GPVAE(ConvEncoder(16), ConvDecoder(16), 16, num_groups=len(data.train))
         >>> model.initialize_vectors(data.train)
         >>> fit(model, data.train, batch_size=len(data.train), epochs=1000)

@@ -101,7 +101,7 @@ class GroupedVAE(Configurable, nn.Module, ABC, Generic[Prior]):
         ArgumentError: If an argument has another type, or a dropout is out of range. If there is element dropout, and
             the encoder does not take `observed`.
 
-    Example:
+    Examples:
         >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)])).eval()
         >>> batch = GroupedBatch.from_tensors(y=torch.rand(2, 3, 5), x=torch.rand(2, 3, 1))
         >>> model.infer(batch).mean.shape, model.reconstruct(batch).shape

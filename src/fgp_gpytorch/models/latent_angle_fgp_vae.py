@@ -64,7 +64,7 @@ class LatentAngleFGPVAE(FactorizedVAE):
     Raises:
         ArgumentError: If an argument has another type, or a number is out of range.
 
-    Example:
+    Examples:
         >>> known = torch.rand(len(angles)) < 0.1
         >>> data = GroupedDataset(images, angles, digit, x_mask=known)
         >>> model = LatentAngleFGPVAE(ConvEncoder(16), ConvDecoder(16), prior, ConvFeatures(2))

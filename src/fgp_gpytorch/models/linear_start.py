@@ -58,7 +58,7 @@ def principal_components(y: Tensor, observed: Tensor | None, num_components: int
         Loadings W (K, L) for scores of variance 1, the means (K,), and all eigenvalues of the covariance, (K,),
         descending. If L > K, the last loadings are 0.
 
-    Example:
+    Examples:
         >>> y = torch.tensor([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]], dtype=torch.float64)
         >>> loadings, mean, eigenvalues = principal_components(y, None, num_components=1)
         >>> loadings @ loadings.mT  # the covariance of the rows
@@ -133,7 +133,7 @@ def in_float64(model: Any) -> Iterator[None]:
 def thinned(data: GroupedDataset, channels: int, most: int) -> GroupedBatch:
     """The groups and members that L-BFGS sees.
 
-    Example:
+    Examples:
         >>> data = GroupedDataset(y=torch.rand(3000), x=torch.rand(3000), group=torch.arange(3000) // 10)
         >>> len(data), thinned(data, channels=4, most=1000).num_groups  # 25 groups times 10 members times 4 channels
         (300, 25)

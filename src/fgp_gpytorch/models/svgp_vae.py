@@ -51,7 +51,7 @@ class SVGPVAE(CoupledVAE[InducingPrior]):
         ShapeError: If the kernel has a batch shape.
         GroupError: If there are both a number of groups and a representation, or neither.
 
-    Example:
+    Examples:
         >>> model = SVGPVAE(ConvEncoder(16), ConvDecoder(16), 16, num_groups=len(data.train))
         >>> model.initialize_vectors(data.train)
         >>> fit(model, data.train, epochs=1000)

@@ -26,7 +26,7 @@ class Terms(NamedTuple):
         num_batches: Batches that make up the data set. Set where the sizes of groups decide on who is together with
             whom; None elsewhere.
 
-    Example:
+    Examples:
         >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)]))
         >>> data = GroupedDataset(torch.rand(6, 5), torch.rand(6), group=[0, 0, 1, 1, 2, 2])
         >>> terms = model.terms(data[[0, 1]])

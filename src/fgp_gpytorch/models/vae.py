@@ -25,7 +25,7 @@ class VAE(FactorizedVAE):
     Raises:
         ArgumentError: If an argument has another type, `num_channels` is below 1, or `element_dropout` out of range.
 
-    Example:
+    Examples:
         >>> model = VAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), num_channels=4).eval()
         >>> batch = GroupedBatch.from_tensors(y=torch.rand(2, 3, 5), x=torch.rand(2, 3, 1))
         >>> model.infer(batch).predict(torch.rand(2, 1, 1)).variance.unique()  # of new members: that of the prior

@@ -75,7 +75,7 @@ class ConvEncoder(Configurable, _Convolutions):
     Raises:
         ArgumentError: If a size is not a positive integer, or the image is too small.
 
-    Example:
+    Examples:
         >>> mean, variance = ConvEncoder(16)(torch.rand(5, 1, 28, 28))
         >>> mean.shape, bool((variance > 0).all())
         (torch.Size([5, 16]), True)
@@ -119,7 +119,7 @@ class ConvFeatures(Configurable, _Convolutions):
     Raises:
         ArgumentError: If a size is not a positive integer, or the image is too small.
 
-    Example:
+    Examples:
         >>> ConvFeatures(12)(torch.rand(5, 1, 28, 28)).shape
         torch.Size([5, 12])
     """
@@ -165,7 +165,7 @@ class ConvDecoder(Configurable, nn.Module):
     Raises:
         ArgumentError: If a size is not a positive integer.
 
-    Example:
+    Examples:
         >>> ConvDecoder(16)(torch.zeros(5, 16)).shape
         torch.Size([5, 1, 28, 28])
         >>> ConvDecoder(16, shape=(3, 30, 45), widths=(32, 16), transposed=True)(torch.zeros(5, 16)).shape

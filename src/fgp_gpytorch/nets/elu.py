@@ -37,7 +37,7 @@ def elu(activation: Tensor) -> Tensor:
     Returns:
         The same shape and memory layout.
 
-    Example:
+    Examples:
         >>> elu(torch.tensor([-math.inf, -1.0, 0.0, 2.0]))
         tensor([-1.0000, -0.6321,  0.0000,  2.0000])
     """

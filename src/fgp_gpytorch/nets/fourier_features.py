@@ -22,7 +22,7 @@ class FourierFeatures(Configurable, nn.Module):
     Raises:
         ArgumentError: If `harmonics` is not a positive integer, or `period` not a positive finite number.
 
-    Example:
+    Examples:
         >>> FourierFeatures(period=24)(torch.tensor([[0.0], [4.0], [24.0]])).round(decimals=4).abs()  # hours of a day
         tensor([[1.0000, 0.0000],
                 [0.5000, 0.8660],

@@ -45,7 +45,7 @@ class LinearEncoder(Configurable, nn.Module):
     Raises:
         ArgumentError: If a size is not a positive integer, or a position is not one of the K elements.
 
-    Example:
+    Examples:
         >>> encoder = LinearEncoder([2], num_channels=1)
         >>> encoder.loadings.data = torch.ones(2, 1)
         >>> observed = torch.tensor([[True, True], [True, False]])
@@ -131,7 +131,7 @@ class LinearDecoder(Configurable, nn.Module):
     Raises:
         ArgumentError: If a size is not a positive integer.
 
-    Example:
+    Examples:
         >>> decoder = LinearDecoder(2, [3])
         >>> z = torch.rand(5, 2)
         >>> torch.allclose(decoder(z), z @ decoder.loadings.mT)  # before training

@@ -32,7 +32,7 @@ class MLP(Configurable, nn.Sequential):
     Raises:
         ArgumentError: If a width is not a positive integer, or the activation is another word.
 
-    Example:
+    Examples:
         >>> MLP(3, 2, hidden=[])(torch.rand(5, 7, 3)).shape
         torch.Size([5, 7, 2])
         >>> MLP(3, 2, hidden=[16], activation="tanh")
@@ -86,7 +86,7 @@ class MLPEncoder(Configurable, nn.Module):
     Raises:
         ArgumentError: If a size is not a positive integer, or the activation is unknown.
 
-    Example:
+    Examples:
         >>> encoder = MLPEncoder([5], 4, takes_observed=True)
         >>> y = torch.zeros(7, 5)
         >>> mean, variance = encoder(y, observed=torch.ones(7, 5) > 0)
@@ -141,7 +141,7 @@ class MLPDecoder(Configurable, nn.Module):
     Raises:
         ArgumentError: If a size is not a positive integer, or the activation is unknown.
 
-    Example:
+    Examples:
         >>> MLPDecoder(4, [2, 5])(torch.zeros(7, 4)).shape
         torch.Size([7, 2, 5])
         >>> MLPDecoder(4, [2, 5], num_features=3)(torch.zeros(7, 4), torch.zeros(7, 3)).shape  # of a CVAE
@@ -190,7 +190,7 @@ class MLPFeatures(Configurable, nn.Module):
     Raises:
         ArgumentError: If a size is not a positive integer, or the activation is unknown.
 
-    Example:
+    Examples:
         >>> MLPFeatures([2, 5], width=8)(torch.zeros(7, 2, 5)).shape
         torch.Size([7, 8])
     """

@@ -38,7 +38,7 @@ class RepresentationNetwork(Configurable, nn.Module):
     Raises:
         ArgumentError: If r or f is no module, the aggregation is none of the three, or attention has no width.
 
-    Example:
+    Examples:
         >>> network = RepresentationNetwork(MLPFeatures([5], 16), MLPFeatures([16], 8), "mean")
         >>> y = torch.rand(2, 3, 5)
         >>> mask = torch.tensor([[True, True, True], [True, True, False]])

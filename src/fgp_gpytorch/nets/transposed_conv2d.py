@@ -31,7 +31,7 @@ class TransposedConv2d(nn.Module):
     Raises:
         ArgumentError: If a number of channels is below 1.
 
-    Example:
+    Examples:
         >>> ours, theirs = TransposedConv2d(3, 2), torch.nn.ConvTranspose2d(3, 2, 4, stride=2, padding=1)
         >>> ours.load_state_dict(theirs.state_dict())
         <All keys matched successfully>

@@ -35,7 +35,7 @@ class UpsampleConv2d(nn.Module):
     Raises:
         ArgumentError: If `padding` is neither 0 nor 1, or a number of channels is below 1.
 
-    Example:
+    Examples:
         >>> layer = UpsampleConv2d(3, 2)
         >>> images = torch.rand(1, 3, 5, 5)
         >>> doubled = torch.nn.Upsample(scale_factor=2)(images)

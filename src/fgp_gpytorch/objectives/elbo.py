@@ -22,7 +22,7 @@ class ELBO(Objective):
     Raises:
         ArgumentError: If `beta` is negative or not finite, or `num_particles` below 1.
 
-    Example:
+    Examples:
         >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)]))
         >>> batch = GroupedBatch.from_tensors(y=torch.rand(2, 3, 5), x=torch.rand(2, 3, 1))
         >>> terms = model.terms(batch)

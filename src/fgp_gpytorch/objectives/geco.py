@@ -44,7 +44,7 @@ class GECO(Objective):
         ArgumentError: If a number is not positive and finite, `decay` is outside [0, 1), or the initial multiplier is
             outside its bounds.
 
-    Example:
+    Examples:
         >>> likelihood = GaussianLikelihood("fixed", 0.02)
         >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)]), likelihood)
         >>> objective = GECO(kappa=0.02)

@@ -29,7 +29,7 @@ class Objective(pyro.infer.ELBO, Configurable):
     Raises:
         ArgumentError: If `num_particles` is below 1.
 
-    Example:
+    Examples:
         >>> class FreeNats(Objective):
         ...     def loss_of(self, terms):  # the first 3 nats of every group cost nothing
         ...         return terms.scale * (terms.kl.clamp_min(3.0) - terms.log_likelihood).sum()

@@ -61,7 +61,7 @@ class BlockPosterior(ABC):
         precision: R^2 = 1 / sigma^2, (*b, G, J, Q), 0 for a missing member.
         residual: mu less the prior mean, (*b, G, J, Q).
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([GlobalChannels(1)])
         >>> posterior = prior.posterior(torch.rand(1, 2, 1), 3 * torch.ones(1, 2, 1), torch.ones(1, 2, 1))
         >>> mean, variance = posterior.blocks[0].marginals()

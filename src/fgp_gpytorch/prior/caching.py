@@ -12,7 +12,7 @@ def cached_by_grad_mode(method: Callable[[Any], Any]) -> property:
 
     A value read under `torch.no_grad` has no graph, so it must not serve a later loss.
 
-    Example:
+    Examples:
         >>> class Answer:
         ...     @cached_by_grad_mode
         ...     def value(self):

@@ -37,7 +37,7 @@ class ChannelBlock(Configurable, gpytorch.Module, ABC):
         ArgumentError: If `num_channels` is below 1, or `mean` is not a module.
         ShapeError: If the mean has another batch shape.
 
-    Example:
+    Examples:
         >>> blocks = [LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(3), IndependentChannels(1)]
         >>> [(block.num_channels, block.is_global) for block in blocks]
         [(2, False), (3, True), (1, False)]

@@ -54,7 +54,7 @@ class CoregionalizedChannels(ChannelBlock):
         ArgumentError: If a number is below 1, or `features` is not a feature map.
         ShapeError: If the kernel or the mean has another batch shape.
 
-    Example:
+    Examples:
         >>> kernel = gpytorch.kernels.PeriodicKernel()
         >>> kernel.period_length = 2 * math.pi
         >>> fixed = kernel.raw_period_length.requires_grad_(False)

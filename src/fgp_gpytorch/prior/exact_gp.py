@@ -20,7 +20,7 @@ class BlockExactGP(gpytorch.models.ExactGP):
     Made by `exact_gp`. It shares the kernel and the mean with the block, so training one trains the other. The noise
     is the pseudo-variance, so the marginal log likelihood is the block's log evidence.
 
-    Example:
+    Examples:
         >>> block = LocalChannels(2, gpytorch.kernels.RBFKernel())
         >>> x = torch.rand(2, 3, 1, dtype=torch.float64)  # two groups of three members
         >>> gp = exact_gp(block, x, mean=torch.zeros(2, 3, 2), variance=torch.ones(2, 3, 2)).eval()
@@ -101,7 +101,7 @@ def exact_gp(
         DataError: If no member is observed, an observed value is not finite, an observed variance is not positive, or
             a dtype is not floating (or the mask's not boolean).
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel())])
         >>> x, mean, variance = torch.rand(3, 5, 1), torch.rand(3, 5, 2), torch.ones(3, 5, 2)  # three groups
         >>> gp = exact_gp(prior.blocks[0], x, mean, variance).eval()

@@ -49,7 +49,7 @@ class FactorizedGPPrior(LatentPrior):
         ArgumentError: If there are no blocks, an element is not a block, or a block occurs twice. Also if the dtype is
             neither float32 nor float64, or an effect no feature map.
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([LocalChannels(8, gpytorch.kernels.PeriodicKernel()), GlobalChannels(8)])
         >>> x, mean, variance = torch.rand(2, 5, 1), torch.rand(2, 5, 16), torch.ones(2, 5, 16)  # two groups
         >>> posterior = prior.posterior(x, mean, variance)
@@ -304,7 +304,7 @@ def check_variance(variance: Tensor, observed: Tensor | None) -> None:
     Raises:
         DataError: If one is zero or negative.
 
-    Example:
+    Examples:
         >>> check_variance(torch.tensor([[[1.0], [0.0]]]), observed=torch.tensor([[[True], [False]]]))
         >>> check_variance(torch.tensor([[[1.0], [0.0]]]), observed=None)
         Traceback (most recent call last):

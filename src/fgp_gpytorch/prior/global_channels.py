@@ -33,7 +33,7 @@ class GlobalChannels(ChannelBlock):
         ShapeError: If the variance has the wrong length, or the mean is not constant.
         DataError: If a variance is not positive and finite, or outside its constraint.
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([GlobalChannels(1)])
         >>> x, mean, variance = torch.rand(1, 2, 1), torch.full((1, 2, 1), 3.0), torch.ones(1, 2, 1)
         >>> prior.posterior(x, mean, variance).predict(torch.rand(1, 1, 1)).mean  # 2 * 3 / (2 + 1)

@@ -63,7 +63,7 @@ class GroupDistribution(Configurable, nn.Module):
     Raises:
         ArgumentError: If a number is not an integer, or is below 1 (below 0 for `num_factors`).
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([GlobalChannels(2)])
         >>> model = FGPVAE(MLPEncoder([5], 2), MLPDecoder(2, [5]), prior)
         >>> fitted = model.fit_groups(GroupedDataset(torch.rand(6, 5), torch.rand(6), group=[0, 0, 1, 1, 2, 2]))

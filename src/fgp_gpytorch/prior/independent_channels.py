@@ -21,7 +21,7 @@ class IndependentChannels(ChannelBlock):
     Raises:
         ArgumentError: If `num_channels` is below 1.
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([IndependentChannels(1)])
         >>> x, mean, variance = torch.zeros(1, 1, 1), torch.tensor([[[4.0]]]), torch.ones(1, 1, 1)
         >>> posterior = prior.posterior(x, mean, variance)

@@ -22,7 +22,7 @@ class LatentPaths(NamedTuple):
         members: (*s, *b, G, Q, L).
         new: (*s, *b, G, Q*, L).
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([GlobalChannels(1)])
         >>> posterior = prior.posterior(torch.rand(2, 5, 1), mean=torch.rand(2, 5, 1), variance=torch.ones(2, 5, 1))
         >>> members, new = posterior.rsample_paths(torch.rand(2, 3, 1), sample_shape=[4])
@@ -44,7 +44,7 @@ class LatentPosterior(Posterior):
         mask: True where a member is conditioned on, (*b, G, Q); None for all.
         blocks: The posterior of each block of channels.
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([LocalChannels(1, gpytorch.kernels.RBFKernel()), GlobalChannels(1)])
         >>> x, mask = torch.rand(2, 5, 1), torch.arange(5) < torch.tensor([[5], [3]])
         >>> posterior = prior.posterior(x, torch.rand(2, 5, 2), torch.ones(2, 5, 2), mask)
@@ -127,7 +127,7 @@ class LatentPosterior(Posterior):
 class LatentPrediction(Prediction):
     """The posterior at new members of known groups, made by `LatentPosterior.predict`.
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([LocalChannels(1, gpytorch.kernels.RBFKernel())])
         >>> x, mean, variance = torch.zeros(1, 1, 1), torch.tensor([[[4.0]]]), torch.ones(1, 1, 1)
         >>> posterior = prior.posterior(x, mean, variance)

@@ -18,7 +18,7 @@ class LatentPrior(Configurable, gpytorch.Module):
         dtype: Dtype of the Gaussian algebra and the hyperparameters.
         couples_groups: Whether groups depend on each other. If so, a minibatch of groups gives biased gradients.
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([LocalChannels(2, gpytorch.kernels.RBFKernel()), GlobalChannels(1)])
         >>> prior.num_channels, prior.is_global, prior.couples_groups, prior.dtype
         (3, tensor([False, False,  True]), False, torch.float64)

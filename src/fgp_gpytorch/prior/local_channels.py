@@ -74,7 +74,7 @@ class LocalChannels(ChannelBlock):
         DataError: If an inducing point is not finite or occurs twice. In use, if the kernel does not have the
             inference, or its dense matrices take more than 4 GiB.
 
-    Example:
+    Examples:
         >>> kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5, batch_shape=torch.Size([8])))
         >>> block = LocalChannels(8, kernel)  # a lengthscale for each channel
         >>> block.covariance(torch.rand(2, 5, 1), torch.rand(2, 3, 1)).shape

@@ -18,7 +18,7 @@ def multitask_normal(mean: Tensor, parts: Sequence[Tensor]) -> MultitaskMultivar
     Returns:
         Batch shape *b, event shape (Q, L).
 
-    Example:
+    Examples:
         >>> parts = [torch.eye(3), 4 * torch.eye(3)]  # of two channels at three members
         >>> distribution = multitask_normal(torch.zeros(3, 2), parts)
         >>> distribution.event_shape, distribution.variance

@@ -19,7 +19,7 @@ class KLTerms(NamedTuple):
         kl_local: KL of the channels that vary within a group, nats, (*b, G).
         kl_global: KL of the channels with one value per group, nats, (*b, G).
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([LocalChannels(1, gpytorch.kernels.RBFKernel()), GlobalChannels(1)])
         >>> posterior = prior.posterior(torch.rand(2, 5, 1), mean=torch.rand(2, 5, 2), variance=torch.ones(2, 5, 2))
         >>> kl_local, kl_global = posterior.kl_terms
@@ -37,7 +37,7 @@ class Prediction(ABC):
     Attributes:
         x: Auxiliary features of the members, (*b, G, Q, D).
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([GlobalChannels(1)])
         >>> posterior = prior.posterior(torch.rand(1, 2, 1), mean=torch.zeros(1, 2, 1), variance=torch.ones(1, 2, 1))
         >>> together, apart = posterior.rsample([3]), posterior.rsample([3], marginals=True)
@@ -95,7 +95,7 @@ class Posterior(Prediction):
 
     A posterior is a snapshot. Make a new one after a parameter changes. Values are computed when they are read.
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([GlobalChannels(1)])
         >>> posterior = prior.posterior(torch.rand(1, 2, 1), mean=torch.zeros(1, 2, 1), variance=torch.ones(1, 2, 1))
         >>> prior_of_z = torch.distributions.Normal(0.0, 1.0)
@@ -159,7 +159,7 @@ def check_new_members(x_new: Tensor, x: Tensor) -> Tensor:
         ArgumentError: If `x_new` is not a tensor.
         DataError: If `x_new` is not floating, not finite, or on another device.
 
-    Example:
+    Examples:
         >>> check_new_members(torch.zeros(2, 7, 1), x=torch.zeros(2, 3, 1, dtype=torch.float64)).dtype
         torch.float64
         >>> check_new_members(torch.zeros(7, 1), x=torch.zeros(2, 3, 1))

@@ -32,7 +32,7 @@ class SharedEffects(gpytorch.Module):
     Raises:
         ArgumentError: If there are no maps, or one is no feature map.
 
-    Example:
+    Examples:
         >>> prior = FactorizedGPPrior([GlobalChannels(2)], effects=[SelectedFeatures(CategoricalFeatures(3), [1])])
         >>> prior.effects.mean.shape  # two channels, three categories and an unknown one
         torch.Size([2, 4])

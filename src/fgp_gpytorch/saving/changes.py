@@ -83,7 +83,7 @@ def apply_changes(module: nn.Module, changes: Changes, state: Mapping[str, Tenso
 def structure_of(module: nn.Module) -> list[Any]:
     """What a description depends on, cheaper than the description: two equal results have equal descriptions.
 
-    Example:
+    Examples:
         >>> model = MLP(3, 2)
         >>> before = structure_of(model)
         >>> before == structure_of(model)

@@ -35,7 +35,7 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
         MissingFileError: If the folder does not exist, or the path is a folder.
         CheckpointError: If the file cannot be written.
 
-    Example:
+    Examples:
         >>> write_checkpoint({"epoch": 3, "weights": torch.ones(2)}, "state.pt")
         >>> read_checkpoint("state.pt")["epoch"], torch.load("state.pt", weights_only=True)["weights"]
         (3, tensor([1., 1.]))
@@ -68,7 +68,7 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
 def cannot_write(path: str | Path, error: OSError) -> CheckpointError:
     """Return the error for a file or folder that the operating system refuses to write.
 
-    Example:
+    Examples:
         >>> try:
         ...     open("no such folder/model.pt", "w")
         ... except OSError as error:
@@ -89,7 +89,7 @@ def remove_leftovers(folder: Path, name: str, older_than: float = 0.0) -> None:
         name: The name of the file, or "" for all checkpoints of Lightning (*.ckpt).
         older_than: Age in seconds. A younger file may belong to a process that is at work.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> Path(".model.pt.0a1b2c3d.tmp").touch()
         >>> remove_leftovers(Path("."), "model.pt")
@@ -113,7 +113,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         MissingFileError: If there is no such file.
         CheckpointError: If the file is damaged, or holds anything else.
 
-    Example:
+    Examples:
         >>> save_model(MLP(3, 2), "mlp.pt")
         >>> read_checkpoint("mlp.pt")["class"]
         'MLP'

@@ -15,7 +15,7 @@ class Configurable:
     be numbers, strings, None, lists, dictionaries, arrays, tensors, GPyTorch kernels, means, priors and constraints,
     and Configurables.
 
-    Example:
+    Examples:
         >>> class Encoder(Configurable, torch.nn.Module):
         ...     def __init__(self, width, activation="elu"):
         ...         super().__init__()

@@ -99,7 +99,7 @@ def describe(value: Any) -> Any:
     Raises:
         CheckpointError: If a part cannot be described.
 
-    Example:
+    Examples:
         >>> describe({"width": 8, "shape": (1, 28, 28)})
         {'dict': {'width': 8, 'shape': {'tuple': [1, 28, 28]}}}
         >>> describe(gpytorch.kernels.RBFKernel())["class"]
@@ -147,7 +147,7 @@ def rebuild(description: Any) -> Any:
     Raises:
         CheckpointError: If a class is unknown, or does not take the described arguments.
 
-    Example:
+    Examples:
         >>> kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5))
         >>> rebuild(describe(kernel)).base_kernel.nu
         1.5

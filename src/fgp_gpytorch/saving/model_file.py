@@ -32,7 +32,7 @@ def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
     Raises:
         CheckpointError: If a constructor argument that is not a module cannot be described.
 
-    Example:
+    Examples:
         >>> content = pack_model(MLP(3, 2))
         >>> content["class"], content["parts"], sorted(content)
         ('MLP', '{"num_inputs": 3, "num_outputs": 2}', ['changes', 'class', 'format', 'frozen', 'parts', 'state_dict'])
@@ -66,7 +66,7 @@ def pack_model(model: nn.Module, warn: bool = True) -> dict[str, Any]:
 def options_of(content: dict[str, Any]) -> dict[str, Any]:
     """The parts and options of a packed model by their names, without other attributes, such as counters.
 
-    Example:
+    Examples:
         >>> options_of(pack_model(MLP(3, 2, hidden=[16])))
         {'num_inputs': 3, 'num_outputs': 2, 'hidden': [16]}
     """
@@ -81,7 +81,7 @@ def options_of(content: dict[str, Any]) -> dict[str, Any]:
 def model_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the state of a model. A part that `torch.compile` wrapped has the names of the part itself.
 
-    Example:
+    Examples:
         >>> list(model_state(MLP(3, 2, hidden=[])))
         ['0.weight', '0.bias']
     """
@@ -96,7 +96,7 @@ def save_model(model: nn.Module, path: str | Path) -> None:
             written. A file that was there before is then unchanged.
         MissingFileError: If the folder does not exist, or the path is a folder.
 
-    Example:
+    Examples:
         >>> model = MLP(3, 2)
         >>> save_model(model, "mlp.pt")
         >>> again = load_model(MLP, "mlp.pt", parts={})
@@ -115,7 +115,7 @@ def load_model(kind: type[Model], path: str | Path, parts: dict[str, nn.Module])
         MissingFileError: If there is no such file.
         CheckpointError: If the file is no checkpoint of this class, or does not fit the parts.
 
-    Example:
+    Examples:
         >>> save_model(MLP(3, 2), "mlp.pt")
         >>> load_model(MLP, "mlp.pt", parts={}).constructor_arguments
         {'num_inputs': 3, 'num_outputs': 2}
@@ -130,7 +130,7 @@ def unpack_model(kind: type[Model], content: Any, path: str | Path, parts: dict[
     Raises:
         CheckpointError: If the content is not of this class, or does not fit the parts.
 
-    Example:
+    Examples:
         >>> content = pack_model(MLP(3, 2))
         >>> unpack_model(MLP, content, "in memory", parts={}).constructor_arguments
         {'num_inputs': 3, 'num_outputs': 2}

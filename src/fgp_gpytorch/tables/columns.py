@@ -39,7 +39,7 @@ class Column(ABC):
     Raises:
         ArgumentError: If the name cannot be that of a column.
 
-    Example:
+    Examples:
         >>> columns = [Gaussian("height"), Log("income"), Binary("smokes"), Ordinal("pain"), Count("visits")]
         >>> [column.kind for column in columns], all(isinstance(column, Column) for column in columns)
         (['gaussian', 'gaussian', 'binary', 'ordinal', 'count'], True)
@@ -145,7 +145,7 @@ class Gaussian(Column):
     Raises:
         ArgumentError: If an option is unknown.
 
-    Example:
+    Examples:
         >>> column = Gaussian("height", transform="none")
         >>> column.learn(pd.Series([150.0, 170.0]))
         >>> elements = column.encode(pd.Series([160.0, 170.0, None]))
@@ -227,7 +227,7 @@ class Log(Gaussian):
         name: Of the column.
         heteroscedastic: Whether the noise depends on the latents.
 
-    Example:
+    Examples:
         >>> column = Log("income")
         >>> column.learn(pd.Series([10.0, 1000.0]))
         >>> elements = column.encode(pd.Series([10.0, 100.0, 1000.0]))
@@ -301,7 +301,7 @@ class Binary(_Labelled):
     Args:
         name: Of the column.
 
-    Example:
+    Examples:
         >>> column = Binary("smokes")
         >>> column.learn(pd.Series(["yes", "no", None]))
         >>> column.levels, column.encode(pd.Series(["yes", "no", None])).tolist()
@@ -350,7 +350,7 @@ class Categorical(_Labelled):
     Args:
         name: Of the column.
 
-    Example:
+    Examples:
         >>> column = Categorical("colour")
         >>> column.learn(pd.Series(["red", "blue", "green"]))
         >>> column.levels, column.encode(pd.Series(["green", None])).tolist()
@@ -397,7 +397,7 @@ class Ordinal(_Labelled):
     Args:
         name: Of the column.
 
-    Example:
+    Examples:
         >>> levels = pd.CategoricalDtype(["none", "mild", "severe"], ordered=True)
         >>> pain = pd.Series(["mild", "none", "severe"], dtype=levels)
         >>> column = Ordinal("pain")
@@ -461,7 +461,7 @@ class Count(Column):
     Raises:
         ArgumentError: If the family is unknown.
 
-    Example:
+    Examples:
         >>> Count("visits").encode(pd.Series([0, 3, None])).tolist()
         [[0.0], [3.0], [nan]]
         >>> Count("visits").encode(pd.Series([0.5]))
@@ -522,7 +522,7 @@ class Periodic:
     Raises:
         ArgumentError: If the period is not a positive number.
 
-    Example:
+    Examples:
         >>> hour = Periodic("hour", period=24)  # 23 is as near to 0 as to 22
         >>> TableModel(y="temperature", x=["day", hour], group="station")
         TableModel(y=['temperature'], x=['day', 'hour'], group='station')

@@ -97,7 +97,7 @@ class TableModel:
     Raises:
         ArgumentError: If an argument has another type, or a name occurs twice.
 
-    Example:
+    Examples:
         >>> df = pd.DataFrame({"boy": np.arange(60) // 6, "age": np.arange(60) % 6 / 5})
         >>> df["height"] = 140 + 8 * df.age + df.boy
         >>> model = TableModel(y="height", x="age", group="boy").fit(df)

@@ -54,7 +54,7 @@ def tune(
         ArgumentError: If an option is not one of `TableModel`, or has no values.
         DataError: If there are too few groups.
 
-    Example:
+    Examples:
         >>> df = pd.DataFrame({"boy": np.arange(60) // 6, "age": np.arange(60) % 6 / 5})
         >>> df["height"] = 140 + 8 * df.age + df.boy
         >>> tuning = tune(TableModel("height", "age", "boy"), df, {"channels": [1, 2]})

@@ -62,7 +62,7 @@ class FitResult:
         seconds_per_epoch: Mean wall time of the epochs that this call trained, seconds; NaN if there was none.
         trainer: Lightning's trainer.
 
-    Example:
+    Examples:
         >>> data = GroupedDataset(torch.rand(9, 2), torch.arange(9.0), group=[0, 0, 0, 1, 1, 1, 2, 2, 2])
         >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))
         >>> result = fit(model, data, validation=HeldOut.last(data), folder="run", epochs=1)
@@ -200,7 +200,7 @@ def fit(
             If a file cannot be written, for instance on a full disk: the previous checkpoint is then unchanged.
         NonFiniteError: If a loss or gradient is NaN or infinite. It contains the term, the epoch and the groups.
 
-    Example:
+    Examples:
         >>> data = GroupedDataset(torch.rand(9, 2), torch.arange(9.0), group=[0, 0, 0, 1, 1, 1, 2, 2, 2])
         >>> model = FGPVAE(MLPEncoder([2], 3), MLPDecoder(3, [2]), FactorizedGPPrior([GlobalChannels(3)]))
         >>> result = fit(model, data, validation=HeldOut.last(data), epochs=1, folder="run", progress=False)

@@ -35,7 +35,7 @@ class RunSettings:
     Raises:
         ArgumentError: If a number is out of range, or a value has the wrong type.
 
-    Example:
+    Examples:
         >>> options = dict(epochs=100, batch_size=20, learning_rate=1e-3, optimizer=None, lr_schedule="cosine")
         >>> options |= dict(gradient_clip=None, early_stopping=None, seed=0, checkpoint_every=1, num_workers=0)
         >>> RunSettings(ELBO(), **options).plain()["optimizer"]
