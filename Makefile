@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 rotated-mnist: install  ## the paper's experiment, short form (ARGS='--preset paper --seeds 5' for the whole)
-	$(BIN)/python examples/rotated_mnist.py $(ARGS)
+	$(BIN)/python -W ignore::FutureWarning:torch.jit._script examples/rotated_mnist.py $(ARGS)
 
 test: install  ## all tests, a process for each core, warnings are errors (ARGS='-k posterior' for some)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
