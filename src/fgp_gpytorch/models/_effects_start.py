@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.data import GroupedBatch, GroupedDataset
+from fgp_gpytorch.data import GroupedDataset
+from fgp_gpytorch.models._batches import PseudoObservations
 
 _SWEEPS = 50  # of expectation maximization for the scales
 _SMALLEST_SCALE = 1e-3
-_AT_ONCE = 2e7  # entries of the covariances of the members of some groups
 
 
 def set_effects(model: Any, data: GroupedDataset) -> None:
-    r"""Set q(w) and the scales of shared effects, given the kernels, the means and the pseudo-observations.
+    """Set q(w) and the scales of shared effects, given the kernels, the means and the pseudo-observations.
 
     The evidence of the pseudo-observations is quadratic in the effects beta = s w of a channel:
 
@@ -30,8 +30,8 @@ def set_effects(model: Any, data: GroupedDataset) -> None:
     effects = model.prior.effects
     with torch.no_grad():
         effects.scale = 1.0
-        parts = [(batch, model.encode(batch)) for batch in pieces(data, model.prior.num_channels, effects.mean.device)]
-    gradient, curvature = quadratic(lambda beta: slope(model, parts, beta), effects.mean, channel_sets(model))
+        pseudo = [model.encode(batch.to(dtype=torch.float64)) for batch in data.batches(device=effects.mean.device)]
+    gradient, curvature = quadratic(lambda beta: slope(model, pseudo, beta), effects.mean, channel_sets(model))
     with torch.no_grad():
         mean, covariance, scale = best_scales(gradient, curvature, effects.sizes)
         effects.scale = scale.mT
@@ -83,12 +83,12 @@ def quadratic(
     return gradient, 0.5 * (curvature + curvature.mT)
 
 
-def slope(model: Any, parts: Sequence[tuple[GroupedBatch, Any]], weights: Tensor) -> Tensor:
+def slope(model: Any, pseudo: Sequence[PseudoObservations], weights: Tensor) -> Tensor:
     """The slope of the log evidence of all groups in the weights, (L, M)."""
     total = torch.zeros_like(weights)
-    for _, pseudo in parts:
+    for part in pseudo:
         own = weights.clone().requires_grad_()
-        blocks = model.prior.condition(*pseudo, weights=own).blocks
+        blocks = model.prior.condition(*part, weights=own).blocks
         evidence = torch.stack([block.log_evidence().sum() for block in blocks]).sum()
         total += torch.autograd.grad(evidence, own)[0]
     return total
@@ -99,9 +99,3 @@ def channel_sets(model: Any) -> list[list[int]]:
     channels = list(range(model.prior.num_channels))
     coupled = any(block.couples_channels for block in model.prior.blocks)
     return [[channel] for channel in channels] if coupled else [channels]
-
-
-def pieces(data: GroupedDataset, channels: int, device: torch.device) -> list[GroupedBatch]:
-    """Batches of some groups each, in float64."""
-    groups = max(1, int(_AT_ONCE / (channels * int(data.group_sizes.max()) ** 2)))
-    return [data[start : start + groups].to(device, torch.float64) for start in range(0, len(data), groups)]
