@@ -1,6 +1,6 @@
 """A table of countries: forecast the years 2000 to 2015 of countries that the model never saw, from the years before.
 
-python examples/tables.py --out docs/images   makes docs/images/countries.png.
+`python examples/tables.py --out docs/images` makes the picture of the README.
 """
 
 import argparse

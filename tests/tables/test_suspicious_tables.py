@@ -101,3 +101,12 @@ def test_imputed_gaps_have_the_index_of_their_rows(model, df):
     found = model.impute(gaps, spread=True)
     assert list(found.index) == ["r3", "r7"]
     assert list(found["t"]) == list(gaps.loc[["r3", "r7"], "t"])
+
+
+def test_scored_values_that_the_context_shows_are_warned_of(model, df):
+    late = df["t"] > 2
+    model.score(df[~late], df[late])
+    gap = df.assign(y=df["y"].mask(late))
+    model.score(gap, df[late])
+    with pytest.warns(UserWarning, match="values that the context lacks, got 40 of 60 values that are in both"):
+        model.score(df[df["t"] > 2].iloc[::-1], df[df["t"] > 1].astype({"g": object}))

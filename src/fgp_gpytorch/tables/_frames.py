@@ -87,6 +87,28 @@ def warn_of_rows(df: pd.DataFrame, keys: list[Hashable], group_sizes: Tensor) ->
         )  # fmt: skip
 
 
+def warn_of_overlap(df_context: pd.DataFrame, df_target: pd.DataFrame, keys: list[Hashable], y: list[Hashable]) -> None:
+    """Warn of values of the targets that the context shows too.
+
+    Args:
+        df_context: What the model may see.
+        df_target: The true values.
+        keys: Their columns of groups and x.
+        y: Their columns of measurements.
+    """
+    overlap = total = 0
+    for name in y:
+        tables = [df.loc[df[name].notna(), [*keys, name]].drop_duplicates() for df in (df_context, df_target)]
+        total += len(tables[1])
+        if min(map(len, tables)):
+            overlap += int(pd.concat(tables).duplicated().sum())
+    if overlap:
+        warnings.warn(
+            f"df_target: expected values that the context lacks, got {overlap} of {total} values that are in both "
+            "tables. Their errors are too low. Try to take them out of df_context.", UserWarning, stacklevel=3,
+        )  # fmt: skip
+
+
 def targets_of(
     df: pd.DataFrame, at: Any, group: list[Hashable], features: Sequence[Feature], covariates: Sequence[Covariate]
 ) -> pd.DataFrame:

@@ -41,7 +41,15 @@ from fgp_gpytorch.tables._fitting import (
     shortened,
     warn_of_equal_groups,
 )
-from fgp_gpytorch.tables._frames import fill_gaps, grid_of, group_names, require, targets_of, warn_of_rows
+from fgp_gpytorch.tables._frames import (
+    fill_gaps,
+    grid_of,
+    group_names,
+    require,
+    targets_of,
+    warn_of_overlap,
+    warn_of_rows,
+)
 from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_evidence, may_scale_a_curve, model_of
 from fgp_gpytorch.tables._scores import mean_scores, scores_of
 from fgp_gpytorch.tables._units import check_units, warn_of_kinds
@@ -501,7 +509,8 @@ class TableModel:
 
         Args:
             df_context: The context.
-            df_target: Rows of its groups with the true values. Missing values are not scored.
+            df_target: Rows of its groups with the true values. Missing values are not scored. A warning says if the
+                context has some of these values too.
             num_draws: Draws of the predictive distribution.
             seed: Of the draws.
 
@@ -531,7 +540,9 @@ class TableModel:
                     found.append(scores_of(column, part, own[:, seen], truth[seen], numbers))
             return found
 
-        parts = self._in_parts(self._checked(df_context), targets, num_draws, seed, use)
+        context = self._checked(df_context)
+        warn_of_overlap(context, targets, self._rows_by, [c.name for c in self.columns_])
+        parts = self._in_parts(context, targets, num_draws, seed, use)
         rows = [mean_scores(list(own)) for own in zip(*parts, strict=True)]
         return pd.DataFrame(rows, index=pd.Index([c.name for c in self.columns_], name="variable"))
 
