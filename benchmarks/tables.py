@@ -959,8 +959,8 @@ SECTIONS: dict[str, list[Section]] = {
         ),
         Section(
             "Padding",
-            "Loss and gradient with dense inference, of all groups in one batch over the group of 500 alone, or over "
-            "the sum of batches of one group (Zipf sizes 500, 250, 166, ... of 64 groups).",
+            "Loss and gradient with dense inference, of all groups in one batch. They are divided by those of the "
+            "group of 500 alone, or by the sum of batches of one group (Zipf sizes 500, 250, 166, ... of 64 groups).",
             padded,
         ),
     ],

@@ -113,7 +113,7 @@ def say(record: Record) -> str:
 STUDY = Study(
     "posterior",
     "Time of the posterior",
-    "The posterior of 8 local channels is computed in three ways that give the same numbers: by this package, by "
-    "GPyTorch's `ExactGP` and by one dense covariance of all rows (up to 1760).",
+    "Three ways compute the posterior of 8 local channels: this package, GPyTorch's `ExactGP`, and one dense "
+    "covariance of all rows (up to 1760). All give the same numbers.",
     keys, run, say, alone=True,
 )  # fmt: skip

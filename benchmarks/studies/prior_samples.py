@@ -210,8 +210,8 @@ def say(record: Record) -> str:
 STUDY = Study(
     "prior_samples",
     "Draws of new digits",
-    "A small classifier names 200 draws of each model at all angles: from the prior, from one Gaussian that "
-    "`fit_groups` fitted to the training threes, and from a mixture of bandwidth 0.5. The view of a draw at one angle "
+    "A small classifier names 200 draws of each model at all angles. Draws are from the prior, from one Gaussian that "
+    "`fit_groups` fitted to the training threes, or from a mixture of bandwidth 0.5. The view of a draw at one angle "
     "is also turned to the other angles and compared with the draw's own views there.",
     keys, run, say,
 )  # fmt: skip

@@ -286,7 +286,7 @@ def say(record: Record) -> str:
 STUDY = Study(
     "step_time",
     "Time of a training step",
-    "A training step of the FGP-VAE is timed in turn with the same step of a VAE with the same networks, and with the "
+    "A training step of the FGP-VAE is timed in turn with two others: a step of a VAE with the same networks, and a "
     "step of the shortest loop for a plain VAE with plain networks. `fit` is timed in turn with that loop, and the "
     "algebra of a step with GPyTorch's marginal likelihood. Lower is better.",
     keys, run, say, alone=True,

@@ -200,9 +200,8 @@ class GroupedDataset(Dataset):
 
         Raises:
             ArgumentError: If `df` is no DataFrame, a name is no name of a column, or `dtype` is none of PyTorch's.
-            DataError: If a column is absent, not numeric or there twice, an entry of `x` is missing, a column of `y`
-                is missing in every row, a name is that of several columns (the first of two levels), the table is
-                empty, or `levels` are others.
+            DataError: If the table is empty, `levels` are others, or a column is absent, not numeric or there twice.
+                If an entry of `x` is missing, or a column of `y` in every row.
             GroupError: If a label is missing.
         """
         check.instance(df, "df", pd.DataFrame, "Try pd.DataFrame(df), or df.to_pandas() of another library.")

@@ -23,8 +23,7 @@ class Terms(NamedTuple):
         log_supervision: log q of known features, nats, (G,): maximized, but not part of the bound; None for none.
         kl_effects: KL(q || p) of effects that all groups share, nats, scalar, once for the whole data set; None for
             none.
-        num_batches: Batches that make up the data set. Set where the sizes of groups decide on who is together with
-            whom; None elsewhere.
+        num_batches: Batches that make up the data set. None unless the sizes of groups decide who is together.
 
     Examples:
         >>> model = FGPVAE(MLPEncoder([5], 4), MLPDecoder(4, [5]), FactorizedGPPrior([GlobalChannels(4)]))

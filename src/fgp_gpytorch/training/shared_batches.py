@@ -45,9 +45,9 @@ class SharedBatches(Sampler[Request]):
         bucketing: Whether minibatches are of groups of similar sizes, in random order. Needs a seed.
 
     Attributes:
-        weight: What makes a sum over the groups of a random minibatch unbiased for the data set: the number of
-            minibatches, B. None for the groups of the data set per group of the minibatch, N/G, which is unbiased if
-            sizes have no influence on who is together with whom.
+        weight: The factor that makes a sum over the groups of a random minibatch unbiased for the data set: the
+            number of minibatches, B. None where sizes do not decide who is together with whom. The factor is then N/G,
+            groups of the data set per group of the minibatch.
     """
 
     def __init__(
