@@ -34,6 +34,7 @@ _HARDLY = 0.1  # of an element's variance
 _FEW, _MANY = 15_000, 45_000  # members times channels that L-BFGS sees
 _STARTING = 4_000_000  # values of y that the start sees
 _ALTERNATIONS = 2  # of L-BFGS and the effects
+_ROUNDS, _WORTH = 10, 0.005  # of L-BFGS, each of which must gain so many nats an element, if y is not Gaussian
 _MEMBERS_PER_CHANNEL = 50  # fewer of a thinned data set would overfit the loadings
 _LARGEST_COST = 2e8  # of one evaluation of the ELBO: sum over groups of L Q^3
 _LARGEST_GROUP = 200  # members of a group that L-BFGS sees
@@ -326,7 +327,8 @@ def maximize(model: Any, data: GroupedDataset, batch: GroupedBatch, iterations: 
         data: All groups.
         batch: The groups that L-BFGS sees.
         iterations: Of L-BFGS.
-        in_two: Whether kernels and noise go first, with loadings and means as they are.
+        in_two: Whether kernels and noise go first, with loadings and means as they are. Then all go together: in
+            several rounds if an element is not Gaussian, because L-BFGS then takes longer.
     """
     draws, errors = design(model.prior.num_channels).to(batch.y.device), smallest_errors(data, batch)
     with linear_alone(model), evaluation_mode(model):
@@ -339,11 +341,13 @@ def maximize(model: Any, data: GroupedDataset, batch: GroupedBatch, iterations: 
         late = [*model.decoder.parameters(), *(p for b in model.prior.blocks for p in b.mean_module.parameters())]
         early = [p for p in everything if all(p is not other for other in late)]
         some = None if effects is None else most_of(data, model.prior.num_channels)
+        gaussian = model.likelihood.constant_variance() is not None
         for parameters in (early, everything) if in_two else (everything,):
             for _ in range(1 if some is None else _ALTERNATIONS):
                 if some is not None:
                     set_effects(model, some)
-                climb(model, batch, draws, errors, parameters, iterations)
+                rounds = _ROUNDS if in_two and parameters is everything and not gaussian else 1
+                climb(model, batch, draws, errors, parameters, iterations, rounds)
         limit_lengthscales(model.prior.blocks, batch)
         if some is not None:
             set_effects(model, some)
@@ -362,21 +366,28 @@ def may_move_loadings(model: Any, data: GroupedDataset, batch: GroupedBatch) -> 
 
 
 def climb(
-    model: Any, batch: GroupedBatch, draws: Tensor, errors: Tensor, parameters: list[nn.Parameter], iterations: int
-) -> None:
-    """Maximize the ELBO over some parameters.
+    model: Any, batch: GroupedBatch, draws: Tensor, errors: Tensor, parameters: list[nn.Parameter], iterations: int,
+    rounds: int = 1,
+) -> None:  # fmt: skip
+    """Maximize the ELBO over some parameters. Rounds end before their number if one gains little.
 
     L-BFGS moves a loading in units of the noise of its element, because a small noise makes the ELBO steep there.
     """
-    units = [_units(model) if p is model.decoder.loadings else torch.ones_like(p) for p in parameters]
-    descend(
-        lambda: -elbo(model, batch, draws) + rounding(model.likelihood, batch, errors), parameters, iterations, units
-    )
+    last = math.inf
+    for _ in range(rounds):
+        units = [_units(model) if p is model.decoder.loadings else torch.ones_like(p) for p in parameters]
+        found = descend(
+            lambda: -elbo(model, batch, draws) + rounding(model.likelihood, batch, errors), parameters, iterations,
+            units,
+        )  # fmt: skip
+        if last - found < _WORTH:
+            return
+        last = found
 
 
 def descend(
     loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], iterations: int, units: Sequence[Tensor]
-) -> None:
+) -> float:
     """Minimize a loss by L-BFGS. The parameters end at the best point that it saw.
 
     A trial step of the line search may go where the loss is not finite, or a covariance is not positive definite. It
@@ -388,15 +399,18 @@ def descend(
         iterations: At most; 0 leaves the parameters.
         units: Of the steps of each parameter, its shape.
 
+    Returns:
+        The loss there; infinity without iterations.
+
     Raises:
         DataError, NonFiniteError: If the loss raises them where the parameters are.
     """
     if not iterations:
-        return
+        return math.inf
     kept = [p.detach().clone() for p in parameters]
     steps = [torch.zeros_like(p).requires_grad_() for p in parameters]
     optimizer = torch.optim.LBFGS(steps, max_iter=iterations, line_search_fn="strong_wolfe", history_size=20)
-    best, seen = kept, None
+    best, seen = kept, torch.tensor(math.inf)
 
     def closure() -> Tensor:
         nonlocal best, seen
@@ -407,7 +421,7 @@ def descend(
             found = loss()
             found.backward()
         except (DataError, NonFiniteError):  # DataError: a covariance of extreme lengthscales
-            if seen is None:
+            if not seen.isfinite():
                 raise
             for step in steps:
                 step.grad = torch.zeros_like(step)
@@ -415,13 +429,14 @@ def descend(
         for p, unit, step in zip(parameters, units, steps, strict=True):
             step.grad = torch.zeros_like(step) if p.grad is None else unit * p.grad
         found = found.detach()
-        if seen is None or bool(found < seen):
+        if bool(found < seen):
             best, seen = [p.detach().clone() for p in parameters], found
         return found
 
     optimizer.step(closure)
     for p, own in zip(parameters, best, strict=True):
         p.data = own
+    return float(seen)
 
 
 def _units(model: Any) -> Tensor:

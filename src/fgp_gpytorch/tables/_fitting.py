@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +30,7 @@ _KNOTS = (2, 4, 8, MOST_KNOTS)
 _FOLDS, _FOLD_STEPS = 4, 20  # of the check of a linear model
 _JUDGING_DRAWS = 64
 _REFITS = 10  # steps of L-BFGS
+_SMALLEST_SCALE = 1e-6  # of an element; below, it is constant
 _MOVES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # from the linear start to the end of the second stage
 _FEWEST_ERRORS = 20
 _LARGEST_SPREAD = 3.0
@@ -78,15 +78,23 @@ def num_channels(train: GroupedDataset, channels: Any) -> int:
     return min(int((share < _EXPLAINED).sum()) + 1, size, _MOST_COMPONENTS)
 
 
-def gaussian_part(columns: Sequence[Column], data: GroupedDataset) -> GroupedDataset | None:
-    """The Gaussian columns of y, if there are some."""
-    sizes = np.cumsum([0, *(column.num_elements for column in columns)])
-    places = [int(start) for start, column in zip(sizes, columns, strict=False) if isinstance(column, Gaussian)]
-    if not places:
-        return None
+def as_numbers(columns: Sequence[Column], data: GroupedDataset) -> GroupedDataset:
+    """The elements of y as standardised numbers, counts on a logarithmic scale. Gaussian columns stay as they are.
+
+    So one Gaussian process for each element can judge a choice that concerns all columns.
+    """
     members = data.members
-    mask = None if members.y_mask is None else members.y_mask[:, places]
-    return GroupedDataset.from_members(members._replace(y=members.y[:, places], y_mask=mask)).only_observed()
+    y = members.y.double().clone()
+    seen = torch.ones_like(y, dtype=torch.bool) if members.y_mask is None else members.y_mask
+    start = 0
+    for column in columns:
+        own = slice(start, start := start + column.num_elements)
+        if not isinstance(column, Gaussian):
+            raw = y[:, own].log1p() if column.logged else y[:, own]
+            number = seen[:, own].sum(0).clamp_min(1)
+            centered = torch.where(seen[:, own], raw - (raw * seen[:, own]).sum(0) / number, 0.0)
+            y[:, own] = centered / (centered.square().sum(0) / number).sqrt().clamp_min(_SMALLEST_SCALE)
+    return GroupedDataset.from_members(members._replace(y=y))
 
 
 def num_knots(
@@ -96,9 +104,9 @@ def num_knots(
 
     Many groups can afford the most knots.
     """
-    data = gaussian_part(columns, train)
-    if len(train) > MANY_GROUPS or data is None or not any(feature.is_number for feature in features):
+    if len(train) > MANY_GROUPS or not any(feature.is_number for feature in features):
         return MOST_KNOTS
+    data = as_numbers(columns, train)
     found = {}
     for knots in _KNOTS:
         evidence = float(column_evidence(data, features, first_level, knots, curve).sum())

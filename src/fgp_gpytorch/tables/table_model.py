@@ -33,8 +33,8 @@ from fgp_gpytorch.tables._fitting import (
     MOST_CHANNELS,
     Fitted,
     Verdict,
+    as_numbers,
     by_folds,
-    gaussian_part,
     num_channels,
     num_knots,
     second_stage,
@@ -326,13 +326,11 @@ class TableModel:
             for logarithmic in (False, True):
                 feature.set_scale(values, logarithmic)
                 data = self._dataset(df).only_observed()
-                gaussian = gaussian_part(self.columns_, data)
-                if gaussian is None or len(data) > MANY_GROUPS:
+                if len(data) > MANY_GROUPS:
                     feature.set_scale(values, logarithmic=False)
                     return
-                evidence = column_evidence(
-                    gaussian, self.features_, self._first_level, MOST_KNOTS, may_scale_a_curve(data)
-                )
+                data = as_numbers(self.columns_, data)
+                evidence = column_evidence(data, self.features_, self._first_level, MOST_KNOTS, may_scale_a_curve(data))
                 found.append(float(evidence.sum()))
             feature.set_scale(values, logarithmic=found[1] > found[0] + _DECISIVE)
 
