@@ -11,10 +11,14 @@ Code behind the door trusts its arguments. Import the module, so that a call rea
 
 import datetime
 import importlib
+import inspect
 import math
 import re
+import traceback
+import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +29,13 @@ from torch import Tensor
 from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 
 T = TypeVar("T")
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the user's program that led here."""
+    names = [frame.f_code.co_filename for frame, _ in traceback.walk_stack(inspect.currentframe())]
+    ours = [level for level, name in enumerate(names) if name.startswith(str(Path(__file__).parent))]
+    warnings.warn(message, UserWarning, stacklevel=ours[-1] + 2)
 
 
 def number(value: Any) -> Any:

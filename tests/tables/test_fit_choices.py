@@ -226,6 +226,7 @@ def test_a_training_table_may_have_a_value_far_away():
         assert np.isfinite(model.forecast(df, at={"t": [9.0]})["mean"]).all()
 
 
+@pytest.mark.filterwarnings("ignore:df_target. expected values that the context lacks:UserWarning")
 def test_answers_in_parts_are_those_at_once(monkeypatch):
     df = table(12, 6)
     df["kind"] = np.where(df["y"] > df["y"].median(), "high", "low")
@@ -266,6 +267,7 @@ def test_equal_beliefs_get_equal_answers():
     assert unknown["mean"].max() - unknown["mean"].min() < 1e-9
 
 
+@pytest.mark.filterwarnings("ignore:df_target. expected values that the context lacks:UserWarning")
 def test_impossible_values_of_a_column_on_a_power_scale_are_far_away():
     df = table(30, 8)
     df["y"] = 100 * np.exp(df["y"] / 5)
@@ -297,6 +299,7 @@ def test_numbers_whose_square_is_infinite_are_refused():
         TableModel(y=["y"], x=["t"], group="g").fit(df.assign(y=df["y"] * 1e300))
 
 
+@pytest.mark.filterwarnings("ignore:df. expected at least 6 groups:UserWarning")
 def test_long_groups_have_a_state_space_and_no_curve():
     r = np.random.default_rng(0)
     t = np.sort(r.uniform(0, 40, (3, 1200)))

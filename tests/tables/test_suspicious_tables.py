@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from fgp_gpytorch import TableModel
-from fgp_gpytorch.errors import DataError, GroupError
+from fgp_gpytorch.errors import ArgumentError, DataError, GroupError
 from fgp_gpytorch.tables import Binary
 
 
@@ -110,3 +110,61 @@ def test_scored_values_that_the_context_shows_are_warned_of(model, df):
     model.score(gap, df[late])
     with pytest.warns(UserWarning, match="values that the context lacks, got 40 of 60 values that are in both"):
         model.score(df[df["t"] > 2].iloc[::-1], df[df["t"] > 1].astype({"g": object}))
+
+
+def test_few_groups_are_warned_of_and_hardly_different_ones_are_not_said_to_be_so():
+    with pytest.warns(UserWarning, match=r"expected at least 6 groups, got 5. .* may be too narrow. Try more") as found:
+        fitted(make_table(5).assign(y=np.random.default_rng(0).normal(size=25)))
+    assert len(found) == 1
+    assert found[0].filename == __file__  # the line of the caller's program
+
+
+def test_fit_that_fails_leaves_the_model_as_it_was(df):
+    model = fitted(df)
+    before = model.forecast(df, {"t": [2.5]})
+    with pytest.raises(DataError, match="expected numbers in column 'y'"):
+        model.fit(df.assign(y="a"))
+    pd.testing.assert_frame_equal(model.forecast(df, {"t": [2.5]}), before)
+
+
+def test_dates_that_were_read_as_text_are_told_apart_from_names(df, model):
+    day = df["t"].map(lambda t: f"2020-01-{int(t) + 1:02d}")
+    with pytest.raises(DataError, match=r"expected numbers in column 't', got .*Try pd.to_datetime\(df\['t'\]\)"):
+        fitted(df.assign(t=day))
+    with pytest.raises(DataError, match=r"Try pd.to_numeric\(df\['t'\]\), or Categorical"):
+        fitted(df.assign(t=df["t"].map({0: "may", 1: "june", 2: "x", 3: "y", 4: "z"})))
+    with pytest.raises(DataError, match="Try numbers in the unit of the training table"):
+        model.forecast(df, {"t": pd.date_range("2020-01-01", periods=2)})
+
+
+def test_interval_of_two_values_is_not_scored(df):
+    model = fitted(df.assign(b=df["y"] > 20), [Binary("b"), "y"])
+    score = model.score(df[df["t"] < 3].assign(b=df["y"] > 20), df[df["t"] >= 3].assign(b=df["y"] > 20))
+    assert score.loc["b", ["crps", "coverage_90"]].isna().all()
+    assert score.loc["b", "mse"] < 0.25
+    assert score.loc["y"].notna().all()
+
+
+def test_questions_that_the_answer_cannot_fit_are_refused(model, df):
+    with pytest.raises(ArgumentError, match=r"num_draws: expected an integer >= 16, got 1. .*Try 256"):
+        model.forecast(df, {"t": [1]}, num_draws=1)
+    with pytest.raises(ArgumentError, match="at: expected a Mapping, got DataFrame"):
+        model.sample_groups(1, at=pd.DataFrame({"t": [0.0, 1.0]}))
+    with pytest.raises(GroupError, match=r"groups: expected labels of 'g' in df, got .*Try"):
+        model.plot_forecast(df, groups=[(1, 0)])
+    with pytest.raises(GroupError, match=r"got '3'\. Try 3, of type int, as in df"):
+        model.forecast(df, pd.DataFrame({"g": ["3"], "t": [1.0]}))
+
+
+def test_figure_shows_the_groups_and_rows_that_were_asked_for(model, df):
+    figure = model.plot_forecast(df[df["t"] < 3], at=df[df["t"] >= 2])  # the first six of 20 groups
+    assert [len(axis.lines[0].get_xdata()) for axis in figure.axes] == [3] * 6
+    four = model.plot_forecast(df, groups=[0, 1, 2, 3])
+    assert [axis.get_visible() for axis in four.axes] == [True] * 4 + [False] * 2
+    assert [axis.get_ylabel() for axis in four.axes] == ["y", "", "", "y", "", ""]
+
+
+def test_range_of_training_is_told_without_rounding_errors():
+    df = make_table(7, 3)
+    with pytest.warns(UserWarning, match="within the training table's 0 to 2, got 5"):
+        fitted(df).forecast(df, {"t": [5]})

@@ -201,6 +201,7 @@ def test_score_is_what_one_computes_by_hand(whole, df):
     assert scores.nll["w"] == pytest.approx(-lognormal.logpdf(target.w).mean(), abs=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:df_target. expected values that the context lacks:UserWarning")
 def test_missing_targets_are_not_scored(small, df):
     target = df.assign(h=df.h.where(df.t != 4))
     assert small.score(df, target).n["h"] == (df.t != 4).sum()
@@ -317,6 +318,7 @@ def test_unused_categories_of_groups_are_no_groups(small, df):
     np.testing.assert_allclose(small.embed(table).sort_index().loc[["g0", "g4"]], small.embed(df).loc[["g0", "g4"]])
 
 
+@pytest.mark.filterwarnings("ignore:df. expected at least 6 groups:UserWarning")
 def test_groups_inside_groups_and_dates_and_nullable_columns():
     df = make_table(12, 4)
     df["outer"] = "s" + (df.g.str[1:].astype(int) // 3).astype(str)
@@ -352,6 +354,7 @@ def test_column_of_x_that_never_changes_does_no_harm(df):
     assert np.isfinite(found[["mean", "sd"]]).all().all()
 
 
+@pytest.mark.filterwarnings("ignore:df. expected at least 6 groups:UserWarning")
 def test_one_group_has_forecasts_but_no_distribution_of_groups():
     df = make_table(1, 12)
     model = fitted(df)
@@ -443,7 +446,7 @@ def test_other_units_of_a_log_column_are_warned_of(whole, df):
     [
         ({"y": []}, "y: expected different columns"),
         ({"y": ["h", "h"]}, "y: expected different columns"),
-        ({"y": "t"}, "expected each column in one of y, x and group, got 't' in two"),
+        ({"y": "t"}, "expected each column in one of y, x, group and covariates, got 't' in two"),
         ({"y": Periodic("h", 2)}, "which is one of x"),
         ({"x": []}, "x: expected different columns"),
         ({"x": Log("t")}, "x: expected names, Periodic or Categorical columns"),

@@ -137,7 +137,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise TypeError(f"a {type(content).__name__}")
     except Exception as error:  # a damaged archive can raise nearly everything
         raise CheckpointError(
-            f"{path}: expected a checkpoint of fgp_gpytorch, got something else ({error}). Try an older copy of it."
+            f"{path}: expected a checkpoint of fgp_gpytorch, got something else ({error}). Try a file that save or fit "
+            "wrote, or an older copy of it."
         ) from error
     return dict(content)
 

@@ -6,6 +6,7 @@
 
 import datetime
 import math
+import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -179,7 +180,10 @@ class Feature:
         return dates if zone is None else dates.dt.tz_localize("UTC").dt.tz_convert(zone)
 
     def _back(self, number: float) -> Any:
-        return self.decode(np.array([number])).iloc[0] if self.kind == "date" else f"{self._number(number):g}"
+        if self.kind == "date":
+            return self.decode(np.array([number])).iloc[0]
+        value, width = float(self._number(number)), float(self._number(self.high) - self._number(self.low))
+        return f"{0.0 if abs(value) < 1e-9 * width else value:g}"
 
     def _raw(self, values: pd.Series) -> np.ndarray:
         if values.isna().any():
@@ -203,7 +207,11 @@ class Feature:
         if _is_date(values) or not pd.api.types.is_numeric_dtype(values.dtype):
             hint = f"pd.to_numeric(df[{self.name!r}]), or Categorical({self.name!r}) for names"
             if _is_date(values):
-                hint = f"x=[{self.name!r}], or a column of df[{self.name!r}].dt.hour"
+                hint = f"df[{self.name!r}].dt.hour"
+                if self.high > self.low:  # learned
+                    hint = "numbers in the unit of the training table, or fit on a table with dates"
+            elif _is_text_of_dates(values):
+                hint = f"pd.to_datetime(df[{self.name!r}])"
             elif pd.api.types.is_timedelta64_dtype(values.dtype):
                 hint = f"df[{self.name!r}].dt.total_seconds()"
             elif isinstance(values.dtype, pd.PeriodDtype):
@@ -218,9 +226,21 @@ class Feature:
 
     def _missing(self, values: pd.Series) -> DataError:
         return DataError(
-            f"x: expected a value in every row of column {self.name!r}, got {int(values.isna().sum())} rows without. "
+            f"x: expected a value in every row of column {self.name!r}, got {int(values.isna().sum())} without. "
             f"Try df.dropna(subset=[{self.name!r}])."
         )
+
+
+def _is_text_of_dates(values: pd.Series) -> bool:
+    """Whether the first values are text that is no number, and that pandas reads as dates."""
+    first = values.iloc[:20]
+    if isinstance(values.dtype, pd.CategoricalDtype) or not all(isinstance(value, str) for value in first):
+        return False
+    if pd.Series(pd.to_numeric(first, errors="coerce")).notna().any():
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a format that pandas guesses
+        return bool(pd.Series(pd.to_datetime(first, errors="coerce")).notna().all())
 
 
 def as_features(x: Any) -> list[Feature]:

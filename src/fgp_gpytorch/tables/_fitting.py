@@ -6,13 +6,13 @@ from the others.
 
 import copy
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation
 from fgp_gpytorch.data import GroupedDataset, HeldOut
 from fgp_gpytorch.errors import NonFiniteError
@@ -20,6 +20,7 @@ from fgp_gpytorch.likelihoods import ColumnLikelihood, GaussianElements
 from fgp_gpytorch.metrics.scores import gaussian_crps
 from fgp_gpytorch.models import FGPVAE, principal_components
 from fgp_gpytorch.tables._features import Feature
+from fgp_gpytorch.tables._frames import FEWEST_GROUPS
 from fgp_gpytorch.tables._networks import MANY_GROUPS, MOST_KNOTS, column_evidence
 from fgp_gpytorch.tables.columns import Column, Gaussian
 from fgp_gpytorch.training import FitResult, fit
@@ -155,10 +156,10 @@ def second_stage(
     try:
         train_networks(moved, others, max_steps, seed, progress, **options)
     except NonFiniteError as error:
-        warnings.warn(
+        check.warn(
             f"fit: expected finite networks, got none ({error}) The model stays linear. Try fewer columns, or a "
-            "look at those with a few extreme values.", UserWarning, stacklevel=4,
-        )  # fmt: skip
+            "look at those with a few extreme values."
+        )
         moved.load_state_dict(start)
     end = copy.deepcopy(moved.state_dict())
     verdicts = []
@@ -193,13 +194,12 @@ def warn_of_equal_groups(vae: FGPVAE, train: GroupedDataset, seed: int) -> None:
         for own in (context, GroupedDataset.from_members(hidden))
     ]
     gain = 1 - squares[0] / squares[1]
-    if targets.num_members >= _FEWEST_ERRORS and not bool((gain > _LEAST_GAIN).any()):
-        warnings.warn(
+    if len(train) >= FEWEST_GROUPS and targets.num_members >= _FEWEST_ERRORS and not bool((gain > _LEAST_GAIN).any()):
+        check.warn(
             "df: expected rows of a group that help to predict its other rows, got rows that explain less than "
             f"{_LEAST_GAIN:.0%} of their variance. Forecasts hardly depend on the group. Try another group column, "
-            "other columns of x, or more rows for each group.",
-            UserWarning, stacklevel=4,
-        )  # fmt: skip
+            "other columns of x, or more rows for each group."
+        )
 
 
 # held-out groups

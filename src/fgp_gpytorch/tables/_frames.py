@@ -4,7 +4,6 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 
 import functools
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,8 @@ from torch import Tensor
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import ArgumentError, DataError
 from fgp_gpytorch.tables._features import Covariate, Feature
+
+FEWEST_GROUPS = 6  # fewer give intervals that are far too narrow
 
 
 def group_names(group: Any) -> list[Hashable]:
@@ -56,7 +57,7 @@ def require(df: pd.DataFrame, names: Sequence[Hashable], argument: str = "df") -
 
 
 def warn_of_rows(df: pd.DataFrame, keys: list[Hashable], group_sizes: Tensor) -> None:
-    """Warn of repeated rows and of many groups with one row.
+    """Warn of repeated rows, of few groups, and of many groups with one row.
 
     Args:
         df: The training table.
@@ -69,22 +70,25 @@ def warn_of_rows(df: pd.DataFrame, keys: list[Hashable], group_sizes: Tensor) ->
     repeated = df.duplicated(keys)
     if repeated.any():
         first = {key: check.number(df.loc[repeated, key].iloc[0]) for key in keys}
-        warnings.warn(
+        check.warn(
             f"df: expected one row for each group and x, got {int(repeated.sum())} repeated ones, the first at "
-            f"{first}. They count as independent measurements. Try df.drop_duplicates({keys}) if they are copies.",
-            UserWarning, stacklevel=3,
-        )  # fmt: skip
+            f"{first}. They count as independent measurements. Try df.drop_duplicates({keys}) if they are copies."
+        )
     single, groups = int((group_sizes == 1).sum()), len(group_sizes)
+    if groups < FEWEST_GROUPS:
+        check.warn(
+            f"df: expected at least {FEWEST_GROUPS} groups, got {groups}. They say little of how groups differ, so "
+            "intervals for other groups may be too narrow. Try more groups."
+        )
     if single == groups:
         raise DataError(
             f"df: expected groups with several rows, got {single} groups of one row each. Try another group column."
         )
     if 2 * single > groups:
-        warnings.warn(
+        check.warn(
             f"df: expected groups with several rows, got {single} of {groups} groups with one row, which say "
-            "nothing about changes within a group. Try a coarser group column.",
-            UserWarning, stacklevel=3,
-        )  # fmt: skip
+            "nothing about changes within a group. Try a coarser group column."
+        )
 
 
 def warn_of_overlap(df_context: pd.DataFrame, df_target: pd.DataFrame, keys: list[Hashable], y: list[Hashable]) -> None:
@@ -103,10 +107,10 @@ def warn_of_overlap(df_context: pd.DataFrame, df_target: pd.DataFrame, keys: lis
         if min(map(len, tables)):
             overlap += int(pd.concat(tables).duplicated().sum())
     if overlap:
-        warnings.warn(
+        check.warn(
             f"df_target: expected values that the context lacks, got {overlap} of {total} values that are in both "
-            "tables. Their errors are too low. Try to take them out of df_context.", UserWarning, stacklevel=3,
-        )  # fmt: skip
+            "tables. Their errors are too low. Try to take them out of df_context."
+        )
 
 
 def targets_of(

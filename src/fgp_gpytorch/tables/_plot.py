@@ -34,7 +34,8 @@ def forecast_figure(
     across = min(_COLUMNS, len(groups))
     down = math.ceil(len(groups) / across)
     figure = Figure(figsize=(3.4 * across, 2.7 * down), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False, sharey=True).flat
+    panels = figure.subplots(down, across, squeeze=False, sharey=True)
+    axes = list(panels.flat)
     chosen = forecast[forecast["variable"] == y]
     named = "category" in chosen.columns and chosen["category"].notna().any()
     for axis, label in zip(axes, groups, strict=False):
@@ -53,9 +54,12 @@ def forecast_figure(
             axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         axis.set_title(str(label), fontsize=10)
         axis.set_xlabel(str(x))
-    for axis in list(axes)[len(groups) :]:
+    for axis in axes[len(groups) :]:
         axis.set_visible(False)
-    figure.axes[0].set_ylabel(str(y))
+    for axis in panels[:, 0]:
+        axis.set_ylabel(str(y))
     if named:
-        figure.axes[0].legend(fontsize=8)
+        axes[0].legend(fontsize=8)
+    elif not inner:
+        axes[0].legend(["median", "90 % interval", "given"], fontsize=8)
     return figure

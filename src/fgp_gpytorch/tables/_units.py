@@ -4,12 +4,12 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportAssignmentType=false
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.tables.columns import Gaussian
 
@@ -36,8 +36,10 @@ def check_units(columns: Sequence[tuple[Gaussian, np.ndarray]]) -> None:
         if number:
             outside.append(f"{expected}{number} of {len(seen)} values far outside")
     if outside:
-        hint = "Try the units of that table, and NaN for codes of missing values such as 9999."
-        warnings.warn(f"y: {outside[0]}{_others(outside)}. {hint}", UserWarning, stacklevel=4)
+        check.warn(
+            f"y: {outside[0]}{_others(outside)}. They spoil the forecasts of their groups. Try the units of that "
+            "table, and NaN for codes of missing values such as 9999."
+        )
 
 
 def warn_of_kinds(columns: Sequence[Gaussian], df: pd.DataFrame) -> None:
@@ -63,18 +65,16 @@ def warn_of_kinds(columns: Sequence[Gaussian], df: pd.DataFrame) -> None:
             counts.append((column.name, (seen == 0).mean()))
     if codes:
         name, first, got, low, high = codes[0]
-        warnings.warn(
+        check.warn(
             f"y: expected {name!r} near the middle half of its values, {low:g} to {high:g}, got {got}{_others(codes)}. "
-            f"They spoil the forecasts of all groups. Try NaN if {first:g} is a code of a missing value.",
-            UserWarning, stacklevel=3,
-        )  # fmt: skip
+            f"They spoil the forecasts of all groups. Try NaN if {first:g} is a code of a missing value."
+        )
     if counts:
         name, share = counts[0]
-        warnings.warn(
+        check.warn(
             f"y: expected real numbers in column {name!r}, got counts of which {share:.0%} are 0{_others(counts)}. "
-            f"Their intervals will reach below 0. Try Count({name!r}).",
-            UserWarning, stacklevel=3,
-        )  # fmt: skip
+            f"Their intervals will reach below 0. Try Count({name!r})."
+        )
 
 
 def far_from_middle(values: np.ndarray) -> np.ndarray:

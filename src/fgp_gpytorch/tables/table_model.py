@@ -152,7 +152,8 @@ class TableModel:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ArgumentError(
-                f"expected each column in one of y, x and group, got {twice[0]!r} in two. Try it in one of them."
+                f"expected each column in one of y, x, group and covariates, got {twice[0]!r} in two. Try it in one of "
+                "them."
             )
 
     def __repr__(self) -> str:
@@ -207,7 +208,7 @@ class TableModel:
 
         Warns:
             UserWarning: If a group has several rows with equal x, most groups have one row, groups hardly differ, a
-                value is far from all others, or a column has counts with many zeros.
+                value is far from all others, a column has counts with many zeros, or there are fewer than 6 groups.
 
         Raises:
             ArgumentError: If an argument has another type.
@@ -219,7 +220,17 @@ class TableModel:
         validation = check.positive(validation, "validation", zero=True, below=1, hint="Try 0.1, or 0 for none.")
         max_steps = check.count(max_steps, "max_steps", least=0)
         require(df, [c.name for c in self.y] + self._keys)
-        vars(self).pop("vae_", None)  # a fit that fails leaves no model with other columns
+        kept = dict(vars(self))
+        try:
+            self._learn(df, validation, seed, max_steps, progress)
+        except BaseException:  # a fit that fails, or that ctrl-C ends, leaves the model as it was
+            vars(self).clear()
+            vars(self).update(kept)
+            raise
+        return self
+
+    def _learn(self, df: pd.DataFrame, validation: float, seed: int, max_steps: int, progress: bool) -> None:
+        vars(self).pop("vae_", None)  # tables are checked against it if there is one
         self.columns_, self.features_ = copy.deepcopy(self.y), copy.deepcopy(self.x)
         self.covariates_ = copy.deepcopy(self.covariates)
         for covariate in self.covariates_:
@@ -239,7 +250,6 @@ class TableModel:
             warn_of_rows(df, self._rows_by, train.group_sizes)
             warn_of_kinds([c for c in self.columns_ if isinstance(c, Gaussian)], df)
             self._fit_stages(train, validation, seed, max_steps, progress)
-        return self
 
     def _fit_stages(self, train: GroupedDataset, validation: float, seed: int, max_steps: int, progress: bool) -> None:
         vae, self.elbo_, found = self._start(train, seed)
@@ -475,6 +485,7 @@ class TableModel:
                 "sample_groups: expected a model of at least two training groups, got one. Try more groups in fit."
             )
         n = check.count(n, "n")
+        check.instance(at, "at", Mapping, "Try at={'year': range(2000, 2010)}.")
         grid = grid_of(at, self.features_, self.covariates)
         given = [c.name for c in self.covariates if c.name in grid.columns]
         for name in self.group:
@@ -514,7 +525,8 @@ class TableModel:
 
         Returns:
             A row for each column of y: mse (units squared; of probabilities for categories), nll (nats a value, the
-            density in the table's units), crps (units; for numbers), coverage_90 (of the central 90 % interval) and n.
+            density in the table's units), crps (units), coverage_90 (of the central 90 % interval) and n. The last two
+            but n are NaN for two values, and for names.
 
         Raises:
             ArgumentError, DataError, GroupError: As in `forecast`.
@@ -616,7 +628,7 @@ class TableModel:
         self,
         df: pd.DataFrame,
         groups: Sequence[Any] | None = None,
-        at: Mapping[Hashable, Any] | None = None,
+        at: Mapping[Hashable, Any] | pd.DataFrame | None = None,
         column: Hashable | None = None,
         seed: int = 0,
     ) -> "Figure":
@@ -652,13 +664,16 @@ class TableModel:
         if isinstance(groups, str) or (groups is not None and not hasattr(groups, "__iter__")):
             groups = [groups]
         chosen = labels[:6] if groups is None else list(groups)
-        unknown = [label for label in chosen if label not in labels]
+        unknown = [label for label in chosen if not isinstance(label, Hashable) or label not in set(labels)]
         if unknown or not chosen:
             raise GroupError(
-                f"groups: expected labels of groups in df, got {unknown or 'none'}. Try "
+                f"groups: expected labels of {self.group[0]!r} in df, got {unknown or 'none'}. Try "
                 f"{[check.number(label) for label in labels[:2]]}."
             )
         some = df[df[self.group[0]].isin(chosen)]
+        if isinstance(at, pd.DataFrame):
+            require(at, self.group[:1], "at")
+            at = at[at[self.group[0]].isin(chosen)]
         forecast = self.forecast(some, self._curve(some) if at is None else at, seed=seed)
         return forecast_figure(some, forecast, chosen, column, self.features_[0].name, self.group)
 
@@ -736,10 +751,10 @@ class TableModel:
         if df[[c.name for c in self.columns_ if c.name not in absent]].isna().all(axis=None):
             if argument != "df":
                 raise DataError(f"{argument}: expected values of y, got missing ones only. Try rows with values.")
-            warnings.warn(
+            check.warn(
                 "df: expected values of y, got missing ones only. The answer is that of a group of which nothing is "
-                "known. Try rows with values.", UserWarning, stacklevel=3,
-            )  # fmt: skip
+                "known. Try rows with values."
+            )
         df = df.copy(deep=False)
         for column in self.columns_:
             if column.name in absent:
@@ -829,10 +844,11 @@ class TableModel:
         places = [groups.get(label, -1) for label in targets[self.group[0]]]
         if -1 in places:
             label = check.number(targets[self.group[0]].iloc[places.index(-1)])
-            raise GroupError(
-                f"at: expected groups with a row in the context, got {label!r}. Try rows of this group in df, or "
-                "model.sample_groups(n, at=...) for new groups."
-            )
+            alike = next((own for own in map(check.number, labels) if str(own) == str(label)), None)
+            hint = "rows of this group in df, or model.sample_groups(n, at=...) for new groups"
+            if alike is not None:
+                hint = f"{alike!r}, of type {type(alike).__name__}, as in df"
+            raise GroupError(f"at: expected groups with a row in the context, got {label!r}. Try {hint}.")
         x_new = self._encoded_x(targets, new)
         self._warn_beyond(x_new)
         owner = torch.tensor(places)
@@ -869,10 +885,10 @@ class TableModel:
         found = [feature.beyond(column) for feature, column in zip(self.features_, x_new.numpy().T, strict=False)]
         first = next((text for text in found if text is not None), None)
         if first is not None:
-            warnings.warn(
+            check.warn(
                 f"at: {first}. There the mean over x stays as it is at the end of that range, and intervals do not "
-                "know that the trend may go on. Try training groups that reach so far.", UserWarning, stacklevel=4,
-            )  # fmt: skip
+                "know that the trend may go on. Try training groups that reach so far."
+            )
 
     def _parts(self, output: Tensor) -> list[tuple[Column, Any, Tensor]]:
         """Each column, its part of the likelihood with the noise of `spread_`, and its outputs."""
@@ -889,6 +905,8 @@ class TableModel:
         self, df: pd.DataFrame, targets: pd.DataFrame, num_draws: int, seed: int, only_gaps: bool = False
     ) -> pd.DataFrame:
         """A row for each forecast, or each gap of the targets, and column."""
+        hint = "With fewer, answers depend on the draws. Try 256."
+        num_draws = check.count(num_draws, "num_draws", least=_MATCHED, hint=hint)
         asked = [targets[c.name].isna().to_numpy() if only_gaps else np.full(len(targets), True) for c in self.columns_]
         answers: list[dict[Any, dict[str, np.ndarray]]] = [{} for _ in self.columns_]
 
