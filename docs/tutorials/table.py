@@ -29,6 +29,8 @@ table.head()
 # - one or more columns `x` that are known for every row, here `year`;
 # - the columns `y` to model. They may have gaps.
 #
+# Other columns are ignored. Those that may explain `y`, such as sex or treatment, go into `covariates=["sex"]`.
+#
 # **Your own table:** replace the lines above by `table = pd.read_csv("mine.csv")`, and the names below by yours. Dates
 # are allowed in `x`: `pd.read_csv("mine.csv", parse_dates=["day"])`.
 #
@@ -54,9 +56,15 @@ print(f"moved from the Gaussian process (0) to the networks (1): {model.moved_:.
 print(f"factor by which intervals were widened: {model.spread_:.2f}")
 
 # %% [markdown]
+# Neither number is good or bad. Held-out groups have chosen the first one. The second one is 1 if intervals were wide
+# enough for them.
+
+# %% [markdown]
 # ## Forecast
 #
-# The *context* contains some rows of the groups that you ask about. These countries were not in training.
+# The *context* contains some rows of the groups that you ask about. These countries were not in training. For groups
+# of the training table, give their rows as the context in the same way. Ask only for x that the training table reaches:
+# a trend does not continue beyond.
 
 # %%
 forecast = model.forecast(past, at={"year": [2000, 2005, 2010, 2015]})
@@ -93,6 +101,9 @@ score.round(3)
 # | `nll` | negative log density of a value, nats | lower |
 # | `crps` | distance of the forecast distribution to the value, units | lower |
 # | `coverage_90` | share of values inside the 90 % interval | near 0.9 |
+# | `n` | number of values | |
+#
+# Values of one group err together. So with few groups a coverage of 0.75 or 1 can be chance.
 #
 # ## Fill gaps
 #

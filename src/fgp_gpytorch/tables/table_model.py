@@ -71,8 +71,8 @@ _ELEMENT_DROPOUT = (0.0, 0.5)  # of tables with several columns, of which a cont
 class TableModel:
     """Forecasts, imputation, embedding and new groups for a table whose rows are repeated measurements of groups.
 
-    An estimator in scikit-learn's manner: `fit` returns the model, and what is learned ends in an underscore. All
-    answers are in the table's own units. It is a thin layer over `FGPVAE`, which is `model.vae_`.
+    As in scikit-learn, `fit` returns the model, and what is learned ends in an underscore. All answers
+    are in the table's own units. It is a thin layer over `FGPVAE`, which is `model.vae_`.
 
     `fit` starts the model as an exact multi-output Gaussian process: a level and a Matern 3/2 process for each channel,
     a mean over x, and linear networks. With up to 100 groups of up to 300 rows, each group may also scale a common
