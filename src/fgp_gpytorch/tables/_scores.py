@@ -22,6 +22,9 @@ def scores_of(
         output: The decoder's outputs for it, (S, n, outputs).
         truth: Its true values as elements, (n, elements).
         values: The true values (n,) of a column of numbers; None for labels.
+
+    Returns:
+        The scores. Names have no CRPS and no coverage; two values have no coverage, as their interval says nothing.
     """
     if not len(truth):
         return {"mse": np.nan, "nll": np.nan, "crps": np.nan, "coverage_90": np.nan, "n": 0}
@@ -41,15 +44,12 @@ def scores_of(
         value = values
         draws = column.values(part.sample(output).numpy(force=True))
         mean = column.best(part, output)
-    error = float(((mean - value) ** 2).mean())
-    if column.kind == "binary":  # an interval of 0 and 1 says nothing
-        return {"mse": error, "nll": nll, "crps": np.nan, "coverage_90": np.nan, "n": len(truth)}
     ordered = torch.from_numpy(np.sort(draws, axis=0).astype(np.float64))
     low, high = (bound.numpy() for bound in interval_of_sorted(ordered, 0.9))
     crps = crps_of_sorted(ordered, torch.from_numpy(value.astype(np.float64))).mean()
-    inside = (low <= value) & (value <= high)
+    inside = float(((low <= value) & (value <= high)).mean()) if column.kind != "binary" else np.nan
     return {
-        "mse": error, "nll": nll, "crps": float(crps), "coverage_90": inside.mean(), "n": len(truth),
+        "mse": ((mean - value) ** 2).mean(), "nll": nll, "crps": float(crps), "coverage_90": inside, "n": len(truth),
     }  # fmt: skip
 
 

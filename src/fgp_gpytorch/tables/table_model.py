@@ -525,8 +525,8 @@ class TableModel:
 
         Returns:
             A row for each column of y: mse (units squared; of probabilities for categories), nll (nats a value, the
-            density in the table's units), crps (units), coverage_90 (of the central 90 % interval) and n. The last two
-            but n are NaN for two values, and for names.
+            density in the table's units), crps (units), coverage_90 (of the central 90 % interval) and n. Names have no
+            crps and no coverage, and two values no coverage.
 
         Raises:
             ArgumentError, DataError, GroupError: As in `forecast`.
