@@ -34,7 +34,7 @@ T = TypeVar("T")
 def warn(message: str) -> None:
     """Warn at the line of the user's program that led here."""
     names = [frame.f_code.co_filename for frame, _ in traceback.walk_stack(inspect.currentframe())]
-    ours = [level for level, name in enumerate(names) if name.startswith(str(Path(__file__).parent))]
+    ours = [level for level, name in enumerate(names) if Path(name).is_relative_to(Path(__file__).parent)]
     warnings.warn(message, UserWarning, stacklevel=ours[-1] + 2)
 
 

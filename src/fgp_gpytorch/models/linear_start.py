@@ -341,13 +341,12 @@ def maximize(model: Any, data: GroupedDataset, batch: GroupedBatch, iterations: 
         late = [*model.decoder.parameters(), *(p for b in model.prior.blocks for p in b.mean_module.parameters())]
         early = [p for p in everything if all(p is not other for other in late)]
         some = None if effects is None else most_of(data, model.prior.num_channels)
-        gaussian = model.likelihood.constant_variance() is not None
-        for parameters in (early, everything) if in_two else (everything,):
+        rounds = _ROUNDS if model.likelihood.constant_variance() is None else 1
+        for parameters, most in ((early, 1), (everything, rounds)) if in_two else ((everything, 1),):
             for _ in range(1 if some is None else _ALTERNATIONS):
                 if some is not None:
                     set_effects(model, some)
-                rounds = _ROUNDS if in_two and parameters is everything and not gaussian else 1
-                climb(model, batch, draws, errors, parameters, iterations, rounds)
+                climb(model, batch, draws, errors, parameters, iterations, most)
         limit_lengthscales(model.prior.blocks, batch)
         if some is not None:
             set_effects(model, some)
@@ -380,7 +379,7 @@ def climb(
             lambda: -elbo(model, batch, draws) + rounding(model.likelihood, batch, errors), parameters, iterations,
             units,
         )  # fmt: skip
-        if last - found < _WORTH:
+        if not last - found >= _WORTH:  # without iterations neither is finite
             return
         last = found
 

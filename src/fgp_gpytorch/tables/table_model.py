@@ -337,7 +337,6 @@ class TableModel:
                 feature.set_scale(values, logarithmic)
                 data = self._dataset(df).only_observed()
                 if len(data) > MANY_GROUPS:
-                    feature.set_scale(values, logarithmic=False)
                     return
                 data = as_numbers(self.columns_, data)
                 evidence = column_evidence(data, self.features_, self._first_level, MOST_KNOTS, may_scale_a_curve(data))
@@ -661,10 +660,11 @@ class TableModel:
                 f"column: expected one of {list(names)}, got {column!r}. Try column={next(iter(names))!r}."
             )
         labels = list(pd.unique(df[self.group[0]]))
+        known = set(labels)
         if isinstance(groups, str) or (groups is not None and not hasattr(groups, "__iter__")):
             groups = [groups]
         chosen = labels[:6] if groups is None else list(groups)
-        unknown = [label for label in chosen if not isinstance(label, Hashable) or label not in set(labels)]
+        unknown = [label for label in chosen if not isinstance(label, Hashable) or label not in known]
         if unknown or not chosen:
             raise GroupError(
                 f"groups: expected labels of {self.group[0]!r} in df, got {unknown or 'none'}. Try "

@@ -46,8 +46,8 @@ class SharedBatches(Sampler[Request]):
 
     Attributes:
         weight: The factor that makes a sum over the groups of a random minibatch unbiased for the data set: the
-            number of minibatches, B. None where sizes do not decide who is together with whom. The factor is then N/G,
-            groups of the data set per group of the minibatch.
+            number of minibatches, B. It is None if the order alone decides which groups are together. The factor is
+            then N/G, groups of the data set per group of the minibatch.
     """
 
     def __init__(
