@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 
 from benchmarks.league.tasks import Question
+from fgp_gpytorch.likelihoods.mixtures import smooth_mixture
 
 Z90 = stats.norm.ppf(0.95)
 
@@ -19,7 +21,7 @@ class Belief:
         mean: (rows, columns), in the table's own units.
         sd: Standard deviations of the same shape; None = no statement.
         draws: (draws, rows, columns), for distributions that are no Gaussians; None = a Gaussian.
-        draw_sd: Observation noise about each draw, which broadcasts with the draws. The belief is their mixture.
+        draw_sd: Observation noise about each draw, which broadcasts with the draws. The belief is their smooth mixture.
     """
 
     mean: np.ndarray
@@ -63,6 +65,8 @@ def column_scores(question: Question, belief: Belief, number: int) -> dict[str, 
         assert belief.draw_sd is not None
         mu = (belief.draws[:, asked, number] - center) / scale
         sd = np.broadcast_to(belief.draw_sd, belief.draws.shape)[:, asked, number] / scale
+        mu, variance = smooth_mixture(torch.from_numpy(mu), torch.from_numpy(sd**2))
+        mu, sd = mu.numpy(), variance.sqrt().numpy()
     if name in question.table.levels:
         levels = (np.array(question.table.levels[name]) - center) / scale
         return found | discrete_scores(y, levels, level_probabilities(levels, mu, sd))

@@ -411,6 +411,19 @@ def test_equal_components_score_as_one_gaussian() -> None:
     assert many == pytest.approx(one, rel=1e-9)
 
 
+def test_draws_with_little_noise_score_almost_as_the_gaussian_that_they_are_of() -> None:
+    """Without smoothing, values beyond the outermost draw would have a density of almost 0."""
+    q = asked(lines(noise=0.5))
+    rng = np.random.default_rng(0)
+    belief = rules.rule_belief(q, "own mean")
+    assert belief.sd is not None
+    draws = belief.mean + belief.sd * rng.normal(size=(128, *belief.mean.shape))
+    found = scores(q, Belief(draws.mean(0), None, draws, 0.01 * belief.sd))
+    expected = scores(q, Belief(draws.mean(0), draws.std(0)))
+    assert found["nll"] == pytest.approx(expected["nll"], abs=0.1)
+    assert found["crps"] == pytest.approx(expected["crps"], rel=0.05)
+
+
 def test_scores_are_free_of_units() -> None:
     table = lines(noise=0.5)
     scaled = dataclasses.replace(table, rows=table.rows.assign(c0=1000 * table.rows["c0"] - 7))

@@ -182,12 +182,12 @@ def test_options_are_checked():
     ],
 )
 def test_features_of_another_kind_are_refused(values, words):
-    with pytest.raises(DataError, match=r"x: expected .* got .* Try .*" + words):
+    with pytest.raises(DataError, match=r"df: expected .* got .* Try .*" + words):
         Feature("t").learn(pd.Series(values))
 
 
 def test_periodic_column_of_dates_is_refused():
-    with pytest.raises(DataError, match=r"x: expected numbers (.|\n)*dt.hour"):
+    with pytest.raises(DataError, match=r"df: expected numbers (.|\n)*dt.hour"):
         Feature(Periodic("t", 24)).learn(pd.Series(pd.to_datetime(["2020-01-01", "2020-01-02"])))
 
 

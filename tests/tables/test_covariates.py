@@ -87,6 +87,13 @@ def test_impossible_covariates_are_refused_in_fit_and_answers(dose, words, model
             TableModel("y", "t", "g", covariates=["dose"]).fit(df.assign(dose=df["dose"].mask(df["t"] == 2, dose)))
 
 
+def test_absent_covariate_is_refused_and_may_be_said_to_be_unknown(model, context):
+    absent = context.drop(columns="dose")
+    with pytest.raises(DataError, match=r"df: expected a covariate 'dose', got .*df\['dose'\] = np.nan if"):
+        model.forecast(absent, at={"t": [5.0]})
+    assert model.forecast(absent.assign(dose=np.nan), at={"t": [5.0]})["mean"].notna().all()
+
+
 def test_saved_model_refuses_the_same_covariates(model, context, tmp_path):
     model.save(tmp_path / "m.pt")
     loaded = TableModel.load(tmp_path / "m.pt")

@@ -212,6 +212,10 @@ def test_a_few_far_values_are_a_warning_and_a_column_of_them_an_error():
     sentinel.loc[3, "y"] = 9999.0
     with pytest.warns(UserWarning, match="1 of 80 values far outside"):
         model.forecast(sentinel, at={"t": [9.0]})
+    outlier = df.copy()
+    outlier.loc[3, "y"] += 15 * df["y"].std()  # a slip of the pen, and no other unit
+    with pytest.warns(UserWarning, match="1 of 80 values far outside"):
+        model.forecast(outlier, at={"t": [9.0]})
     with pytest.raises(DataError, match="standard deviations away"):
         model.forecast(df.assign(y=df["y"] * 1e4), at={"t": [9.0]})
 

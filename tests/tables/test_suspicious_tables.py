@@ -169,3 +169,11 @@ def test_range_of_training_is_told_without_rounding_errors():
     df = make_table(7, 3)
     with pytest.warns(UserWarning, match="within the training table's 0 to 2, got 5"):
         fitted(df).forecast(df, {"t": [5]})
+
+
+def test_errors_of_a_score_name_its_table(model, df):
+    late = df.assign(t=df["t"] + 1e4)
+    with pytest.raises(DataError, match="df_target: expected 't' near the training table's 0 to 4"):
+        model.score(df, late)
+    with pytest.raises(GroupError, match="df_target: expected groups with a row in the context, got 0"):
+        model.score(df[df["g"] > 0], df[df["g"] == 0])

@@ -20,6 +20,30 @@ def mixture_variance(means: Tensor, variances: Tensor) -> Tensor:  # shape: 2 x 
     return variances.mean(0) + (means - means.mean(0)).square().mean(0)
 
 
+def smooth_mixture(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:  # shape: 2 x (S, *shape) -> same
+    """A smooth mixture with the mean and the variance of S equally likely Gaussian draws.
+
+    Draws far apart, compared with their variances, would leave the density between and beyond them to chance. Each
+    becomes a kernel of width h, and moves towards the mean of all (West 1993, "Approximating posterior distributions by
+    mixtures").
+
+    Args:
+        means: Mean of each draw.
+        variances: Variance of each draw.
+
+    Examples:
+        >>> means = torch.tensor([-3.0, -1.0, 1.0, 3.0])
+        >>> moved, widened = smooth_mixture(means, torch.full([4], 0.01))
+        >>> moved
+        tensor([-1.9573, -0.6524,  0.6524,  1.9573])
+        >>> mixture_variance(moved, widened), mixture_variance(means, torch.full([4], 0.01))
+        (tensor(5.0100), tensor(5.0100))
+    """
+    center, between = means.mean(0), means.var(0, unbiased=False)
+    width = len(means) ** -0.4  # h squared
+    return center + (1 - width) ** 0.5 * (means - center), variances + width * between
+
+
 def mixture_quantile(
     cdf: Callable[[Tensor], Tensor], probability: float | Tensor, low: Tensor, high: Tensor, tolerance: Tensor | None
 ) -> Tensor:

@@ -120,8 +120,12 @@ class Feature:
         above, below = np.maximum(scaled, math.log(start)), np.minimum(scaled - math.log(start), 0.0)
         return np.where(above > math.log(start), np.exp(above) - self.shift, self.least) + below * start
 
-    def encode(self, values: pd.Series) -> np.ndarray:
+    def encode(self, values: pd.Series, argument: str = "df") -> np.ndarray:
         """Numbers (N,) for kernels.
+
+        Args:
+            values: The column.
+            argument: The table that has it, for errors.
 
         Raises:
             DataError: If a value is missing, of another kind, or an unknown category.
@@ -129,14 +133,14 @@ class Feature:
         if self.category is not None:
             codes = self.category.codes(values)
             if np.isnan(codes).any():
-                raise self._missing(values)
+                raise self._missing(values, argument)
             return codes
-        raw = self._raw(values)
+        raw = self._raw(values, argument)
         if self.period is None:
             place = far_from(raw, self._number(self.low), self._number(self.high))
             if place is not None:
                 raise DataError(
-                    f"x: expected {self.name!r} near the training table's {self._back(self.low)} to "
+                    f"{argument}: expected {self.name!r} near the training table's {self._back(self.low)} to "
                     f"{self._back(self.high)}, at most ten times that range away, got {values.iloc[place]}. Try its "
                     "units."
                 )
@@ -185,49 +189,52 @@ class Feature:
         value, width = float(self._number(number)), float(self._number(self.high) - self._number(self.low))
         return f"{0.0 if abs(value) < 1e-9 * width else value:g}"
 
-    def _raw(self, values: pd.Series) -> np.ndarray:
+    def _raw(self, values: pd.Series, argument: str = "df") -> np.ndarray:
         if values.isna().any():
-            raise self._missing(values)
+            raise self._missing(values, argument)
         if self.kind == "date":
             if not _is_date(values):
                 raise DataError(
-                    f"x: expected dates in column {self.name!r}, as in the training table, got {values.dtype}. Try "
-                    f"pd.to_datetime(df[{self.name!r}])."
+                    f"{argument}: expected dates in column {self.name!r}, as in the training table, got "
+                    f"{values.dtype}. Try pd.to_datetime({argument}[{self.name!r}])."
                 )
             zone = getattr(self.dtype, "tz", None)
             if (zone is None) != (values.dt.tz is None):
                 got = "none" if values.dt.tz is None else values.dt.tz
                 repair = f"tz_localize({str(zone)!r})" if zone is not None else "tz_localize(None)"
                 raise DataError(
-                    f"x: expected the time zone of the training table, {zone or 'none'}, in column {self.name!r}, got "
-                    f"{got}. Try df[{self.name!r}].dt.{repair}."
+                    f"{argument}: expected the time zone of the training table, {zone or 'none'}, in column "
+                    f"{self.name!r}, got {got}. Try {argument}[{self.name!r}].dt.{repair}."
                 )
             utc = values.dt.tz_convert("UTC").dt.tz_localize(None) if values.dt.tz is not None else values
             return (utc - pd.Timestamp(0)).dt.total_seconds().to_numpy(dtype=np.float64)
         if _is_date(values) or not pd.api.types.is_numeric_dtype(values.dtype):
-            hint = f"pd.to_numeric(df[{self.name!r}]), or Categorical({self.name!r}) for names"
+            hint = f"pd.to_numeric({argument}[{self.name!r}]), or Categorical({self.name!r}) for names"
             if _is_date(values):
-                hint = f"df[{self.name!r}].dt.hour"
+                hint = f"{argument}[{self.name!r}].dt.hour"
                 if self.high > self.low:  # learned
                     hint = "numbers in the unit of the training table, or fit on a table with dates"
             elif _is_text_of_dates(values):
-                hint = f"pd.to_datetime(df[{self.name!r}])"
+                hint = f"pd.to_datetime({argument}[{self.name!r}])"
             elif pd.api.types.is_timedelta64_dtype(values.dtype):
-                hint = f"df[{self.name!r}].dt.total_seconds()"
+                hint = f"{argument}[{self.name!r}].dt.total_seconds()"
             elif isinstance(values.dtype, pd.PeriodDtype):
-                hint = f"df[{self.name!r}].dt.to_timestamp()"
+                hint = f"{argument}[{self.name!r}].dt.to_timestamp()"
             elif len(values) and isinstance(values.iloc[0], datetime.date):
-                hint = f"pd.to_datetime(df[{self.name!r}])"
-            raise DataError(f"x: expected numbers in column {self.name!r}, got {values.dtype}. Try {hint}.")
+                hint = f"pd.to_datetime({argument}[{self.name!r}])"
+            raise DataError(f"{argument}: expected numbers in column {self.name!r}, got {values.dtype}. Try {hint}.")
         raw = values.to_numpy(dtype=np.float64, na_value=np.nan)
         if not np.isfinite(raw).all():
-            raise DataError(f"x: expected finite numbers in column {self.name!r}, got inf. Try df without these rows.")
+            raise DataError(
+                f"{argument}: expected finite numbers in column {self.name!r}, got inf. Try {argument} without "
+                "these rows."
+            )
         return raw
 
-    def _missing(self, values: pd.Series) -> DataError:
+    def _missing(self, values: pd.Series, argument: str) -> DataError:
         return DataError(
-            f"x: expected a value in every row of column {self.name!r}, got {int(values.isna().sum())} without. "
-            f"Try df.dropna(subset=[{self.name!r}])."
+            f"{argument}: expected a value in every row of column {self.name!r}, got {int(values.isna().sum())} "
+            f"without. Try {argument}.dropna(subset=[{self.name!r}])."
         )
 
 

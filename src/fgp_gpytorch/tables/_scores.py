@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch.likelihoods import GaussianElements
+from fgp_gpytorch.likelihoods.mixtures import smooth_mixture
 from fgp_gpytorch.metrics.scores import crps_of_sorted, interval_of_sorted, log_mean_exp
 from fgp_gpytorch.tables.columns import Column
 
@@ -30,7 +31,8 @@ def scores_of(
         return {"mse": np.nan, "nll": np.nan, "crps": np.nan, "coverage_90": np.nan, "n": 0}
     y = torch.from_numpy(truth)
     if isinstance(part, GaussianElements):
-        log_prob = _smooth_log_prob(part, output, y).sum(-1)
+        means, variances = smooth_mixture(part.mean(output), part.variance(output))
+        log_prob = torch.distributions.Normal(means, variances.sqrt()).log_prob(y).sum(-1)
     else:
         log_prob = part.log_prob(output, y.expand(len(output), *y.shape)).sum(-1)
     nll = -(log_mean_exp(log_prob).numpy(force=True) + column.density_factor(truth)).mean()
@@ -61,16 +63,3 @@ def mean_scores(parts: list[dict[str, float]]) -> dict[str, float]:
     used = [part for part in parts if part["n"]]
     mean = {name: np.average([part[name] for part in used], weights=weights[weights > 0]) for name in used[0]}
     return {**mean, "n": int(weights.sum())}
-
-
-def _smooth_log_prob(part: GaussianElements, output: Tensor, y: Tensor) -> Tensor:
-    """Log densities whose mixture over draws is smooth, and has the mean and variance of the draws' mixture.
-
-    Draws far apart, compared with the noise, would leave the density between them to chance. Each becomes a kernel of
-    width h, and moves towards their mean (West 1993, "Approximating posterior distributions by mixtures").
-    """
-    mean, variance = part.mean(output), part.variance(output)
-    center, between = mean.mean(0), mean.var(0, unbiased=False)
-    width = min(1.0, len(output) ** -0.4)  # h squared
-    moved = center + (1 - width) ** 0.5 * (mean - center)
-    return torch.distributions.Normal(moved, (variance + width * between).sqrt()).log_prob(y)

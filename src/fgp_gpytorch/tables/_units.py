@@ -13,7 +13,8 @@ from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.tables.columns import Gaussian
 
-_FAR = 50.0  # standard deviations: a table in other units
+_FAR = 50.0  # standard deviations: a table in other units, if most values are so far
+_OUTLIER = 10.0  # standard deviations: a value that is worth a look
 _CODE, _LOG_CODE = 50.0, 20.0  # a value so many deviations from the middle, as it is and as a logarithm
 _ZEROS = 0.2  # the share of zeros in a column of counts
 
@@ -32,7 +33,8 @@ def check_units(columns: Sequence[tuple[Gaussian, np.ndarray]]) -> None:
                 f"y: {expected}values up to {np.abs(seen).max():.0f} standard deviations away. Try the units of that "
                 "table."
             )
-        number = max(int(far.sum()), int((away > 0.5).sum()) if 2 * (away > 0.5).sum() > len(seen) else 0)
+        outliers = (away > 1) & (np.abs(seen) > _OUTLIER)
+        number = max(int(outliers.sum()), int((away > 0.5).sum()) if 2 * (away > 0.5).sum() > len(seen) else 0)
         if number:
             outside.append(f"{expected}{number} of {len(seen)} values far outside")
     if outside:

@@ -354,6 +354,7 @@ class TableModel:
             df: The context: rows of any groups, seen in training or not.
             at: Values of each x column, of which every group gets all combinations, or a table with the group and x
                 columns, a row for each forecast. Without a covariate, it is that of the group's last row in `df`.
+                Dates without a time zone, in a dictionary, are in that of the training table.
             num_draws: Draws of the latents. The noise of the likelihood is added exactly.
             seed: Of the draws.
 
@@ -492,7 +493,7 @@ class TableModel:
         for covariate in self.covariates_:
             if covariate.name not in grid.columns:
                 grid[covariate.name] = np.nan
-        x = self._encoded_x(grid, level_codes([grid], self.group)[0]).unsqueeze(0)
+        x = self._encoded_x(grid, level_codes([grid], self.group)[0], "at").unsqueeze(0)
         with torch.no_grad(), evaluation(self.vae_, check.count(seed, "seed", least=0)):
             parts = []
             most = max(1, _VALUES_AT_ONCE // (x.shape[1] * self._likelihood.num_outputs))
@@ -551,7 +552,7 @@ class TableModel:
 
         context = self._checked(df_context)
         warn_of_overlap(context, targets, self._rows_by, [c.name for c in self.columns_])
-        parts = self._in_parts(context, targets, num_draws, seed, use)
+        parts = self._in_parts(context, targets, num_draws, seed, use, argument="df_target")
         rows = [mean_scores(list(own)) for own in zip(*parts, strict=True)]
         return pd.DataFrame(rows, index=pd.Index([c.name for c in self.columns_], name="variable"))
 
@@ -742,7 +743,13 @@ class TableModel:
         """A table with the columns of the training table. Columns of y that it lacks are missing everywhere."""
         self._fitted()
         check.instance(df, argument, pd.DataFrame, f"Try pd.DataFrame({argument}).")
-        require(df, self._keys, argument)
+        require(df, self._rows_by, argument)
+        unknown = [c.name for c in self.covariates if c.name not in df.columns]
+        if unknown:
+            raise DataError(
+                f"{argument}: expected a covariate {unknown[0]!r}, got {list(df.columns)}. Try its name in this table, "
+                f"or {argument}[{unknown[0]!r}] = np.nan if it is unknown."
+            )
         absent = [c.name for c in self.columns_ if c.name not in df.columns]
         if len(absent) == len(self.columns_):
             raise DataError(
@@ -801,8 +808,8 @@ class TableModel:
         """The columns of a forecast: groups, x and covariates."""
         return [*self._rows_by, *(c.name for c in self.covariates)]
 
-    def _encoded_x(self, df: pd.DataFrame, codes: np.ndarray) -> Tensor:
-        features = [feature.encode(df[feature.name])[:, None] for feature in self.features_]
+    def _encoded_x(self, df: pd.DataFrame, codes: np.ndarray, argument: str = "df") -> Tensor:
+        features = [feature.encode(df[feature.name], argument)[:, None] for feature in self.features_]
         features += [covariate.encode(df[covariate.name]) for covariate in self.covariates_]
         return torch.from_numpy(np.concatenate([*features, codes], -1))
 
@@ -822,6 +829,7 @@ class TableModel:
         seed: int,
         use: Callable[[np.ndarray, Tensor], _T],
         jointly: bool = False,
+        argument: str = "at",
     ) -> list[_T]:
         """Decode draws at the targets, given a checked context, a few groups at a time, and use each part.
 
@@ -832,6 +840,7 @@ class TableModel:
             seed: Of the draws.
             use: Called with the positions of some targets, (p,), and the decoder's output there, (S, p, num_outputs).
             jointly: Whether draws are coherent across the members of a group.
+            argument: The name of the targets, for errors and warnings.
 
         Returns:
             What `use` returned for each part.
@@ -848,9 +857,9 @@ class TableModel:
             hint = "rows of this group in df, or model.sample_groups(n, at=...) for new groups"
             if alike is not None:
                 hint = f"{alike!r}, of type {type(alike).__name__}, as in df"
-            raise GroupError(f"at: expected groups with a row in the context, got {label!r}. Try {hint}.")
-        x_new = self._encoded_x(targets, new)
-        self._warn_beyond(x_new)
+            raise GroupError(f"{argument}: expected groups with a row in the context, got {label!r}. Try {hint}.")
+        x_new = self._encoded_x(targets, new, argument)
+        self._warn_beyond(x_new, argument)
         owner = torch.tensor(places)
         order = owner.argsort(stable=True)
         used, sizes = owner[order].unique_consecutive(return_counts=True)
@@ -880,14 +889,14 @@ class TableModel:
                 found.append(use(torch.cat(positions[start : start + step]).numpy(), output))
         return found
 
-    def _warn_beyond(self, x_new: Tensor) -> None:
+    def _warn_beyond(self, x_new: Tensor, argument: str) -> None:
         """Warn of forecasts at x that training groups did not reach."""
         found = [feature.beyond(column) for feature, column in zip(self.features_, x_new.numpy().T, strict=False)]
         first = next((text for text in found if text is not None), None)
         if first is not None:
             check.warn(
-                f"at: {first}. There the mean over x stays as it is at the end of that range, and intervals do not "
-                "know that the trend may go on. Try training groups that reach so far."
+                f"{argument}: {first}. There the mean over x stays as it is at the end of that range, and intervals do "
+                "not know that the trend may go on. Try training groups that reach so far."
             )
 
     def _parts(self, output: Tensor) -> list[tuple[Column, Any, Tensor]]:
