@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -586,12 +585,10 @@ def _warn_of_repeats(x: Tensor, group: Tensor, labels: np.ndarray) -> None:
     if not bool(repeated.any()) or bool((x == x[0]).all()):
         return
     first = int(repeated.int().argmax())
-    warnings.warn(
+    check.warn(
         f"x: expected different features in each group, got {int(repeated.sum())} members with those of another one, "
         f"the first in group {labels[int(group[first])]!s} at x = {x[first].tolist()}. Try df.drop_duplicates() of "
         "duplicated rows, or the average of repeated measurements, or one more feature.",
-        UserWarning,
-        stacklevel=3,
     )
 
 

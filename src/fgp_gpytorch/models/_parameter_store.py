@@ -6,7 +6,6 @@ an owner was loaded by `pyro.get_param_store().load`, and its value goes into th
 """
 
 import itertools
-import warnings
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import CheckpointError
 
 _names: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
@@ -72,11 +72,10 @@ def _name_of(model: nn.Module, stored: dict[str, Tensor]) -> str:
         if not entries and number and free:
             break
     if len(loaded) > 1:
-        warnings.warn(
+        check.warn(
             f"Pyro's parameter store was loaded with the parameters of several models of the class {kind}: "
             f"{', '.join(loaded)}. This model takes those of {loaded[0]}. Try to run the models in their old order.",
-            UserWarning, stacklevel=4,
-        )  # fmt: skip
+        )
     return loaded[0] if loaded else free
 
 

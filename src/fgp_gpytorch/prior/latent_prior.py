@@ -1,11 +1,10 @@
 """Base class of the priors over latent channels."""
 
-import warnings
-
 import gpytorch
 import torch
 from torch import Tensor
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.prior.channel_block import ChannelBlock
 from fgp_gpytorch.saving import Configurable
 
@@ -53,12 +52,11 @@ class LatentPrior(Configurable, gpytorch.Module):
         """KL(q || p) of what all groups share, nats, a scalar, once per data set; None if they share nothing."""
         return None
 
-    def warn_of_few_groups(self, num_groups: int, stacklevel: int = 2) -> None:
+    def warn_of_few_groups(self, num_groups: int) -> None:
         """Warn if a block of channels learns too much from the groups of a data set, so that its intervals are narrow.
 
         Args:
             num_groups: Groups of the training data.
-            stacklevel: Of `warnings.warn`. 2 names the line of the caller.
 
         Warns:
             UserWarning: For every such block; see `CoregionalizedChannels`.
@@ -66,4 +64,4 @@ class LatentPrior(Configurable, gpytorch.Module):
         for block in self.modules():
             advice = block.few_groups_advice(num_groups) if isinstance(block, ChannelBlock) else None
             if advice is not None:
-                warnings.warn(advice, UserWarning, stacklevel=stacklevel)
+                check.warn(advice)

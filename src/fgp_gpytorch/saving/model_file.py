@@ -3,12 +3,12 @@
 import copy
 import inspect
 import json
-import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch.errors import CheckpointError, FGPError
 from fgp_gpytorch.saving._allocation import AllocationLimit
 from fgp_gpytorch.saving.changes import apply_changes, find_changes, own_name
@@ -244,5 +244,4 @@ def _class_name(value: Any) -> str:
 
 
 def _warn_missing(name: str, reason: str) -> None:
-    message = f"{name}: {reason} The tensors are saved; loading will need {name}=."
-    warnings.warn(message, UserWarning, stacklevel=5)
+    check.warn(f"{name}: {reason} The tensors are saved; loading will need {name}=.")

@@ -1,10 +1,6 @@
-"""Warnings of runs that are likely to be worthless. Each names the cause and the cure.
-
-`stacklevel` is that of `warnings.warn`: 3 names the line of the caller's caller.
-"""
+"""Warnings of runs that are likely to be worthless. Each names the cause and the cure."""
 
 import math
-import warnings
 from collections.abc import Iterator
 
 import pandas as pd
@@ -12,6 +8,7 @@ import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, ScaleKernel
 from torch import Tensor, nn
 
+from fgp_gpytorch import _checks as check
 from fgp_gpytorch._modes import evaluation, generators_restored
 from fgp_gpytorch.data import GroupedBatch, GroupedDataset
 from fgp_gpytorch.likelihoods import DiagonalGaussianLikelihood, GaussianLikelihood
@@ -34,7 +31,7 @@ _APART, _TOGETHER = 10.0, 0.01  # distances in lengthscales
 # columns
 
 
-def warn_of_raw_units(model: GroupedVAE, train: GroupedDataset, stacklevel: int = 3) -> None:
+def warn_of_raw_units(model: GroupedVAE, train: GroupedDataset) -> None:
     """Warn of columns of y or x in raw units: networks start near 0, so training may leave the latents unused."""
     gaussian = type(model.likelihood) in (GaussianLikelihood, DiagonalGaussianLikelihood)
     with generators_restored():  # a lazy data set may draw numbers
@@ -45,20 +42,16 @@ def warn_of_raw_units(model: GroupedVAE, train: GroupedDataset, stacklevel: int 
     if found:
         cure = "(y - y.mean(0)) / y.std(0), or grey levels in [0, 1]" if gaussian else "smaller units, or an encoder "
         cure = cure if gaussian else cure + "that takes logarithms"
-        warnings.warn(
+        check.warn(
             f"y: expected columns of a scale near 1, got a root mean square of {found}. Networks start near 0, so "
             f"training may end at the mean of y. Try {cure}.",
-            UserWarning,
-            stacklevel=stacklevel,
         )
     if isinstance(model, CVAE) and isinstance(model.features, nn.Identity | nn.Linear | MLP):
         found = _large_columns(_features(train)[0].square().nanmean(0).sqrt(), _LARGEST_SCALE)
         if found:
-            warnings.warn(
+            check.warn(
                 f"x: expected features of a scale near 1 for networks, got a root mean square of {found}. Try "
                 "(x - x.mean(0)) / x.std(0), or features=FourierFeatures() for an angle.",
-                UserWarning,
-                stacklevel=stacklevel,
             )
 
 
@@ -87,7 +80,7 @@ def _features(train: GroupedDataset) -> tuple[Tensor, Tensor]:
 # lengthscales
 
 
-def warn_of_lengthscales(model: GroupedVAE, train: GroupedDataset, stacklevel: int = 3) -> None:
+def warn_of_lengthscales(model: GroupedVAE, train: GroupedDataset) -> None:
     """Warn of kernels of the prior under which the members of a group are independent, or all equal.
 
     A kernel of several lengthscales counts if all its channels are so. A kernel on the result of a network, or inside a
@@ -98,7 +91,7 @@ def warn_of_lengthscales(model: GroupedVAE, train: GroupedDataset, stacklevel: i
         members = _members_of_groups(train) if members is None else members
         advice = _advice_of(kernel, [group[:, dims] for group in members]) if members else None
         if advice is not None:
-            warnings.warn(advice, UserWarning, stacklevel=stacklevel)
+            check.warn(advice)
 
 
 def _kernels(prior: nn.Module) -> Iterator[tuple[Kernel, list[int] | slice]]:
@@ -208,9 +201,7 @@ def kl_of_channels(model: GroupedVAE, train: GroupedDataset) -> Tensor | None:
         return posterior.kl_channels.mean(0).cpu() if isinstance(posterior, LatentPosterior) else None
 
 
-def warn_of_unused_channels(
-    model: GroupedVAE, history: pd.DataFrame, kl: Tensor | None, restored: int | None, stacklevel: int = 3
-) -> None:
+def warn_of_unused_channels(model: GroupedVAE, history: pd.DataFrame, kl: Tensor | None, restored: int | None) -> None:
     """Warn if no channel carries information, or only global ones.
 
     Args:
@@ -218,7 +209,6 @@ def warn_of_unused_channels(
         history: Of the run. It has the KL of a model whose prior couples groups.
         kl: `kl_of_channels`.
         restored: The epoch that was restored, None for the last one.
-        stacklevel: Of `warnings.warn`.
     """
     channels = model.prior.num_channels
     if kl is None:
@@ -240,17 +230,13 @@ def warn_of_unused_channels(
     cure = "kl_warmup_steps=, more steps, standardised columns of y, or a lengthscale near the spacing of x"
     if isinstance(model.likelihood, DiagonalGaussianLikelihood):
         cure = f"DiagonalGaussianLikelihood(y_shape, variance=0.01), {cure}"
-    warnings.warn(
+    check.warn(
         f"channels: expected some that carry information, got {which} with a KL below {_LEAST_KL} nats a group: "
         f"{effect}. Try {cure}.",
-        UserWarning,
-        stacklevel=stacklevel,
     )
 
 
-def warn_of_few_steps(
-    settings: RunSettings, history: pd.DataFrame, steps: int, best_epoch: int | None, stacklevel: int = 3
-) -> None:
+def warn_of_few_steps(settings: RunSettings, history: pd.DataFrame, steps: int, best_epoch: int | None) -> None:
     """Warn if a run ended after few steps that `epochs` counted, while its loss was still falling.
 
     Args:
@@ -258,7 +244,6 @@ def warn_of_few_steps(
         history: Of the run.
         steps: Steps of the optimizer, including those before a resume.
         best_epoch: The best epoch by validation. None without validation data.
-        stacklevel: Of `warnings.warn`.
     """
     objective = settings.objective
     stopped_early = settings.epochs is None or len(history) < settings.epochs
@@ -273,12 +258,10 @@ def warn_of_few_steps(
     last, before = loss[-window:], loss[-2 * window : -window]
     error = math.sqrt((last.var() + before.var()) / window)
     if before.mean() - last.mean() > 3 * error > 0:
-        warnings.warn(
+        check.warn(
             f"epochs: expected at least {_FEW_STEPS} steps or a loss that has settled, got {steps} steps in "
             f"{len(history)} epochs, and a loss that still falls. Try epochs={_enough(len(history), steps)}, "
             "max_steps=, or a smaller batch_size.",
-            UserWarning,
-            stacklevel=stacklevel,
         )
 
 

@@ -249,7 +249,7 @@ def fit(
     if speaks and checkpoint is None:
         advice.warn_of_raw_units(model, train)
         advice.warn_of_lengthscales(model, train)
-        model.prior.warn_of_few_groups(len(train), stacklevel=3)
+        model.prior.warn_of_few_groups(len(train))
     model.begin_training()
     trainer_options["plugins"] = with_checkpoint_files(trainer_options.get("plugins"))
     module = TrainingModule(model, settings, train, validation)
