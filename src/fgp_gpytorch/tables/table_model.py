@@ -201,7 +201,7 @@ class TableModel:
                 fewer than 5 such groups it stays there: they would decide by chance.
             seed: Of validation groups, training and networks.
             max_steps: Most steps of the second stage.
-            progress: Whether to show a progress bar.
+            progress: Whether to show a bar in the second stage. The linear start before it takes seconds to a minute.
 
         Returns:
             The model itself.
