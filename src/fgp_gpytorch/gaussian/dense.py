@@ -69,7 +69,7 @@ class _DenseMarginals(torch.autograd.Function):
         eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
         A = torch.linalg.solve_triangular(C, eye.expand_as(C), upper=False)
         E = A * R.unsqueeze(-2)
-        w = _matvec(E.mT, _matvec(E, r))
+        w = (E * _matvec(E, r).unsqueeze(-1)).sum(-2)
         m = _matvec(K, w)
         k = K.diagonal(dim1=-2, dim2=-1)
         Dk = D * k
@@ -84,30 +84,32 @@ class _DenseMarginals(torch.autograd.Function):
             require_covariance(K)
             factorize(B, K)  # fails if rounding is to blame
         v.clamp_(min=torch.finfo(v.dtype).tiny)
-        DS = D.unsqueeze(-1) * S
         # the bracket: over the diagonal of C, c >= 1, a sum of log c^2 + c^-2 - 1 >= 0; below it a sum of squares
         bracket = log_plus_inverse(C.diagonal(dim1=-2, dim2=-1).log().mul_(2)).sum(-1)
-        bracket += A.square().tril_(-1).sum((-2, -1))
+        below = A.square()
+        below.diagonal(dim1=-2, dim2=-1).zero_()
+        bracket += below.sum((-2, -1))
         KL = 0.5 * (bracket + (w * m).sum(-1))
         # r - m = D^-1 w: the difference would cancel at a precise member
         r_minus_m = torch.where(precise, w / D, r - m)
-        ctx.save_for_backward(given, D, r, r_minus_m, w, S, DS, E)
+        ctx.save_for_backward(given, D, r, r_minus_m, w, S, E)
         return m, v.clone(), KL, very_precise
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         dm, dv, dKL, _ = grad_outputs
-        K, D, r, r_minus_m, w, S, DS, E = ctx.saved_tensors
+        K, D, r, r_minus_m, w, S, E = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             return *gradients_with_graph(_plain_marginals, (K, D, r), ctx.needs_input_grad[:3], (dm, dv, dKL)), None
         dKL = dKL.unsqueeze(-1)
         h = dm + dKL * w
         Sh = _matvec(S, h)
-        dr = _matvec(DS, h)
+        dr = D * Sh
         g = dv - 0.5 * dKL * D
         dD = Sh * r_minus_m - _matvec(S.square(), g)
         dK = None
         if ctx.needs_input_grad[0]:
+            DS = D.unsqueeze(-1) * S
             T = -DS
             T.diagonal(dim1=-2, dim2=-1).add_(1)
             dK = (T * dv.unsqueeze(-2)) @ T.mT
