@@ -120,6 +120,15 @@ def test_float32_algebra_refuses_x_that_it_cannot_tell_apart():
     with pytest.raises(DataError, match=r"x: expected values that differ in torch\.float32, got 1\.7e\+09"):
         prior(seconds)
     assert prior(seconds - 1.7e9).mean.shape == (1, 4, 3)
+    early = torch.arange(4, dtype=F64).reshape(1, 4, 1)
+    mask = torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
+    given = torch.zeros(2, 4, 3), torch.ones(2, 4, 3)
+    with pytest.raises(DataError, match=r"x: expected values that differ in torch\.float32"):  # beside an early group
+        prior.posterior(torch.cat([early, seconds]), *given, mask)
+    with pytest.raises(DataError, match=r"x: expected values that differ in torch\.float32"):  # within a group
+        prior(torch.cat([early, seconds], 1))
+    late = torch.where(mask[:, :, None], torch.cat([early, 1e6 * early]), 0.0)
+    assert prior.posterior(late, *given, mask).mean.isfinite().all()
     assert prior(torch.full((1, 2, 1), 0.1, dtype=F64)).mean.shape == (1, 2, 3)
 
 

@@ -9,7 +9,7 @@ import torch
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from prior_cases import CASES, data_for
 
-from fgp_gpytorch import FactorizedGPPrior, GlobalChannels
+from fgp_gpytorch import FactorizedGPPrior, GlobalChannels, LocalChannels
 from fgp_gpytorch.errors import ArgumentError, DataError, ShapeError
 from fgp_gpytorch.prior import exact_gp
 
@@ -126,6 +126,13 @@ def test_wrong_shapes_are_errors():
     mask = torch.ones(3, dtype=torch.bool)
     with pytest.raises(ShapeError, match=r"mask: expected shape \(3, 4\), got \(3,\)"):
         exact_gp(case.prior.blocks[0], data.x, data.mean[..., :2], data.variance[..., :2], mask)
+
+
+def test_inducing_points_are_refused():
+    kernel = gpytorch.kernels.RBFKernel()
+    block = LocalChannels(1, kernel, inference="inducing", inducing_points=torch.linspace(0, 1, 2))
+    with pytest.raises(ArgumentError, match=r"block: expected exact inference, got inference='inducing'.*Try"):
+        exact_gp(block, torch.rand(2, 6, 1), torch.zeros(2, 6, 1), torch.ones(2, 6, 1))
 
 
 def test_what_the_posterior_refuses_is_refused_here_too():

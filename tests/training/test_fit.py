@@ -18,6 +18,7 @@ from torch import nn
 from factories import make_data, make_model, same_state, state_of
 from fgp_gpytorch import (
     ELBO,
+    FGPVAE,
     GECO,
     DiagonalGaussianLikelihood,
     FactorizedGPPrior,
@@ -29,6 +30,7 @@ from fgp_gpytorch import (
 )
 from fgp_gpytorch.data import LazyDataset
 from fgp_gpytorch.errors import ArgumentError, CheckpointError, MissingFileError, NonFiniteError, ShapeError
+from fgp_gpytorch.nets import MLPDecoder, MLPEncoder
 from fgp_gpytorch.training import RunSettings
 
 # some runs of these tests take so large steps that they end at the mean of y
@@ -484,6 +486,25 @@ def test_a_non_finite_encoder_is_named():
     ) as stop:
         train(make_model(encoder=FailingEncoder(from_call=6)))
     assert (stop.value.term, stop.value.epoch, len(stop.value.groups)) == ("kl_local", 1, 2)
+
+
+@pytest.mark.parametrize("inference", ["dense", "state_space"])
+def test_y_that_is_not_finite_in_a_lazy_data_set_is_named(inference):
+    """Data in memory are looked at when a data set is made."""
+    x, group = torch.arange(12.0), torch.arange(12) // 3
+    spoilt = torch.rand(12, 3)
+    spoilt[7] = torch.nan
+    healthy, lost = (LazyDataset.from_array(y.numpy(), x, group) for y in (torch.rand(12, 3), spoilt))
+    kernel = gpytorch.kernels.MaternKernel(nu=0.5)
+    prior = FactorizedGPPrior([LocalChannels(2, kernel, inference=inference)])
+    model = FGPVAE(MLPEncoder([3], 2), MLPDecoder(2, [3]), prior)
+    options = {"epochs": 1, "folder": None, "progress": False, "accelerator": "cpu"}
+    for part, given in (("training", (lost, None)), ("validation", (healthy, lost))):
+        words = rf"{part} stopped: .* not finite in epoch 0, in .*y itself has NaN or infinite values in groups \[2\]"
+        with pytest.raises(NonFiniteError, match=words) as stop:
+            fit(model, given[0], validation=given[1], **options)
+        assert stop.value.epoch == 0
+        assert 2 in stop.value.groups
 
 
 def test_a_covariance_that_cannot_be_factorized_is_named(monkeypatch):

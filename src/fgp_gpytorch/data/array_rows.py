@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fgp_gpytorch import _checks as check
 from fgp_gpytorch.data.grouped_batch import GroupedBatch
-from fgp_gpytorch.errors import ArgumentError, DataError, MissingFileError, ShapeError
+from fgp_gpytorch.errors import ArgumentError, DataError, FGPError, MissingFileError, ShapeError
 
 __all__ = ["ArrayRows"]
 
@@ -115,9 +115,10 @@ class ArrayRows:
         """Return the observations of some rows, in the order of `rows`, whose entries may occur several times.
 
         Raises:
-            ArgumentError: If `transform` does not return a tensor.
+            ArgumentError: If `rows` are no numbers in one dimension, or `transform` does not return a tensor.
             ShapeError: If it does not return one observation for each row.
-            DataError: If a number is that of no row, the observations are not floating, or the file cannot be read.
+            DataError: If a number is that of no row, the observations are not floating, or the file cannot be read or
+                has another shape or dtype than before.
             MissingFileError: If the file is no longer there.
         """
         y = torch.from_numpy(self._read(self._numbers(rows)))
@@ -143,6 +144,11 @@ class ArrayRows:
 
     def _numbers(self, rows: Any) -> np.ndarray:
         given = np.asarray(rows)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iuf"):
+            raise ArgumentError(
+                f"rows: expected numbers of rows in one dimension, got {given.dtype} of shape {given.shape}. Try "
+                "[0, 3], or mask.nonzero()[0] for a mask."
+            )
         wrong = ~((given >= 0) & (given < len(self)) & (given == np.floor(given)))
         if wrong.any():
             raise DataError(
@@ -159,6 +165,11 @@ class ArrayRows:
         ordered = rows[order]
         found = np.empty((len(rows), *self.shape[1:]), self._native)
         with self._opened() as array:
+            if (tuple(array.shape), np.dtype(array.dtype)) != (self.shape, self.dtype):
+                raise DataError(
+                    f"array: expected shape {self.shape} and {self.dtype} as before, got {tuple(array.shape)} and "
+                    f"{array.dtype} in {self._source}. Try a new data set, as the file was written again."
+                )
             if hasattr(array, "oindex"):  # zarr: a chunk is unpacked once a request
                 distinct, place = np.unique(rows, return_inverse=True)
                 found[:] = self._checked(array.oindex[distinct], len(distinct))[place]
@@ -184,14 +195,16 @@ class ArrayRows:
         try:
             with self._open() as array:
                 yield array
+        except FGPError:
+            raise
         except FileNotFoundError as error:
             raise MissingFileError(
                 f"array: expected a file {self._source}, got no such file. Try Path(...).absolute() of one that exists."
             ) from error
-        except OSError as error:
+        except (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise DataError(
-                f"array: expected a file that can be read, got {self._source} ({error}). Try to close it where it is "
-                "written, or to write it again."
+                f"array: expected a file that can be read, got {self._source} ({type(error).__name__}: {error}). Try "
+                "to close it where it is written, or to write it again."
             ) from error
 
 
@@ -272,10 +285,10 @@ def _opener_of_file(
     if name is not None:
         raise ArgumentError(f"name: expected None for a NumPy file, which is one array, got {name!r}. Try None.")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise DataError(f"array: expected a NumPy file of numbers, got {path} ({error}). Try np.save.") from error
-    return partial(nullcontext, _unmapped(array)), str(path)
+    return partial(_npy, path), str(path)
 
 
 def _chosen(name: str | None, keys: list[str], is_array: Callable[[str], bool], path: Path) -> str:
@@ -296,6 +309,11 @@ def _unmapped(array: np.memmap) -> Any:
     """The file of a whole map in C order. A part of a map, and private changes, stay in the map."""
     whole = isinstance(array.base, mmap.mmap) and array.filename is not None and array.ndim > 0
     return _NumpyFile(array) if whole and array.flags.c_contiguous and array.mode != "c" else array
+
+
+@contextmanager
+def _npy(path: Path) -> Iterator[Any]:
+    yield _unmapped(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 @contextmanager

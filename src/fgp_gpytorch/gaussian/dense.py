@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch._modes import transforms_active
+from fgp_gpytorch.errors import DataError
 from fgp_gpytorch.gaussian._gradients import gradients_with_graph
 from fgp_gpytorch.gaussian.precision import (
     check_residual_variance,
@@ -60,7 +61,9 @@ class _DenseMarginals(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, K: Tensor, D: Tensor, r: Tensor, symmetric: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+    def forward(
+        ctx: Any, K: Tensor, D: Tensor, r: Tensor, symmetric: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, bool, bool]:
         given, K = K, K.contiguous()  # matmul would copy an expanded K each time
         R = D.sqrt()
         B = (K * R.unsqueeze(-1)).mul_(R.unsqueeze(-2))
@@ -76,28 +79,30 @@ class _DenseMarginals(torch.autograd.Function):
         precise = Dk > 1
         S = _posterior_covariance(K, precise, R, A, E)
         v = S.diagonal(dim1=-2, dim2=-1)
-        # one transfer for all checks; written so that NaN fails
-        tolerance = rounding_tolerance(v.dtype)
-        sound = (v + tolerance * k.abs() >= 0).all() & symmetric & (info == 0).all()
-        sound, very_precise = torch.stack([sound, (Dk > precise_limit(v.dtype)).any()]).tolist()
-        if not sound:
-            require_covariance(K)
-            factorize(B, K)  # fails if rounding is to blame
-        v.clamp_(min=torch.finfo(v.dtype).tiny)
         # the bracket: over the diagonal of C, c >= 1, a sum of log c^2 + c^-2 - 1 >= 0; below it a sum of squares
         bracket = log_plus_inverse(C.diagonal(dim1=-2, dim2=-1).log().mul_(2)).sum(-1)
         below = A.square()
         below.diagonal(dim1=-2, dim2=-1).zero_()
         bracket += below.sum((-2, -1))
         KL = 0.5 * (bracket + (w * m).sum(-1))
+        # one transfer for all checks; written so that NaN fails
+        tolerance = rounding_tolerance(v.dtype)
+        sound = (v + tolerance * k.abs() >= 0).all() & symmetric & (info == 0).all()
+        rounding = torch.finfo(v.dtype).eps * k.amax() * (w * w).sum(-1) if k.numel() else KL  # of w' K w
+        flags = [sound, (Dk > precise_limit(v.dtype)).any(), (rounding > 1 + KL).any()]
+        sound, very_precise, inexact = torch.stack(flags).tolist()
+        if not sound:
+            require_covariance(K)
+            factorize(B, K)  # fails if rounding is to blame
+        v.clamp_(min=torch.finfo(v.dtype).tiny)
         # r - m = D^-1 w: the difference would cancel at a precise member
         r_minus_m = torch.where(precise, w / D, r - m)
         ctx.save_for_backward(given, D, r, r_minus_m, w, S, E)
-        return m, v.clone(), KL, very_precise
+        return m, v.clone(), KL, very_precise, inexact
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        dm, dv, dKL, _ = grad_outputs
+        dm, dv, dKL, *_ = grad_outputs
         K, D, r, r_minus_m, w, S, E = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             return *gradients_with_graph(_plain_marginals, (K, D, r), ctx.needs_input_grad[:3], (dm, dv, dKL)), None
@@ -164,7 +169,8 @@ def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor, x: 
         The marginals and the KL, with derivatives of all orders, for torch.func too.
 
     Raises:
-        DataError: If K is not symmetric, or has a negative eigenvalue beyond rounding.
+        DataError: If K is not symmetric, has a negative eigenvalue beyond rounding, or is so close to singular that
+            precise observations, which do not fit it, have a KL of rounding errors only.
         NonFiniteError: If K is not finite, or so large that rounding removes the identity of B.
 
     Examples:
@@ -178,19 +184,25 @@ def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor, x: 
     symmetric = _is_symmetric(covariance)
     covariance = covariance.expand(*shape, shape[-1])
     precision, residual = precision.expand(shape), residual.expand(shape)
-    mean, variance, kl, very_precise = _marginals(covariance, precision, residual, symmetric)
+    mean, variance, kl, very_precise, inexact = _marginals(covariance, precision, residual, symmetric)
     pooled = pool_repeated(covariance, precision, residual, x) if very_precise and x is not None else None
     if pooled is not None:
-        mean, variance, kl, _ = _marginals(covariance, pooled.precision, pooled.residual, symmetric)
+        mean, variance, kl, _, inexact = _marginals(covariance, pooled.precision, pooled.residual, symmetric)
         mean, variance = mean.gather(-1, pooled.first), variance.gather(-1, pooled.first)
+    if inexact:
+        raise DataError(
+            "variance: expected pseudo-variances at which rounding of the covariance does not matter, got some down to "
+            f"{1 / precision.amax().item():.1g} of means that do not fit a covariance close to singular. Try larger "
+            "ones, or LocalChannels(..., inference='low_rank') if the kernel has few features."
+        )
     return DenseMarginals(mean, variance, kl)
 
 
 def _marginals(
     covariance: Tensor, precision: Tensor, residual: Tensor, symmetric: Tensor
-) -> tuple[Tensor, Tensor, Tensor, bool]:
+) -> tuple[Tensor, Tensor, Tensor, bool, bool]:
     if transforms_active(covariance, precision, residual):
-        return *_plain_marginals(covariance, precision, residual), True
+        return *_plain_marginals(covariance, precision, residual), True, False
     return _DenseMarginals.apply(covariance, precision, residual, symmetric)  # pyright: ignore[reportReturnType]
 
 

@@ -40,7 +40,10 @@ _Terms = list[tuple[MarkovTerm, int | None]]  # with the column of x, None for a
 def _terms(kernel: Kernel, columns: Sequence[int], called: bool = True) -> _Terms | None:
     """Terms of a kernel that gets these columns. A kernel that is not called does not select its `active_dims`."""
     if called and kernel.active_dims is not None:
-        columns = [columns[index] for index in torch.as_tensor(kernel.active_dims).tolist()]
+        places = torch.as_tensor(kernel.active_dims).tolist()
+        if min(places) < 0:  # GPyTorch does not take them
+            return None
+        columns = [columns[index] for index in places]
     if type(kernel) is ConstantKernel:
         return [(MarkovTerm(0, kernel.constant), None)]
     if type(kernel) is MaternKernel and len(columns) == 1:

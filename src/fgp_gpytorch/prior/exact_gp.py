@@ -9,7 +9,7 @@ from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from torch import Tensor
 
 from fgp_gpytorch import _checks as check
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import ArgumentError, DataError
 from fgp_gpytorch.prior.channel_block import ChannelBlock
 from fgp_gpytorch.prior.factorized_gp_prior import check_variance
 
@@ -96,7 +96,7 @@ def exact_gp(
         The model, in training mode.
 
     Raises:
-        ArgumentError: If `block` is not a block of channels, or an argument is not a tensor.
+        ArgumentError: If `block` is not a block of channels, or has inducing points, or an argument is no tensor.
         ShapeError: If shapes do not fit.
         DataError: If no member is observed, an observed value is not finite, an observed variance is not positive, or
             a dtype is not floating (or the mask's not boolean).
@@ -111,6 +111,11 @@ def exact_gp(
         True
     """
     check.instance(block, "block", ChannelBlock, "Try prior.blocks[0].")
+    if getattr(block, "inference", None) == "inducing":
+        raise ArgumentError(
+            "block: expected exact inference, got inference='inducing', which has another posterior. Try "
+            "LocalChannels(block.num_channels, block.kernel)."
+        )
     x = check.as_reals(x, "x")
     mean, variance = check.as_reals(mean, "mean", x), check.as_reals(variance, "variance", x)
     check.shape(x, "x", ("...", "G", "Q", "D"), "Try x.unsqueeze(0) for one group.")

@@ -35,6 +35,7 @@ from fgp_gpytorch.prior.state_space_posterior import StateSpaceBlockPosterior, s
 Inference = Literal["auto", "dense", "state_space", "low_rank", "inducing"]
 
 _DENSE_MEMBERS = 128  # up to here the dense algebra is faster
+_WIDE, _WIDEST = 1e3, 1e6  # lengthscales: GPyTorch's distances have 10 digits, and 4
 _JITTER = 1e-8  # of the mean variance of inducing points
 _MOST_BYTES = 2**32  # of the covariance matrices of a batch; the dense algebra holds about six times as much
 
@@ -123,6 +124,8 @@ class LocalChannels(ChannelBlock):
                 "MaternKernel and ConstantKernel on one feature (state space, O(Q)), a linear or periodic kernel "
                 "(low rank), inference='inducing' with inducing_points=, CoregionalizedChannels, or smaller groups."
             )
+        if x1.shape[-1] == 1 and not transforms_active(x1, x2):
+            require_exact_distances(self.kernel, x1, x2)
         return _evaluate(self.kernel, x1.unsqueeze(-3), x2.unsqueeze(-3))
 
     def covariance_root(self, x: Tensor) -> Tensor:
@@ -192,12 +195,13 @@ class LocalChannels(ChannelBlock):
 
     def _chain(self, x: Tensor, *others: Tensor) -> tuple[list[MarkovTerm], int] | None:
         """Terms and column of the state space, if it is to be used for groups at x (*b, G, Q, D)."""
-        if not self._may_be("state_space", x, *others):
+        chosen = self._may_be("state_space", x, *others)
+        if not chosen and (self.inference != "auto" or transforms_active(x, *others)):
             return None
         found = markov_terms(self.kernel, x.shape[-1])
         if found is None and self.inference == "state_space":
-            raise self._other_kernel("a sum of MaternKernel and ConstantKernel on one feature")
-        return found
+            raise self._other_kernel("MaternKernel on one feature, or a sum of it with others and ConstantKernel,")
+        return found if found is None or chosen or _is_wide(*found, x) else None
 
     def _has_features(self, x: Tensor, *others: Tensor) -> bool:
         """Whether the features of the kernel are to be used for groups at x (*b, G, Q, D)."""
@@ -288,6 +292,45 @@ class DenseBlockPosterior(BlockPosterior):
     def log_evidence(self) -> Tensor:
         """log Z, nats, (*b, G, J)."""
         return self.factor.log_evidence()
+
+
+@torch.no_grad()
+def _is_wide(terms: list[MarkovTerm], column: int, x: Tensor) -> bool:
+    """Whether x spans so many lengthscales that distances from a matrix product lose digits."""
+    own, rates = x[..., column], [term.rate.amax() for term in terms if term.rate is not None]
+    return own.numel() > 0 and bool((own.amax(-1) - own.amin(-1)).amax() * torch.stack(rates).amax() > _WIDE)
+
+
+@torch.no_grad()
+def require_exact_distances(kernel: Kernel, x1: Tensor, x2: Tensor) -> None:
+    """Require that GPyTorch's distances of one feature keep their digits in float64.
+
+    GPyTorch computes them by a matrix product. Rounding then is that of the square of the range of x. It matters if the
+    range is far larger than lengthscale and spacing, as in bursts of measurements that are days apart.
+
+    Raises:
+        DataError: If a squared distance loses more than a ten-thousandth of the larger of both, squared.
+    """
+    lengthscales = [
+        part.lengthscale.amin()
+        for part in kernel.modules()
+        if isinstance(part, Kernel) and part.has_lengthscale and not hasattr(part, "period_length")
+    ]
+    if not lengthscales or x1.dtype != torch.float64 or not x1.numel() or not x2.numel():
+        return
+    # GPyTorch centres each group if both are the same
+    own = x1 if x1 is x2 else torch.cat([x1.flatten(), x2.flatten()]).unsqueeze(-1)
+    width, shortest = (own.amax(-2) - own.amin(-2)).amax(), torch.stack(lengthscales).amin().to(own)
+    if not bool(width > _WIDEST * shortest):
+        return
+    steps = own.sort(-2).values.diff(dim=-2)
+    steps = steps[steps > 0]
+    if bool(torch.finfo(own.dtype).eps * width**2 > 1e-4 * torch.maximum(shortest, steps.amin()) ** 2):
+        raise DataError(
+            f"x: expected a range of at most {_WIDEST:g} lengthscales, got {width.item():g} and a lengthscale of "
+            f"{shortest.item():g}: distances would be rounding errors. Try MaternKernel on one feature (state space), "
+            "groups without such gaps, or a longer lengthscale."
+        )
 
 
 def _variance(block: BlockPrior, x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class TrainingModule(lightning.LightningModule):
         self._seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
         self._start, self._first_epoch = math.nan, 0
         self._random = ExitStack()
-        self._groups = torch.empty(0)  # of the current batch
+        self._batch: GroupedBatch | None = None  # the current one
         self._names: tuple[str, ...] = ()  # of the parts that the objective reports
         self._sums = torch.zeros(0, 2)  # the sum and the count of each part, over the epoch's steps
         self._structure: list[Any] = []
@@ -169,7 +169,7 @@ class TrainingModule(lightning.LightningModule):
         Raises:
             NonFiniteError: If it is NaN or infinite.
         """
-        self._groups = batch.group_index
+        self._batch = batch
         shard = self._shard(self._training_batches, batch_index, self._train)
         try:
             with sharing(shard):
@@ -248,18 +248,32 @@ class TrainingModule(lightning.LightningModule):
     def validation_step(self, batch: GroupedBatch | HeldOutBatch, batch_index: int) -> None:
         """Add up the squared error at held-out members, or the negative ELBO and squared error of held-out groups."""
         shard = self._shard(self._validation_batches, batch_index, self._validation)
-        with sharing(shard):
-            if isinstance(batch, HeldOutBatch):
-                error = batch.masked((self.model.generate(batch.x_new, batch.context) - batch.y_new).square())
-                sums = {"val_mse": (error.sum(), batch.num_elements)}
-            else:
-                terms = self.model.terms(batch)
-                sums = {"val_loss": ((terms.kl - terms.log_likelihood).sum(), terms.num_members.sum())}
-                sums["val_mse"] = terms.squared_error.sum(), terms.num_elements.sum()
+        try:
+            with sharing(shard):
+                sums = self._validated(batch)
+        except NonFiniteError as error:
+            own = batch.context if isinstance(batch, HeldOutBatch) else batch
+            groups, term = own.group_index.tolist(), error.term or "posterior"
+            raise NonFiniteError(
+                f"validation stopped: {term} is not finite in epoch {self.current_epoch}, in groups {groups} "
+                f"(positions in the validation data).{_where_not_finite(own)} Try other validation data. {error}",
+                term=term, epoch=self.current_epoch, groups=groups,
+            ) from error  # fmt: skip
         for name, pair in sums.items():
             total = torch.tensor([float(part) for part in pair], dtype=torch.float64)
             weight = 0.0 if shard is not None and shard.is_empty else 1.0  # a repeated group does not count
             self._validation_sums[name] = self._validation_sums.get(name, 0.0) + weight * total
+
+    def _validated(self, batch: GroupedBatch | HeldOutBatch) -> dict[str, tuple[Tensor, Any]]:
+        """Sums of a batch and what to divide them by."""
+        if isinstance(batch, HeldOutBatch):
+            error = batch.masked((self.model.generate(batch.x_new, batch.context) - batch.y_new).square())
+            return {"val_mse": (error.sum(), batch.num_elements)}
+        terms = self.model.terms(batch)
+        return {
+            "val_loss": ((terms.kl - terms.log_likelihood).sum(), terms.num_members.sum()),
+            "val_mse": (terms.squared_error.sum(), terms.num_elements.sum()),
+        }
 
     def on_validation_epoch_end(self) -> None:
         """Log means over the validation data."""
@@ -361,12 +375,13 @@ class TrainingModule(lightning.LightningModule):
         self.record[name] = mine
 
     def _non_finite(self, term: str, cause: str = "") -> NonFiniteError:
-        groups, epoch, source = self._groups.tolist(), self.current_epoch, _SOURCES.get(term, "")
+        assert self._batch is not None
+        groups, epoch, source = self._batch.group_index.tolist(), self.current_epoch, _SOURCES.get(term, "")
         return NonFiniteError(
             f"training stopped: {term}{source} is not finite in epoch {epoch}, in the batch of groups {groups} "
-            "(positions in the training data). The last checkpoint is untouched. Try a smaller learning rate, "
-            "gradient_clip=, or scaled data: look at y of these groups, and at x where a network takes it."
-            f"{cause}",
+            f"(positions in the training data).{_where_not_finite(self._batch)} The last checkpoint is untouched. Try "
+            "a smaller learning rate, gradient_clip=, or scaled data: look at y of these groups, and at x where a "
+            f"network takes it.{cause}",
             term=term, epoch=epoch, groups=groups,
         )  # fmt: skip
 
@@ -374,6 +389,13 @@ class TrainingModule(lightning.LightningModule):
 def _cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
     # not CosineAnnealingLR, whose state restores the old number of steps when a run is resumed for more epochs
     return LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
+
+
+def _where_not_finite(batch: GroupedBatch) -> str:
+    """What to say of groups whose observed y is not finite, such as those of a file."""
+    finite = (torch.isfinite(batch.y) | ~batch.observed).flatten(1).all(1).cpu()
+    groups = batch.group_index.cpu()[~finite].tolist()
+    return f" y itself has NaN or infinite values in groups {groups}." if groups else ""
 
 
 def _first_non_finite(terms: Terms) -> str:
