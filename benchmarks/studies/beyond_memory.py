@@ -134,6 +134,7 @@ def train(data: GroupedDataset, workers: int, steps: int | None = None) -> float
     result = fit(
         model, data, epochs=1, batch_size=BATCH_SIZE, num_workers=workers, seed=0, folder=None, progress=False,
         accelerator="cpu", devices=1, limit_train_batches=steps,
+        learning_rate=1e-4,  # at 1e-3 the pseudo-variances of so many elements fall to 1e-33, and training diverges
     )  # fmt: skip
     if result.interrupted:
         raise KeyboardInterrupt
