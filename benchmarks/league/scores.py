@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from benchmarks.league.tasks import Question
-from fgp_gpytorch.likelihoods.mixtures import smooth_mixture
+from fgp_gpytorch.likelihoods import smooth_mixture
 
 Z90 = stats.norm.ppf(0.95)
 

@@ -30,7 +30,7 @@ def run(key: Key, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     torch.set_num_threads(THREADS)
     warnings.filterwarnings("ignore")
     torch.manual_seed(key["seed"])
-    return {}, compare(key["groups"], 7 if key["groups"] < 160 else 3)
+    return {}, compare(key["groups"], repeats=7)
 
 
 def compare(groups: int, repeats: int) -> dict[str, Any]:
@@ -82,8 +82,11 @@ def compare(groups: int, repeats: int) -> dict[str, Any]:
     for name, answer in answers.items():
         for part, reference in zip(answer, answers["ours"], strict=True):
             torch.testing.assert_close(part, reference, rtol=1e-6, atol=1e-8, msg=f"{name} differs from ours")
+    slow = tasks.pop("dense N x N", None)
     seconds = interleaved(tasks, repeats, warm_up=1)
-    others = list(tasks)[1:]
+    if slow is not None:  # by itself: after it, what is in the caches is gone, and the next task would pay for that
+        seconds["dense N x N"] = interleaved({"dense N x N": slow}, repeats, warm_up=1)["dense N x N"]
+    others = list(seconds)[1:]
     return {
         "rows": groups * MEMBERS,
         "tasks": times(seconds, "ms"),

@@ -9,7 +9,7 @@ from fgp_gpytorch.likelihoods.elements import Elements
 from fgp_gpytorch.likelihoods.gaussian_elements import GaussianElements
 from fgp_gpytorch.likelihoods.gaussian_likelihood import GaussianLikelihood
 from fgp_gpytorch.likelihoods.likelihood import Likelihood, Score, observed_pair, possible_values
-from fgp_gpytorch.likelihoods.mixtures import mixture_quantile, mixture_variance
+from fgp_gpytorch.likelihoods.mixtures import mixture_quantile, mixture_variance, smooth_mixture
 from fgp_gpytorch.likelihoods.negative_binomial_elements import NegativeBinomialElements
 from fgp_gpytorch.likelihoods.ordinal_elements import OrdinalElements
 from fgp_gpytorch.likelihoods.poisson_elements import PoissonElements
@@ -32,4 +32,5 @@ __all__ = [
     "mixture_variance",
     "observed_pair",
     "possible_values",
+    "smooth_mixture",
 ]

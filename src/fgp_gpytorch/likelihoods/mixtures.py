@@ -31,6 +31,9 @@ def smooth_mixture(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:  
         means: Mean of each draw.
         variances: Variance of each draw.
 
+    Returns:
+        Mean and variance of each kernel.
+
     Examples:
         >>> means = torch.tensor([-3.0, -1.0, 1.0, 3.0])
         >>> moved, widened = smooth_mixture(means, torch.full([4], 0.01))

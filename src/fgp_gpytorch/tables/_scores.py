@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgp_gpytorch.likelihoods import GaussianElements
-from fgp_gpytorch.likelihoods.mixtures import smooth_mixture
+from fgp_gpytorch.likelihoods import GaussianElements, smooth_mixture
 from fgp_gpytorch.metrics.scores import crps_of_sorted, interval_of_sorted, log_mean_exp
 from fgp_gpytorch.tables.columns import Column
 
