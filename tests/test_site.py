@@ -111,9 +111,10 @@ def test_programs_of_the_page_run(page: Path, tmp_path, monkeypatch) -> None:
         exec(compile(programs(page), page.name, "exec"), {"__name__": page.stem})
 
 
-def test_program_of_the_home_page_forecasts_countries() -> None:
+def test_program_of_the_home_page_forecasts_countries(tmp_path, monkeypatch) -> None:
     program, call = programs(ROOT / "docs/index.md"), "model.fit(table[~new])"
     assert program.count(call) == 1
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(program.replace(call, "model.fit(table[~new & (table['year'] % 10 == 0)], max_steps=0)"), names)
     assert len(names["forecast"]) == 6 * 16 * 3  # countries, years, columns
