@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fgp_gpytorch._modes import transforms_active
-from fgp_gpytorch.errors import DataError
+from fgp_gpytorch.errors import NonFiniteError
 from fgp_gpytorch.gaussian._gradients import gradients_with_graph
 from fgp_gpytorch.gaussian.precision import (
     check_residual_variance,
@@ -169,9 +169,9 @@ def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor, x: 
         The marginals and the KL, with derivatives of all orders, for torch.func too.
 
     Raises:
-        DataError: If K is not symmetric, has a negative eigenvalue beyond rounding, or is so close to singular that
-            precise observations, which do not fit it, have a KL of rounding errors only.
-        NonFiniteError: If K is not finite, or so large that rounding removes the identity of B.
+        DataError: If K is not symmetric, or has a negative eigenvalue beyond rounding.
+        NonFiniteError: If K is not finite, so large that rounding removes the identity of B, or so close to singular
+            that the KL of precise observations that do not fit it has no digits.
 
     Examples:
         >>> K = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
@@ -190,7 +190,7 @@ def dense_marginals(covariance: Tensor, precision: Tensor, residual: Tensor, x: 
         mean, variance, kl, _, inexact = _marginals(covariance, pooled.precision, pooled.residual, symmetric)
         mean, variance = mean.gather(-1, pooled.first), variance.gather(-1, pooled.first)
     if inexact:
-        raise DataError(
+        raise NonFiniteError(
             "variance: expected pseudo-variances at which rounding of the covariance does not matter, got some down to "
             f"{1 / precision.amax().item():.1g} of means that do not fit a covariance close to singular. Try larger "
             "ones, or LocalChannels(..., inference='low_rank') if the kernel has few features."
