@@ -76,16 +76,13 @@ def compare(groups: int, repeats: int) -> dict[str, Any]:
             return (explained.mT @ white).squeeze(-1), 1 - explained.square().sum(-2)
 
     tasks = {"ours": ours, "GPyTorch's ExactGP": gpytorch_path}
-    if groups <= 160:
-        tasks["dense N x N"] = dense
-    answers = {name: task() for name, task in tasks.items()}
+    slow = {"dense N x N": dense} if groups <= 160 else {}
+    answers = {name: task() for name, task in (tasks | slow).items()}
     for name, answer in answers.items():
         for part, reference in zip(answer, answers["ours"], strict=True):
             torch.testing.assert_close(part, reference, rtol=1e-6, atol=1e-8, msg=f"{name} differs from ours")
-    slow = tasks.pop("dense N x N", None)
-    seconds = interleaved(tasks, repeats, warm_up=1)
-    if slow is not None:  # by itself: after it, what is in the caches is gone, and the next task would pay for that
-        seconds["dense N x N"] = interleaved({"dense N x N": slow}, repeats, warm_up=1)["dense N x N"]
+    # the slow one by itself: after it, what is in the caches is gone, and the next task would pay for that
+    seconds = interleaved(tasks, repeats, warm_up=1) | interleaved(slow, repeats, warm_up=1)
     others = list(seconds)[1:]
     return {
         "rows": groups * MEMBERS,

@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import shutil
 import subprocess
 import sys
 import warnings
@@ -295,7 +296,7 @@ def test_a_file_that_was_written_again_is_refused_or_read_as_it_is(kind, tmp_pat
         np.testing.assert_array_equal(rows.read([3, 1]), 2 * numbers()[[3, 1]])
     for other in (numbers().astype(np.float64), numbers(shape=(1, 3))):
         if kind == "zarr":
-            importlib.import_module("shutil").rmtree(tmp_path / "y.zarr")
+            shutil.rmtree(tmp_path / "y.zarr")
         else:
             (tmp_path / ("y.npy" if kind == "npy" else "y.h5")).unlink()
         stored(kind, other, tmp_path)

@@ -125,7 +125,7 @@ class LocalChannels(ChannelBlock):
                 "(low rank), inference='inducing' with inducing_points=, CoregionalizedChannels, or smaller groups."
             )
         if x1.shape[-1] == 1 and not transforms_active(x1, x2):
-            require_exact_distances(self.kernel, x1, x2)
+            _require_exact_distances(self.kernel, x1, x2)
         return _evaluate(self.kernel, x1.unsqueeze(-3), x2.unsqueeze(-3))
 
     def covariance_root(self, x: Tensor) -> Tensor:
@@ -195,13 +195,17 @@ class LocalChannels(ChannelBlock):
 
     def _chain(self, x: Tensor, *others: Tensor) -> tuple[list[MarkovTerm], int] | None:
         """Terms and column of the state space, if it is to be used for groups at x (*b, G, Q, D)."""
-        chosen = self._may_be("state_space", x, *others)
-        if not chosen and (self.inference != "auto" or transforms_active(x, *others)):
+        if not self._may_be("state_space", x, *others) and not self._has_gaps(x, *others):
             return None
         found = markov_terms(self.kernel, x.shape[-1])
         if found is None and self.inference == "state_space":
             raise self._other_kernel("MaternKernel on one feature, or a sum of it with others and ConstantKernel,")
-        return found if found is None or chosen or _is_wide(*found, x) else None
+        return found
+
+    def _has_gaps(self, x: Tensor, *others: Tensor) -> bool:
+        """Whether "auto" prefers the state space for groups of any size: the dense distances would lose digits."""
+        free = self.inference == "auto" and not transforms_active(x, *others)
+        return free and _spans(x, _shortest_lengthscale(self.kernel), _WIDE)
 
     def _has_features(self, x: Tensor, *others: Tensor) -> bool:
         """Whether the features of the kernel are to be used for groups at x (*b, G, Q, D)."""
@@ -295,14 +299,23 @@ class DenseBlockPosterior(BlockPosterior):
 
 
 @torch.no_grad()
-def _is_wide(terms: list[MarkovTerm], column: int, x: Tensor) -> bool:
-    """Whether x spans so many lengthscales that distances from a matrix product lose digits."""
-    own, rates = x[..., column], [term.rate.amax() for term in terms if term.rate is not None]
-    return own.numel() > 0 and bool((own.amax(-1) - own.amin(-1)).amax() * torch.stack(rates).amax() > _WIDE)
+def _shortest_lengthscale(kernel: Kernel) -> Tensor | None:
+    """The shortest lengthscale in units of x, None if there is none: that of a periodic kernel has no units."""
+    found = [
+        part.lengthscale.amin()
+        for part in kernel.modules()
+        if isinstance(part, Kernel) and part.has_lengthscale and not hasattr(part, "period_length")
+    ]
+    return torch.stack(found).amin() if found else None
+
+
+def _spans(x: Tensor, lengthscale: Tensor | None, number: float) -> bool:
+    """Whether a feature of a group at x (*b, Q, D) spans more than so many lengthscales."""
+    return lengthscale is not None and x.numel() > 0 and bool((x.amax(-2) - x.amin(-2)).amax() > number * lengthscale)
 
 
 @torch.no_grad()
-def require_exact_distances(kernel: Kernel, x1: Tensor, x2: Tensor) -> None:
+def _require_exact_distances(kernel: Kernel, x1: Tensor, x2: Tensor) -> None:
     """Require that GPyTorch's distances of one feature keep their digits in float64.
 
     GPyTorch computes them by a matrix product. Rounding then is that of the square of the range of x. It matters if the
@@ -311,21 +324,14 @@ def require_exact_distances(kernel: Kernel, x1: Tensor, x2: Tensor) -> None:
     Raises:
         DataError: If a squared distance loses more than a ten-thousandth of the larger of both, squared.
     """
-    lengthscales = [
-        part.lengthscale.amin()
-        for part in kernel.modules()
-        if isinstance(part, Kernel) and part.has_lengthscale and not hasattr(part, "period_length")
-    ]
-    if not lengthscales or x1.dtype != torch.float64 or not x1.numel() or not x2.numel():
-        return
     # GPyTorch centres each group if both are the same
     own = x1 if x1 is x2 else torch.cat([x1.flatten(), x2.flatten()]).unsqueeze(-1)
-    width, shortest = (own.amax(-2) - own.amin(-2)).amax(), torch.stack(lengthscales).amin().to(own)
-    if not bool(width > _WIDEST * shortest):
+    shortest = _shortest_lengthscale(kernel)
+    if shortest is None or own.dtype != torch.float64 or not _spans(own, shortest, _WIDEST):
         return
-    steps = own.sort(-2).values.diff(dim=-2)
-    steps = steps[steps > 0]
-    if bool(torch.finfo(own.dtype).eps * width**2 > 1e-4 * torch.maximum(shortest, steps.amin()) ** 2):
+    width, steps = (own.amax(-2) - own.amin(-2)).amax(), own.sort(-2).values.diff(dim=-2)
+    larger = torch.maximum(shortest.to(own), steps[steps > 0].amin())
+    if bool(torch.finfo(own.dtype).eps * width**2 > 1e-4 * larger**2):
         raise DataError(
             f"x: expected a range of at most {_WIDEST:g} lengthscales, got {width.item():g} and a lengthscale of "
             f"{shortest.item():g}: distances would be rounding errors. Try MaternKernel on one feature (state space), "

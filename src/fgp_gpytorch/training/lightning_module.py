@@ -73,7 +73,7 @@ class TrainingModule(lightning.LightningModule):
         self._seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
         self._start, self._first_epoch = math.nan, 0
         self._random = ExitStack()
-        self._batch: GroupedBatch | None = None  # the current one
+        self._groups = torch.empty(0)  # of the current batch
         self._names: tuple[str, ...] = ()  # of the parts that the objective reports
         self._sums = torch.zeros(0, 2)  # the sum and the count of each part, over the epoch's steps
         self._structure: list[Any] = []
@@ -169,20 +169,20 @@ class TrainingModule(lightning.LightningModule):
         Raises:
             NonFiniteError: If it is NaN or infinite.
         """
-        self._batch = batch
+        self._groups = batch.group_index
         shard = self._shard(self._training_batches, batch_index, self._train)
         try:
             with sharing(shard):
                 terms = self.objective.terms(self.model, self.model, batch)
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-            raise self._non_finite("posterior") from error
+            raise self._non_finite("posterior", batch) from error
         except NonFiniteError as error:  # of a kernel: only here its epoch is known
-            raise self._non_finite(error.term or "posterior", f" {error}") from error
+            raise self._non_finite(error.term or "posterior", batch, f" {error}") from error
         terms = terms if shard is None else whole_terms(terms, shard)
         terms = terms._replace(num_batches=self._training_batches.weight)
         loss = self.objective.loss_of(self._warmed_up(terms)) / terms.num_dataset_members
         if not bool(torch.isfinite(loss)):
-            raise self._non_finite(_first_non_finite(terms))
+            raise self._non_finite(_first_non_finite(terms), batch)
         self._add_up(self.objective.report(terms))
         self.objective.update(terms)
         # every process holds the whole loss and its own part of the gradient, and DDP takes the mean of the gradients
@@ -374,12 +374,12 @@ class TrainingModule(lightning.LightningModule):
             raise another_run(first_difference(mine, saved[name], name), checkpoint)
         self.record[name] = mine
 
-    def _non_finite(self, term: str, cause: str = "") -> NonFiniteError:
-        assert self._batch is not None
-        groups, epoch, source = self._batch.group_index.tolist(), self.current_epoch, _SOURCES.get(term, "")
+    def _non_finite(self, term: str, batch: GroupedBatch | None = None, cause: str = "") -> NonFiniteError:
+        groups, epoch, source = self._groups.tolist(), self.current_epoch, _SOURCES.get(term, "")
+        lost = "" if batch is None else _where_not_finite(batch)
         return NonFiniteError(
             f"training stopped: {term}{source} is not finite in epoch {epoch}, in the batch of groups {groups} "
-            f"(positions in the training data).{_where_not_finite(self._batch)} The last checkpoint is untouched. Try "
+            f"(positions in the training data).{lost} The last checkpoint is untouched. Try "
             "a smaller learning rate, gradient_clip=, or scaled data: look at y of these groups, and at x where a "
             f"network takes it.{cause}",
             term=term, epoch=epoch, groups=groups,
